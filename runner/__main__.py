@@ -1,0 +1,50 @@
+"""The console command `relay`: one verb per file of `runner.commands`, imported only when asked for."""
+
+import importlib
+import sys
+
+from runner.errors import RelayError
+
+VERBS = {
+    "train": "train a model (the same as accelerate launch runner/train.py)",
+    "predict": "answer one request with a trained model",
+    "evaluate": "score a trained model on a split of the data",
+    "recipes": "list the recipes and their presets",
+    "plan": "parameters, memory and steps of a run, before training",
+    "check": "a recipe's conformance kit",
+    "checkpoints": "list and verify the checkpoints of a run",
+    "report": "write report.html for a run",
+    "doctor": "what hardware is here, and what would be used",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: relay VERB [--flag value ...]\n")
+        for verb, meaning in VERBS.items():
+            print(f"  {verb:12} {meaning}")
+        print("\nrelay VERB --help lists the flags; relay train --recipe NAME --help all settings of a recipe.")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"Did you mean relay {near[0]}?" if near else f"There are: {', '.join(VERBS)}."
+        print(f"error: relay has no verb {verb!r}. {hint}", file=sys.stderr)
+        return 2
+    if verb == "train":
+        from runner.train import main as train
+
+        return train(rest)
+    try:
+        return importlib.import_module(f"runner.commands.{verb}").main(rest) or 0
+    except RelayError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

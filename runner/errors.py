@@ -1,0 +1,48 @@
+"""What can go wrong, and the exit status each kind of trouble ends with.
+
+    RelayError
+    |-- UserError         status 2: a mistake the user can mend
+    |   |-- ConfigError       a setting is unknown, misspelt or does not fit the others
+    |   |-- DataError         the data are missing, empty or not what they claim to be
+    |   `-- CheckpointError   a checkpoint is missing, damaged or of another run
+    |-- DivergedError     status 3: the numbers went bad
+    `-- Interrupted       status 75: a signal came, and a complete checkpoint was saved
+
+A message has three parts: what came, what was wanted, what to type. It fits in three lines.
+"""
+
+
+class RelayError(Exception):
+    """Anything that Relay itself reports; ends the program with `exit_status`, without a traceback."""
+
+    exit_status = 1
+
+
+class UserError(RelayError):
+    """A mistake that the user can mend."""
+
+    exit_status = 2
+
+
+class ConfigError(UserError):
+    """A setting is unknown, misspelt, out of range or contradicts another."""
+
+
+class DataError(UserError):
+    """The data are missing, empty or not what they claim to be."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, incomplete, damaged or belongs to another model."""
+
+
+class DivergedError(RelayError):
+    """The loss or the gradient is not finite any more."""
+
+    exit_status = 3
+
+
+class Interrupted(RelayError):
+    """A signal asked the run to stop; everything is saved."""
+
+    exit_status = 75

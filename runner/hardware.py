@@ -1,0 +1,175 @@
+"""The hardware of a run: device, number of processes, number format; and the seeds of a lane."""
+
+import dataclasses
+import os
+import platform
+import random
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from runner.config import RunSettings
+from runner.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """What a run computes on."""
+
+    accelerator: Accelerator
+    precision: str
+    """"no", "bf16" or "fp16"."""
+    reason: str
+    """Why this precision."""
+
+    @property
+    def num_processes(self) -> int:
+        """The real world size."""
+        return self.accelerator.num_processes
+
+    @property
+    def process(self) -> int:
+        """The rank of this process."""
+        return self.accelerator.process_index
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files."""
+        return self.accelerator.is_main_process
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors go."""
+        return self.accelerator.device
+
+    def describe(self) -> str:
+        """One line for people: device, processes, precision."""
+        processes = "1 process" if self.num_processes == 1 else f"{self.num_processes} processes"
+        return f"{device_name(self.device)}, {processes}, precision {self.precision} ({self.reason})"
+
+
+def open_hardware(settings: RunSettings) -> Hardware:
+    """Choose device and precision and join the other processes.
+
+    Raises ConfigError where fewer processes run than were asked for, or where the device cannot do what was asked.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    asked = _asked_processes()
+    if asked is not None and asked != started:
+        raise ConfigError(
+            f"{asked} processes were asked for, but accelerate launch started {started}: without GPUs it does so "
+            "silently.\nType accelerate launch --config_file accelerate_configs/cpu_2.yaml runner/train.py ..., "
+            f"or torchrun --standalone --nproc_per_node {asked} -m runner train ..."
+        )
+    device_type = best_device_type()
+    precision, reason = choose_precision(settings.mixed_precision, device_type)
+    if device_type == "cpu" and os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
+        raise ConfigError(
+            "FSDP was asked for on a CPU, where accelerate silently runs plain data parallelism instead.\n"
+            "Type --config_file accelerate_configs/cpu_2.yaml, or use GPUs."
+        )
+    if settings.use_expandable_segments and device_type == "cuda":
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    # The lanes are the accumulation; accelerate would let this variable override the code.
+    os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
+    accelerator = Accelerator(
+        cpu=device_type == "cpu",
+        mixed_precision=precision,
+        log_with=None if settings.report_to == "none" else settings.report_to,
+        project_dir=settings.output_dir,
+        step_scheduler_with_optimizer=False,
+    )
+    if accelerator.num_processes != started:
+        raise ConfigError(
+            f"{started} processes were started, but accelerate joined {accelerator.num_processes} of them.\n"
+            "Type accelerate launch --config_file accelerate_configs/cpu_2.yaml runner/train.py ..."
+        )
+    return Hardware(accelerator, precision, reason)
+
+
+def close_hardware() -> None:
+    """Leave the process group; a process that exits without it can abort the others."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def best_device_type() -> str:
+    """The fastest kind of device here: cuda, mps or cpu."""
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def choose_precision(wish: str, device_type: str) -> tuple[str, str]:
+    """The number format for a wish, and the reason for it.
+
+    Raises ConfigError for fp16 on a CPU, where accelerate would silently stay with fp32.
+    """
+    if wish == "fp16" and device_type == "cpu":
+        raise ConfigError("fp16 was asked for, but a CPU has no fp16 training: type --mixed_precision bf16 or no.")
+    if wish != "auto":
+        return wish, "as asked"
+    if device_type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16", "the GPU computes in it natively") if native else ("no", "the GPU has no native bf16")
+    if device_type == "cpu":
+        # The two instruction sets that multiply bf16 without converting; torch has no public question for them.
+        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        return ("bf16", "the CPU computes in it natively") if native else ("no", "the CPU has no native bf16")
+    return "no", "bf16 on MPS is not native on every chip; --mixed_precision bf16 turns it on"
+
+
+def device_name(device: torch.device) -> str:
+    """The device as people call it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    kind = "Apple GPU (MPS)" if device.type == "mps" else "CPU"
+    return f"{kind} {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator that a recipe may draw from: random, numpy, and torch on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _asked_processes() -> int | None:
+    """How many processes the `accelerate launch` above us was asked for; None where it was not, or is not there."""
+    if "WORLD_SIZE" in os.environ:
+        return None
+    import psutil
+
+    try:
+        words = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return None
+    if not any(word.endswith(("accelerate", "accelerate.exe")) or "accelerate.commands" in word for word in words[:3]):
+        return None
+    asked = _flag(words, "--num_processes") or _flag(words, "--num-processes")
+    if asked is not None:
+        return int(asked)
+    config_file = _flag(words, "--config_file") or _flag(words, "--config-file")
+    if config_file is None:
+        return None
+    import yaml
+
+    try:
+        with open(config_file, encoding="utf-8") as file:
+            return int(yaml.safe_load(file).get("num_processes", 1))
+    except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError):
+        return None
+
+
+def _flag(words: list[str], name: str) -> str | None:
+    for place, word in enumerate(words):
+        if word == name and place + 1 < len(words):
+            return words[place + 1]
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+    return None

@@ -1,0 +1,117 @@
+"""Which examples a lane holds in a step, and the keys of its random numbers: functions of (seed, step, lane)."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+from runner.errors import ConfigError
+
+ROUNDS = 6
+
+
+def key(seed: int, *parts: int | str) -> int:
+    """A 63-bit number that depends on every part; the same on every machine and Python version."""
+    text = "/".join(str(part) for part in (seed, *parts))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def _mix(values: np.ndarray, round_key: int) -> np.ndarray:
+    """The splitmix64 finaliser of `values` under a key; uint64 arithmetic wraps around."""
+    mixed = (values + np.uint64(round_key)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def permute(positions: np.ndarray, size: int, permutation_key: int) -> np.ndarray:
+    """Images of `positions` (each in [0, size)) under a keyed permutation of [0, size), without building it.
+
+    A Feistel network over the next even number of bits, walked until the image falls inside: a bijection,
+    O(1) per position in time and memory, and not tied to any library's shuffle.
+    Source: Black and Rogaway 2002, "Ciphers with arbitrary finite domains", cycle-walking.
+    """
+    half_bits = max(1, ((max(size, 2) - 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << half_bits) - 1)
+    shift = np.uint64(half_bits)
+    round_keys = [key(permutation_key, "feistel", number) for number in range(ROUNDS)]
+    images = np.asarray(positions, dtype=np.uint64).copy()
+    outside = np.ones(images.shape, dtype=bool)
+    while outside.any():
+        walked = images[outside]
+        left, right = walked >> shift, walked & mask
+        for round_key in round_keys:
+            left, right = right, left ^ (_mix(right, round_key) & mask)
+        images[outside] = (left << shift) | right
+        outside = images >= np.uint64(size)
+    return images.astype(np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lanes:
+    """The examples of every (step, lane), for map-style data.
+
+    Example number p of a run is place p % num_examples of the permutation of epoch p // num_examples, so each
+    epoch visits every example once, and batches run on over the end of an epoch.
+    """
+
+    num_examples: int
+    """Examples in the training split."""
+    batch_size: int
+    """Examples per step over all hardware."""
+    micro_batch_size: int
+    """Examples per lane."""
+    seed: int
+    total_examples: int | None = None
+    """Where the run ends, in examples; the last step is then ragged. None: batches are always full."""
+    excluded: frozenset[int] = frozenset()
+    """Ids that are left out wherever they would come."""
+
+    @property
+    def num_lanes(self) -> int:
+        """Micro-batches per step."""
+        return self.batch_size // self.micro_batch_size
+
+    def indices(self, step: int, lane: int) -> list[int]:
+        """Example ids of one lane in one step (counted from 0); fewer, or none, at the end of the run."""
+        first = step * self.batch_size + lane * self.micro_batch_size
+        last = first + self.micro_batch_size
+        if self.total_examples is not None:
+            last = min(last, self.total_examples)
+        positions = np.arange(first, max(first, last), dtype=np.int64)
+        ids: list[int] = []
+        for epoch in np.unique(positions // self.num_examples):
+            places = positions[positions // self.num_examples == epoch] % self.num_examples
+            ids += permute(places, self.num_examples, key(self.seed, "epoch", int(epoch))).tolist()
+        return [index for index in ids if index not in self.excluded] if self.excluded else ids
+
+    def share(self, process: int, num_processes: int) -> range:
+        """The lanes that one of `num_processes` processes runs: a block, so that tree sums are local first."""
+        check_world(self.num_lanes, num_processes)
+        per_process = self.num_lanes // num_processes
+        return range(process * per_process, (process + 1) * per_process)
+
+
+def check_batch(batch_size: int, micro_batch_size: int) -> None:
+    """Raises ConfigError unless the batch can be cut into whole micro-batches."""
+    if batch_size % micro_batch_size:
+        fitting = divisors(batch_size)
+        raise ConfigError(
+            f"batch_size {batch_size} is not a multiple of micro_batch_size {micro_batch_size}: "
+            f"type --micro_batch_size with one of {', '.join(map(str, fitting))}."
+        )
+
+
+def check_world(num_lanes: int, num_processes: int) -> None:
+    """Raises ConfigError unless every process gets the same number of lanes."""
+    if num_lanes % num_processes:
+        raise ConfigError(
+            f"{num_processes} processes cannot share {num_lanes} lanes (batch_size / micro_batch_size) evenly.\n"
+            f"Start with one of {', '.join(map(str, divisors(num_lanes)))} processes, "
+            f"or choose a batch_size that is a multiple of micro_batch_size x {num_processes}."
+        )
+
+
+def divisors(number: int) -> list[int]:
+    """All whole numbers that divide `number`, ascending."""
+    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]

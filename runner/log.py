@@ -1,0 +1,136 @@
+"""What a run tells: `metrics.jsonl` for programs, progress for people."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Metrics:
+    """The file `metrics.jsonl`: one JSON object per event, each (step, split) once, also after a crash."""
+
+    def __init__(self, path: Path, from_step: int) -> None:
+        """Open for appending, and drop what a crashed run wrote after `from_step`, where this one goes on."""
+        self.path = path
+        kept = [line for line in self._lines() if line["step"] <= from_step]
+        if path.exists():
+            draft = path.with_name(f".{path.name}.draft")
+            draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            os.replace(draft, path)
+
+    def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
+        """Append one event. Numbers that are not finite are written as null, so that every line stays JSON."""
+        event = {"step": step, "split": split, **{name: _number(value) for name, value in values.items()}}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def _lines(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        lines = []
+        for text in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                # A process that was killed can leave half a line; the step it belongs to is done again.
+                continue
+        return lines
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+class Speed:
+    """Examples and tokens per second of training alone, without evaluation and saving."""
+
+    def __init__(self) -> None:
+        self.examples = 0
+        self.tokens = 0
+        self.seconds = 0.0
+        self.steps = 0
+
+    def add(self, examples: int, tokens: int, seconds: float) -> None:
+        """Count one step."""
+        self.examples += examples
+        self.tokens += tokens
+        self.seconds += seconds
+        self.steps += 1
+
+    def take(self) -> dict[str, float]:
+        """The rates since the last call."""
+        seconds = max(self.seconds, 1e-9)
+        rates = {"examples_per_second": self.examples / seconds, "seconds_per_step": seconds / max(self.steps, 1)}
+        if self.tokens:
+            rates["tokens_per_second"] = self.tokens / seconds
+        self.__init__()
+        return rates
+
+
+class Progress:
+    """Lines or a bar for people; silent on every process but the main one."""
+
+    def __init__(self, is_main: bool, max_steps: int, steps_per_epoch: float) -> None:
+        self.is_main = is_main
+        self.max_steps = max_steps
+        self.steps_per_epoch = steps_per_epoch
+        self.started = time.monotonic()
+        self.first_step: int | None = None
+        self.bar: Any = None
+        if is_main and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=max_steps, unit="step", dynamic_ncols=True, smoothing=0.05)
+
+    def say(self, text: str) -> None:
+        """Print a line of text, above the bar where there is one."""
+        if not self.is_main:
+            return
+        if self.bar is not None:
+            self.bar.write(text, file=sys.stderr)
+        else:
+            print(text, flush=True)
+
+    def advance(self, step: int) -> None:
+        """Note that `step` updates are done."""
+        if self.first_step is None:
+            self.first_step = step - 1
+        if self.bar is not None:
+            self.bar.update(step - self.bar.n)
+
+    def step(self, step: int, values: Mapping[str, float]) -> None:
+        """Show the numbers of one logged step."""
+        if not self.is_main:
+            return
+        epoch = step / self.steps_per_epoch
+        shown = f"loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}"
+        shown += f"  grad {values['grad_norm']:.2f}  {values['examples_per_second']:,.0f} examples/s"
+        if "tokens_per_second" in values:
+            shown += f"  {values['tokens_per_second']:,.0f} tokens/s"
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"epoch {epoch:.2f}  {shown}")
+        else:
+            print(f"epoch {epoch:.2f}  step {step}/{self.max_steps}  {shown}  left {self._left(step)}", flush=True)
+
+    def evaluation(self, step: int, scores: Mapping[str, float], note: str = "") -> None:
+        """Show the scores of an evaluation."""
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items() if isinstance(value, (int, float)))
+        self.say(f"evaluation at step {step}:  {shown}{note}")
+
+    def close(self) -> None:
+        """Leave the bar on the screen as it is."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def _left(self, step: int) -> str:
+        done = step - (self.first_step or 0)
+        seconds = (time.monotonic() - self.started) / max(done, 1) * (self.max_steps - step)
+        minutes, seconds = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

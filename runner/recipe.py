@@ -1,0 +1,108 @@
+"""The contract between the runner and a recipe: what a task must bring, and nothing else.
+
+A recipe is a frozen dataclass. Its fields are its settings (nested dataclasses become groups:
+`data.*`, `model.*`); the docstring line under each field is its help text. A group that is called like
+a verb is a field with the ending `_settings`: `data_settings: DataSettings` is what users see as `data.*`.
+The methods are the verbs below. The runner finds the class as the attribute `Recipe` of a module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclasses.dataclass
+class Batch:
+    """One micro-batch: what a lane holds in a step."""
+
+    tensors: dict[str, Tensor]
+    """Named tensors, the first axis of each counts the examples; the runner moves them to the device."""
+    weight: float
+    """How many things the loss sums over (tokens, rows, pairs): the loop divides by the step's total."""
+    tokens: int = 0
+    """Tokens in this micro-batch, for the tokens/s in the progress; 0 where the word means nothing."""
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Anything else that `loss` or `predict` wants, left on the host."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+
+class Loss(NamedTuple):
+    """What `Recipe.loss` returns; a plain (sum, weight, logs) tuple does as well."""
+
+    sum: Tensor
+    """(): the sum over the scored things of this micro-batch."""
+    weight: float
+    """How many there were: the same number as `Batch.weight`."""
+    logs: Mapping[str, Any] = {}
+    """Numbers, or small tensors, to log; each is averaged over the lanes of the logged steps."""
+    auxiliary: Tensor | None = None
+    """(): a mean over this micro-batch (router balance, z-loss), already times its coefficient; the loop
+    averages it over the lanes of the step, whatever the number of processes."""
+
+
+class Recipe(Protocol):
+    """The verbs. `prepare`, `presets`, `Request`/`answer` and `export` are optional."""
+
+    best_metric: ClassVar[str]
+    """The metric that chooses the best checkpoint unless `--metric_for_best_model` says otherwise."""
+
+    def data(self, split: str) -> Sequence[Any]:
+        """Map-style examples of `split` ("train", "validation", "test"): `len()` and `[index]`; where the
+        object has `__getitems__(indices)`, a whole micro-batch is asked for at once.
+
+        A validation split that does not exist is an empty sequence. Called after `prepare`.
+        Random augmentation uses the global `random`, `numpy.random` and `torch` generators: they are
+        seeded by (seed, step, lane) before each micro-batch is fetched.
+        Raises DataError for what is missing, empty or broken.
+        """
+        ...
+
+    def collate(self, examples: list[Any]) -> Batch:
+        """Put examples into tensors and count what the loss will score."""
+        ...
+
+    def model(self) -> nn.Module:
+        """Fresh weights, from the global torch generator, which the runner has seeded."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        """The summed loss of one micro-batch. Must call `model(...)` itself (its `forward`), once."""
+        ...
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
+        """One JSON-able row per example of the batch, in order. `model` is unwrapped, in eval mode."""
+        ...
+
+    def score(self, rows: list[Any]) -> dict[str, float]:
+        """Metrics of a whole split; each example's row is there exactly once, in the split's order."""
+        ...
+
+    # Optional verbs -------------------------------------------------------------------------------
+
+    def prepare(self, folder: Path) -> Recipe:
+        """Return the recipe bound to `folder`, which holds what is fitted on the training split (tokenizer,
+        normalisation). Fit and write what is not there yet. Called on one process first, then on the
+        others. `folder` travels inside every checkpoint (`assets/`) and flat inside `final/`."""
+        ...
+
+    @staticmethod
+    def presets() -> Mapping[str, Mapping[str, Any]]:
+        """Named settings, flat with dots ({"model.hidden_size": 256, "learning_rate": 1e-3}). The one named
+        "default" applies when `--preset` is not given."""
+        ...
+
+    Request: type
+    """A dataclass: what `relay predict` accepts on the command line, beside `--checkpoint`."""
+
+    def answer(self, model: nn.Module, request: Any) -> str:
+        """The text that `relay predict` prints for one request. `model` is in eval mode."""
+        ...
+

@@ -1,0 +1,79 @@
+"""Finding a recipe: by name, entry point, dotted module or file."""
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+
+from runner.errors import ConfigError
+
+ENTRY_POINT_GROUP = "relay.recipes"
+
+
+def names() -> list[str]:
+    """Every recipe that can be asked for by name: the folders of `recipes`, then the installed plug-ins."""
+    import recipes
+
+    shipped = [module.name for module in pkgutil.iter_modules(recipes.__path__) if module.ispkg]
+    return sorted(shipped) + sorted(point.name for point in entry_points(group=ENTRY_POINT_GROUP))
+
+
+def find(name: str) -> type:
+    """The `Recipe` class of the recipe called `name`.
+
+    Raises ConfigError with what there is, where nothing is called that or the module has no `Recipe`.
+    """
+    module = _module(name)
+    recipe = getattr(module, "Recipe", None)
+    if recipe is None:
+        raise ConfigError(
+            f"{name} has no class called Recipe: a recipe is a frozen dataclass of that name "
+            "(docs/write-a-recipe.md)."
+        )
+    return recipe
+
+
+def _module(name: str) -> ModuleType:
+    if name.endswith(".py"):
+        return _from_file(Path(name))
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        if point.name == name:
+            return importlib.import_module(point.module)
+    if "." not in name and name in names():
+        return importlib.import_module(f"recipes.{name}.recipe")
+    if "." in name and _exists(name):
+        return importlib.import_module(name)
+    known = names()
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"Did you mean --recipe {near[0]}? " if near else ""
+    raise ConfigError(
+        f"There is no recipe called {name!r}. {hint}There are: {', '.join(known)}.\n"
+        "A plug-in is named by its entry point, its module (package.module) or its file (path/to/recipe.py)."
+    )
+
+
+def _exists(dotted: str) -> bool:
+    # The console command does not have the working directory on its path; `python -m` does.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        return importlib.util.find_spec(dotted) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ConfigError(f"There is no recipe file {path}: give the path of a .py file that holds a class Recipe.")
+    module_name = f"relay_recipe_{path.stem}"
+    specification = importlib.util.spec_from_file_location(module_name, path.resolve())
+    assert specification and specification.loader
+    module = importlib.util.module_from_spec(specification)
+    # Dataclasses and worker processes look their module up by name.
+    sys.modules[module_name] = module
+    specification.loader.exec_module(module)
+    return module

@@ -1,0 +1,97 @@
+"""Saving while training goes on: copy, then write in the background, one save at a time."""
+
+import copy
+import os
+import platform
+import shutil
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from runner import checkpoint
+from runner.checkpoint import State
+
+
+class Saver:
+    """Writes the checkpoints of one run; at most one is being written at any time."""
+
+    def __init__(self, output_dir: Path, config_text: str, assets: Path, keep: int | None, is_main: bool) -> None:
+        self.output_dir = output_dir
+        self.config_text = config_text
+        self.assets = assets
+        self.keep = keep
+        self.is_main = is_main
+        self.after: list[Callable[[Path], None]] = []
+        """Called in the background with each checkpoint that is complete."""
+        self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
+        self.pending: Future[None] | None = None
+        self.saved_step = -1
+
+    def save(self, run: Any, is_best: bool) -> None:
+        """Copy weights, optimiser and state now, and write them in the background. Every process must call it."""
+        self.wait()
+        if run.state.step == self.saved_step and not is_best:
+            return
+        state: State = copy.deepcopy(run.state)
+        state.written_by = versions(run.hardware.num_processes)
+        if run.hardware.accelerator.scaler is not None:
+            state.scaler = run.hardware.accelerator.scaler.state_dict()
+        model = checkpoint.model_tensors(run.bare_model)
+        optimizer = checkpoint.optimizer_tensors(run.bare_model, run.optimizer)
+        self.saved_step = state.step
+        if self.is_main:
+            self.pending = self.writer.submit(self._write, model, optimizer, state)
+
+    def wait(self) -> None:
+        """Wait for the save in flight; raises what went wrong in it."""
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            pending.result()
+
+    def _write(self, model: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor], state: State) -> None:
+        files = {"config.yaml": self.config_text}
+        folder = checkpoint.write(self.output_dir, model, optimizer, state, files, self.assets)
+        if state.best_step == state.step:
+            checkpoint.point(self.output_dir / "checkpoint-best", folder)
+        checkpoint.prune(self.output_dir, self.keep, state.best_step)
+        for follow_up in self.after:
+            follow_up(folder)
+
+
+def versions(num_processes: int) -> dict[str, Any]:
+    """What wrote a checkpoint: for people, and for whoever compares bits."""
+    import accelerate
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "accelerate": accelerate.__version__,
+        "machine": platform.machine(),
+        "processes": num_processes,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def save_final(output_dir: Path, model: nn.Module, assets: Path, files: dict[str, str]) -> Path:
+    """Write `final/`: the model as others load it, with tokenizer (or what else was fitted) and model card."""
+    final = output_dir / "final"
+    draft = output_dir / f"{checkpoint.DRAFT}final-{uuid.uuid4().hex[:8]}"
+    draft.mkdir(parents=True)
+    if assets.is_dir():
+        shutil.copytree(assets, draft, dirs_exist_ok=True)
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(draft)
+    else:
+        checkpoint.save_file(checkpoint.model_tensors(model), draft / "model.safetensors")
+    for name, text in files.items():
+        (draft / name).write_text(text, encoding="utf-8")
+    checkpoint.seal(draft)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(draft, final)
+    return final
