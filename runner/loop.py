@@ -19,6 +19,7 @@ from runner.hardware import Hardware, seed_everything
 from runner.lanes import Lanes, key
 from runner.log import Metrics, Progress, Speed
 from runner.recipe import Batch, Loss
+from runner.tree import Tree
 
 
 @dataclasses.dataclass
@@ -46,6 +47,8 @@ class Run:
     signals: Any
     """runner.signals.Signals: whether the run was asked to stop."""
     best_metric: str
+    tree: Tree | None = None
+    """With --deterministic: adds up the lanes' gradients, instead of DDP."""
 
 
 def train(run: Run) -> None:
@@ -155,13 +158,13 @@ def accumulate(
     accelerator = run.hardware.accelerator
     total = torch.zeros((), device=run.hardware.device)
     all_logs = []
-    # DDP averages the gradients over the processes; the loss is a sum over them.
-    ranks = run.hardware.num_processes
+    # DDP averages the gradients over the processes; the loss is a sum over them. The tree sums.
+    ranks = run.hardware.num_processes if run.tree is None else 1
     for number, (lane, batch) in enumerate(lanes):
         batch = on_device(batch, run.hardware.device)
         seed_everything(key(run.settings.seed, "model", run.state.step, lane))
-        last = number == len(lanes) - 1
-        with nullcontext() if last else accelerator.no_sync(run.model), accelerator.autocast():
+        reduces = run.tree is None and number == len(lanes) - 1
+        with nullcontext() if reduces else accelerator.no_sync(run.model), accelerator.autocast():
             loss = Loss(*run.recipe.loss(run.model, batch))
             # An empty lane takes part, so that every process reduces, and counts nothing.
             share = loss.sum / max(weight, 1e-9) if batch.weight else loss.sum * 0
@@ -169,8 +172,12 @@ def accumulate(
             if loss.auxiliary is not None:
                 whole = whole + loss.auxiliary * (ranks / run.lanes.num_lanes)
             accelerator.backward(whole)
+        if run.tree is not None:
+            run.tree.add_lane()
         total += share.detach()
         all_logs.append(dict(loss.logs))
+    if run.tree is not None:
+        run.tree.finish()
     return total, all_logs
 
 

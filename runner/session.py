@@ -21,6 +21,7 @@ from runner.lanes import Lanes, check_batch, check_world, key
 from runner.log import Metrics, Progress
 from runner.saving import Saver, save_final
 from runner.signals import Signals
+from runner.tree import Tree
 
 
 def run(config: Config) -> None:
@@ -135,11 +136,15 @@ def assemble(
 
     settings, accelerator = config.run, hardware.accelerator
     output_dir = Path(settings.output_dir or "")
-    # Buffers are the same everywhere by construction; sending them in every forward would be lost time.
-    accelerator.ddp_handler = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    accelerator.ddp_handler = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     model.train()
-    optimizer = adamw(model, settings, hardware.device)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
+    if settings.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        tree = Tree(model, lanes.num_lanes, hardware.process, hardware.num_processes)
+        prepared, optimizer = model.to(hardware.device), adamw(model, settings, hardware.device)
+    else:
+        tree = None
+        prepared, optimizer = accelerator.prepare(model, adamw(model, settings, hardware.device))
     bare_model = accelerator.unwrap_model(prepared, keep_torch_compile=False)
     if settings.torch_compile:
         prepared = torch.compile(prepared)
@@ -161,6 +166,7 @@ def assemble(
         saver=Saver(output_dir, _yaml_text(config), output_dir / "assets", settings.save_total_limit, hardware.is_main),
         signals=signals,
         best_metric=best_metric,
+        tree=tree,
     )
 
 
