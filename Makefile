@@ -1,0 +1,55 @@
+# make demo    train the text-to-SQL model on this machine, then answer a question from a real SQLite database
+# make test    every test          make check   lint, format and types          make bench   benchmarks
+#
+# make PYTHON=/path/to/python      another interpreter (3.10 or newer); VENV=DIR another environment than .venv
+# make TORCH_INDEX=URL             another source of torch, for example https://download.pytorch.org/whl/cpu:
+#                                  on Linux without a GPU that build is much smaller than PyPI's
+
+# The first that is there and new enough; pyenv's and Microsoft's placeholders fail and are passed over.
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.10 python; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && echo $$name && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench
+
+help:
+	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
+
+# accelerate gives a single process one thread unless told otherwise; more than four do not help a model this small.
+demo: $(VENV)/.installed
+	@THREADS=$$($(BIN)/python -c 'import os; print(min(4, os.cpu_count() or 1))'); \
+	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+		--num_cpu_threads_per_process $$THREADS \
+		runner/train.py --recipe text2sql --output_dir runs/demo --resume_from_checkpoint auto
+	@$(BIN)/relay predict --checkpoint runs/demo/final
+
+test: $(VENV)/.tested
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+check: $(VENV)/.tested
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/.tested
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks -s -o 'python_files=bench_*.py'
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "No Python 3.10 or newer was found: install one, or type" \
+		"make PYTHON=/path/to/python" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { rm -f $(BIN)/python; echo "$(PYTHON) cannot make a virtual environment;" \
+		"on Debian and Ubuntu type: sudo apt install python3-venv" >&2; exit 2; }
+
+# The stamps are as new as the last install: nothing is asked of pip until what they depend on changes.
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Installing into $(VENV); the first time this takes a few minutes."
+	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	@$(PIP) -e '.[test]'
+	@touch $@

@@ -1,0 +1,848 @@
+"""SQL on SQLite: schemas, an executor that only reads, and spellings that keep a query's result.
+
+The field's usual executors run whatever a model wrote: a predicted `DROP TABLE` drops the table. This one
+cannot write, attach, load, create a file, outlive its deadline by much or fill the memory. Normalising
+changes spelling only; literals stay as they are, because lower-casing them changes the result of one query in
+five.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import math
+import re
+import sqlite3
+import string
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from runner.errors import DataError
+
+MAX_VALUE_BYTES = 1_000_000
+"""No single text or blob, and no row inside SQLite, may be longer."""
+MAX_RESULT_BYTES = 50_000_000
+"""No result may hold more text and blobs than this."""
+MAX_HEAP_BYTES = 512 * 1024 * 1024
+"""What SQLite as a whole may allocate in this process, sorting and temporary tables included."""
+
+# Schemas -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """Tables, columns and keys of one database, in their order and with their own spelling."""
+
+    db_id: str
+    tables: Mapping[str, Mapping[str, str]]
+    """Table -> column -> type: "text", "number", "time", "boolean" or "others" (Spider's words)."""
+    primary_keys: tuple[tuple[str, str], ...] = ()
+    """(table, column); a composite key is several of them."""
+    foreign_keys: tuple[tuple[str, str, str, str], ...] = ()
+    """(table, column, table it points to, column there)."""
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        # The mappings cannot be hashed; equal schemas still have equal keys here.
+        return hash((self.db_id, tuple((table, tuple(columns)) for table, columns in self.tables.items())))
+
+    @classmethod
+    def from_database(cls, path: Path | str) -> Schema:
+        """Read the schema of a SQLite file: its tables and views, without SQLite's own.
+
+        Raises DataError where there is no such file, or it is empty, damaged or not a database.
+        """
+        path = Path(path)
+        check_database(path)
+        tables: dict[str, dict[str, str]] = {}
+        primary: list[tuple[str, str]] = []
+        foreign: list[tuple[str, str, str | None, str | None]] = []
+        try:
+            connection = _connect(path)
+        except sqlite3.Error as error:
+            raise DataError(f"Cannot open the database {path}: {error}.") from error
+        try:
+            names = connection.execute(
+                "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY type, rowid"
+            ).fetchall()
+            for (table,) in names:
+                if _is_reserved(table):
+                    continue
+                try:
+                    columns = connection.execute(f"PRAGMA table_info({_quoted(table)})").fetchall()
+                    keys = connection.execute(f"PRAGMA foreign_key_list({_quoted(table)})").fetchall()
+                except sqlite3.OperationalError:
+                    # A view of a dropped table, or a virtual table whose module is not here: nobody can query
+                    # it.
+                    continue
+                tables[table] = {column[1]: _type_word(column[2]) for column in columns}
+                marked = sorted((column[5], column[1]) for column in columns if column[5])
+                primary += [(table, column) for _, column in marked]
+                # SQLite lists keys last to first.
+                for key in sorted(keys, key=lambda key: (-key[0], key[1])):
+                    foreign.append((table, key[3], key[2], key[4]))
+        except sqlite3.Error as error:
+            raise DataError(
+                f"Cannot read the database {path}: {error}. Give the path of a sound SQLite file."
+            ) from error
+        finally:
+            connection.close()
+        if not tables:
+            raise DataError(
+                f"The database {path} holds no table: give the path of a SQLite file with tables in it."
+            )
+        return cls(path.stem, tables, tuple(primary), tuple(_existing(foreign, tables, primary)))
+
+    @classmethod
+    def from_spider(cls, entry: Mapping[str, Any]) -> Schema:
+        """One entry of Spider's tables.json, by its original names. Raises DataError where it is not one."""
+        try:
+            names = entry["table_names_original"]
+            columns = entry["column_names_original"]
+            # SQLite's own bookkeeping tables (sqlite_sequence) are listed too; they cannot be created.
+            place = [
+                (names[table], column) if table >= 0 and not _is_reserved(names[table]) else None
+                for table, column in columns
+            ]
+            tables: dict[str, dict[str, str]] = {name: {} for name in names if not _is_reserved(name)}
+            for position, kind in zip(place, entry["column_types"], strict=True):
+                if position is not None:
+                    tables[position[0]][position[1]] = kind
+            # Later releases nest the columns of a composite primary key.
+            flat = [
+                key for keys in entry["primary_keys"] for key in (keys if isinstance(keys, list) else [keys])
+            ]
+            primary = tuple(position for position in map(place.__getitem__, flat) if position is not None)
+            foreign = tuple(
+                (*start, *end)
+                for a, b in entry["foreign_keys"]
+                if (start := place[a]) is not None and (end := place[b]) is not None
+            )
+            return cls(entry["db_id"], tables, primary, foreign)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            name = entry.get("db_id", "?") if isinstance(entry, Mapping) else "?"
+            raise DataError(
+                f"The schema of {name!r} is not in the format of Spider's tables.json "
+                f"({type(error).__name__}: {error})."
+            ) from error
+
+    def to_json(self) -> dict[str, Any]:
+        """The schema as JSON; lists, not objects, carry the order."""
+        return {
+            "db_id": self.db_id,
+            "tables": [[table, [[column, kind] for column, kind in columns.items()]]
+                       for table, columns in self.tables.items()],
+            "primary_keys": [list(key) for key in self.primary_keys],
+            "foreign_keys": [list(key) for key in self.foreign_keys],
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Schema:
+        """What `to_json` gave."""
+        return cls(
+            value["db_id"],
+            {table: {column: kind for column, kind in columns} for table, columns in value["tables"]},
+            tuple((table, column) for table, column in value["primary_keys"]),
+            tuple((a, b, c, d) for a, b, c, d in value["foreign_keys"]),
+        )
+
+    @functools.cached_property
+    def folded(self) -> dict[str, frozenset[str]]:
+        """Table -> columns, both in lower case as SQLite folds it, with the names of the row number."""
+        rowid = {"rowid", "oid", "_rowid_"}
+        return {
+            _fold(table): frozenset(map(_fold, columns)) | rowid for table, columns in self.tables.items()
+        }
+
+
+def check_database(path: Path | str) -> None:
+    """Raise DataError unless `path` is a file that begins as a SQLite database does."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"There is no database file {path}: give the path of a SQLite file.")
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
+    if not head:
+        raise DataError(
+            f"The database file {path} is empty: give the path of a SQLite file with tables in it."
+        )
+    if head != b"SQLite format 3\x00":
+        raise DataError(
+            f"{path} is not a database (it begins with {head[:12]!r}): give the path of a SQLite file."
+        )
+
+
+def create_empty_database(schema: Schema, path: Path | str) -> None:
+    """Write a SQLite file with the schema's tables, without rows. Raises DataError where `path` exists."""
+    path = Path(path)
+    if path.exists():
+        raise DataError(f"{path} exists already: give a path where nothing stands.")
+    connection = sqlite3.connect(path)
+    try:
+        _create_tables(connection, schema)
+        connection.commit()
+    finally:
+        connection.close()
+
+
+def _empty(schema: Schema) -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:")
+    _create_tables(connection, schema)
+    return connection
+
+
+def _create_tables(connection: sqlite3.Connection, schema: Schema) -> None:
+    declared = {"number": "NUMERIC", "text": "TEXT", "time": "TEXT", "boolean": "BOOLEAN"}
+    for table, columns in schema.tables.items():
+        lines = [f"{_quoted(column)} {declared.get(kind, '')}" for column, kind in columns.items()]
+        primary = [_quoted(column) for owner, column in schema.primary_keys if owner == table]
+        if primary:
+            lines.append(f"PRIMARY KEY ({', '.join(primary)})")
+        lines += [
+            f"FOREIGN KEY ({_quoted(column)}) REFERENCES {_quoted(other)} ({_quoted(target)})"
+            for owner, column, other, target in schema.foreign_keys
+            if owner == table
+        ]
+        connection.execute(f"CREATE TABLE {_quoted(table)} ({', '.join(lines)})")
+
+
+def _existing(
+    keys: list[tuple[str, str, str | None, str | None]],
+    tables: Mapping[str, Any],
+    primary: list[tuple[str, str]],
+) -> Iterator[tuple[str, str, str, str]]:
+    """The foreign keys whose two ends exist, in the tables' own spelling."""
+    spelling = {_fold(table): table for table in tables}
+    for table, column, other, target in keys:
+        owner = spelling.get(_fold(other or ""))
+        if owner is None:
+            continue
+        if target is None:
+            # `REFERENCES other` without a column means other's primary key.
+            heads = [name for place, name in primary if place == owner]
+            target = heads[0] if len(heads) == 1 else None
+        columns = {_fold(name): name for name in tables[owner]}
+        if target is not None and _fold(target) in columns:
+            yield table, column, owner, columns[_fold(target)]
+
+
+def _type_word(declared: str | None) -> str:
+    word = (declared or "").lower()
+    if "bool" in word or word == "bit":
+        return "boolean"
+    if any(part in word for part in ("date", "time", "year")):
+        return "time"
+    if any(part in word for part in ("int", "real", "num", "dec", "doub", "float", "money")):
+        return "number"
+    return "others" if "blob" in word or "binary" in word else "text"
+
+
+def _is_reserved(table: str) -> bool:
+    return _fold(table).startswith("sqlite_")
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _fold(name: str) -> str:
+    """Lower case as SQLite compares names: ASCII letters only."""
+    return name.translate(_ASCII_LOWER)
+
+
+_ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+
+# Execution ---------------------------------------------------------------------------------------------
+
+_READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+_REFUSED_FUNCTIONS = {"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer", "sqlite_log"}
+if sys.version_info < (3, 11):  # A value's length cannot be limited there: refuse what makes long ones.
+    _REFUSED_FUNCTIONS |= {"zeroblob", "randomblob", "printf", "format"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """What running a query gave: rows and the columns' names, or an error."""
+
+    rows: tuple[tuple[Any, ...], ...] = ()
+    columns: tuple[str, ...] = ()
+    error: str | None = None
+
+
+def execute(
+    database_path: Path | str, sql: str, *, timeout_seconds: float = 5.0, max_rows: int = 10_000
+) -> Execution:
+    """Run one query on a SQLite file, reading only.
+
+    Whatever is wrong with the query or the file is told in `error`, never raised; so is a result of more than
+    `max_rows` rows, since a part of it would compare as if it were the whole. Bytes that are not UTF-8 become
+    the replacement character.
+    """
+    path = Path(database_path)
+    try:
+        check_database(path)
+    except DataError as error:
+        return Execution(error=str(error))
+    return _run(lambda: _connect(path), sql, timeout_seconds, max_rows)
+
+
+def is_valid(database: Path | str | Schema, sql: str) -> bool:
+    """Whether SQLite prepares the query as one that only reads, on a file or on an empty database."""
+    # With QUERY PLAN, neither "EXPLAIN SELECT 1" nor "QUERY PLAN SELECT 1" passes for a query.
+    explain = f"EXPLAIN QUERY PLAN {sql}"
+    if isinstance(database, Schema):
+        return _run(lambda: _empty(database), explain, 5.0, 10_000).error is None
+    return execute(database, explain).error is None
+
+
+@functools.lru_cache(maxsize=20_000)
+def is_ordered(sql: str) -> bool:
+    """Whether the outermost query has an ORDER BY, so that the order of its rows is part of its result."""
+    tree = _parsed(sql)
+    if tree is not None:
+        return tree.args.get("order") is not None
+    return re.search(r"\border\s+by\b[^)]*$", sql, re.IGNORECASE) is not None
+
+
+def same_result(predicted: Execution, gold: Execution, ordered: bool) -> bool:
+    """Whether two results hold the same rows: as lists if `ordered`, else as multisets.
+
+    The i-th column is compared with the i-th column and names are ignored; repeated rows count. Numbers are
+    equal within a relative 1e-6 where either is a float, exactly otherwise; a text never equals a number;
+    NULL equals NULL. Two empty results are equal. An error equals nothing, itself included. So this is
+    stricter than BIRD's sets (no repeats, no order) and than Spider's test suite (columns in any order).
+    """
+    if predicted.error is not None or gold.error is not None or len(predicted.rows) != len(gold.rows):
+        return False
+    if ordered:
+        return all(map(_same_row, predicted.rows, gold.rows))
+    left, right = Counter(predicted.rows), Counter(gold.rows)
+    if left == right:
+        return True
+    # Only rows that differ by rounding can still be equal; sorted, they nearly always stand opposite each
+    # other.
+    ours = sorted((left - right).elements(), key=_sort_key)
+    theirs = sorted((right - left).elements(), key=_sort_key)
+    if all(map(_same_row, ours, theirs)):
+        return True
+    groups: dict[Any, list[tuple[Any, ...]]] = defaultdict(list)
+    for row in theirs:
+        groups[_exact_part(row)].append(row)
+    for row in ours:
+        candidates = groups[_exact_part(row)]
+        place = next((i for i, candidate in enumerate(candidates) if _same_row(row, candidate)), None)
+        if place is None:
+            return False
+        del candidates[place]
+    return True
+
+
+def _same_row(left: tuple[Any, ...], right: tuple[Any, ...]) -> bool:
+    return len(left) == len(right) and all(map(_same_value, left, right))
+
+
+def _same_value(left: Any, right: Any) -> bool:
+    if isinstance(left, float) or isinstance(right, float):
+        return _is_number(left) and _is_number(right) and math.isclose(left, right, rel_tol=1e-6)
+    return left == right
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _exact_part(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple("number" if _is_number(value) else (type(value).__name__, value) for value in row)
+
+
+def _sort_key(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    exact = tuple("" if _is_number(value) else f"{type(value).__name__} {value!r}" for value in row)
+    return exact, tuple(float(value) for value in row if _is_number(value))
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    path = path.resolve()
+    options = "mode=ro"
+    with path.open("rb") as file:
+        head = file.read(20)
+    log = path.with_name(path.name + "-wal")
+    if head[18:20] == b"\x02\x02" and not (log.exists() and log.stat().st_size):
+        # Even a reader of a database in WAL mode writes two files beside it, unless told that nobody is
+        # writing.
+        options += "&immutable=1"
+    connection = sqlite3.connect(f"{path.as_uri()}?{options}", uri=True)
+    connection.text_factory = lambda raw: raw.decode("utf-8", errors="replace")
+    return connection
+
+
+def _run(
+    connect: Callable[[], sqlite3.Connection], sql: str, timeout_seconds: float, max_rows: int
+) -> Execution:
+    """Open a connection, run one query and close it, in time."""
+    deadline = time.monotonic() + timeout_seconds
+    done: list[Execution] = []
+    # SQLite looks at the deadline between its steps; one step on long texts can take minutes. So the query
+    # runs in a thread that is left behind when it does not come back (it ends with its step).
+    thread = threading.Thread(
+        target=lambda: done.append(_read(connect, sql, deadline, max_rows)), daemon=True
+    )
+    thread.start()
+    thread.join(timeout_seconds + 0.5)
+    if done and (done[0].error is None or time.monotonic() <= deadline):
+        return done[0]
+    return Execution(error=f"not finished after {timeout_seconds:g} seconds")
+
+
+def _read(connect: Callable[[], sqlite3.Connection], sql: str, deadline: float, max_rows: int) -> Execution:
+    is_query = False
+
+    def authorise(action: int, first: str | None, second: str | None, *_: str | None) -> int:
+        nonlocal is_query
+        is_query = is_query or action == sqlite3.SQLITE_SELECT
+        refused = action not in _READING or (
+            action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in _REFUSED_FUNCTIONS
+        )
+        return sqlite3.SQLITE_DENY if refused else sqlite3.SQLITE_OK
+
+    try:
+        connection = connect()
+    except (OSError, sqlite3.Error) as error:
+        return Execution(error=str(error))
+    try:
+        for pragma in ("query_only = ON", "trusted_schema = OFF", "temp_store = MEMORY",
+                       f"hard_heap_limit = {MAX_HEAP_BYTES}"):  # fmt: skip
+            connection.execute(f"PRAGMA {pragma}").close()
+        if sys.version_info >= (3, 11):
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
+            connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, 1_000_000)
+            connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+        connection.set_authorizer(authorise)
+        connection.set_progress_handler(lambda: time.monotonic() > deadline, 500)
+        cursor = connection.execute(sql)
+        if cursor.description is None or not is_query:
+            return Execution(error="not a query: there is nothing to read")
+        rows, size = [], 0
+        for row in cursor:
+            rows.append(row)
+            size += sum(len(value) for value in row if isinstance(value, str | bytes))
+            if len(rows) > max_rows:
+                return Execution(error=f"more than {max_rows} rows")
+            if size > MAX_RESULT_BYTES:
+                return Execution(error=f"more than {MAX_RESULT_BYTES} bytes")
+        return Execution(tuple(rows), tuple(column[0] for column in cursor.description))
+    except MemoryError:
+        return Execution(error="out of memory")
+    except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
+        return Execution(error=str(error))
+    finally:
+        connection.close()
+
+
+# Spelling ----------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=20_000)
+def normalise(sql: str, schema: Schema) -> str:
+    """The query in one spelling, with the same result.
+
+    Parsed; double-quoted names that SQLite would take for strings, since nothing in sight has that name,
+    become strings; identifiers (and only they) in lower case; printed. What does not parse as one query only
+    has its white space folded.
+    """
+    resolved = _resolve(sql, schema)
+    return resolved[0].sql(dialect="sqlite", comments=False) if resolved else " ".join(sql.split())
+
+
+@functools.lru_cache(maxsize=20_000)
+def canonical(sql: str, schema: Schema) -> str:
+    """The normalised query without needless names, with the same result: a short target, and what is
+    compared.
+
+    A table that is alone in its FROM loses its alias, and its columns their prefix. Tables that are not
+    alone, or whose columns an inner query uses, are called t1, t2, ...: each query's own tables in their
+    order, outer queries before inner ones. A prefix also stays where the bare name would mean something else.
+    No quotes that are not needed, and no semicolon.
+    """
+    resolved = _resolve(sql, schema)
+    if resolved is None:
+        return " ".join(sql.split()).rstrip("; ")
+    tree, scopes = resolved
+    _shorten(scopes, schema)
+    _unquote(tree)
+    return tree.sql(dialect="sqlite", comments=False)
+
+
+@dataclasses.dataclass
+class _Source:
+    """One entry of a FROM."""
+
+    name: str
+    """What a prefix calls it, folded; empty where it has no name."""
+    node: Any
+    columns: frozenset[str] | None
+    """Folded; None where they are not known."""
+    inner_use: bool = False
+    prefix: str | None = None
+    """The new alias; None: it has none."""
+
+
+@dataclasses.dataclass
+class _Use:
+    """One column in a query, and the clause that it stands in."""
+
+    column: Any
+    clause: str
+    source: _Source | None = None
+    scope: _Scope | None = None
+    """Where the source was found."""
+
+
+@dataclasses.dataclass
+class _Scope:
+    """One SELECT with what it can see."""
+
+    parent: _Scope | None
+    clause_in_parent: str
+    known_tables: Mapping[str, frozenset[str] | None]
+    """Names that WITH gave to queries -> their columns."""
+    sources: list[_Source] = dataclasses.field(default_factory=list)
+    aliases: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+    """Names given to result columns -> what they stand for; None for those of a compound's other arms."""
+    uses: list[_Use] = dataclasses.field(default_factory=list)
+    odd: bool = False
+    """Something stands here that is not understood: change no name in this query."""
+
+
+def _parsed(sql: str) -> Any:
+    """The tree of one query, or None. Trees are changed by their users: never cached."""
+    import sqlglot
+    from sqlglot import exp
+    from sqlglot.errors import SqlglotError
+
+    logging.getLogger("sqlglot").setLevel(logging.ERROR)
+    if not _is_grammatical(sql):
+        return None
+    try:
+        statements = sqlglot.parse(sql.strip().removesuffix(";"), dialect="sqlite")
+    except (SqlglotError, RecursionError):
+        return None
+    if len(statements) != 1 or not isinstance(statements[0], exp.Query):
+        return None
+    tree = statements[0]
+    # Two things sqlglot reads otherwise than SQLite: `SELECT 'a' 'b'` (an alias), and comparisons in a row
+    # without parentheses (`a = b NOT IN (...)`; SQLite goes from left to right).
+    if tree.find(exp.Concat) and "concat" not in sql.lower():
+        return None
+    comparisons = (exp.EQ, exp.NEQ, exp.Is, exp.In, exp.Like, exp.Glob, exp.Between, exp.Not)
+    for node in tree.find_all(*comparisons):
+        above = node.parent
+        is_operand = isinstance(above, exp.Binary | exp.Predicate) and not isinstance(
+            above, exp.Connector | exp.Escape
+        )
+        if is_operand and node.arg_key in ("this", "expression"):
+            return None
+    return tree
+
+
+def _is_grammatical(sql: str) -> bool:
+    """Whether SQLite's grammar takes the text; sqlglot mends `SELECT , name` in silence, and more of that kind."""
+    try:
+        _nowhere().execute(f"EXPLAIN {sql}").close()
+    except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
+        # Tables are missing here, so only complaints about the text itself count.
+        return _UNGRAMMATICAL.search(str(error)) is None
+    return True
+
+
+_UNGRAMMATICAL = re.compile(
+    "syntax error|incomplete input|unrecognized token|stack overflow|one statement|null character|codec|too large"
+)
+
+
+@functools.cache
+def _nowhere() -> sqlite3.Connection:
+    return sqlite3.connect(":memory:", check_same_thread=False)
+
+
+def _resolve(sql: str, schema: Schema) -> tuple[Any, list[_Scope]] | None:
+    """Steps 1 to 3 of `normalise`, and the scopes, outer before inner."""
+    from sqlglot import exp
+
+    tree = _parsed(sql)
+    if tree is None:
+        return None
+    scopes: list[_Scope] = []
+    try:
+        _enter_query(tree, None, "", {}, schema, scopes)
+    except RecursionError:
+        return None
+    untouched = set()
+    for scope in scopes:
+        for use in scope.uses:
+            name = use.column.this
+            if use.column.table or not isinstance(name, exp.Identifier) or not name.quoted:
+                continue
+            visible = _is_visible(_fold(name.name), use.clause, scope)
+            if visible is None:
+                untouched.add(id(name))
+            elif not visible and _quoted(name.name) not in sql:
+                return None  # In brackets or backticks it is no string, but an error.
+            elif not visible:
+                use.column.replace(exp.Literal.string(name.name))
+    for identifier in tree.find_all(exp.Identifier):
+        if id(identifier) not in untouched:
+            identifier.set("this", _fold(identifier.name))
+    for scope in scopes:  # Columns that became strings are no columns any more.
+        scope.uses = [use for use in scope.uses if use.column.parent is not None]
+    return tree, scopes
+
+
+def _is_visible(name: str, clause: str, scope: _Scope) -> bool | None:
+    """Whether a bare name means a column or a result's alias here; None where that is not known."""
+    at: _Scope | None = scope
+    unknown = False
+    while at is not None:
+        if any(source.columns is not None and name in source.columns for source in at.sources):
+            return True
+        # A SELECT list does not see its own aliases; every other clause does.
+        if clause != "select" and name in at.aliases:
+            return True
+        unknown = unknown or any(source.columns is None for source in at.sources)
+        clause, at = at.clause_in_parent, at.parent
+    return None if unknown else False
+
+
+def _enter_query(
+    node: Any,
+    parent: _Scope | None,
+    clause: str,
+    known: Mapping[str, frozenset[str] | None],
+    schema: Schema,
+    scopes: list[_Scope],
+) -> tuple[frozenset[str] | None, _Scope | None]:
+    """Note the scopes of a query; returns the names of its result's columns and its leftmost SELECT."""
+    from sqlglot import exp
+
+    with_ = node.args.get("with_")
+    if with_ is not None:
+        known = dict(known)
+        for table in with_.expressions:
+            name, listed = _fold(table.alias), [_fold(column.name) for column in table.args["alias"].columns]
+            if with_.args.get("recursive"):
+                known[name] = frozenset(listed) if listed else None
+            columns, _ = _enter_query(table.this, parent, clause, dict(known), schema, scopes)
+            known[name] = frozenset(listed) if listed else columns
+    if isinstance(node, exp.SetOperation):
+        columns, scope = _enter_query(node.left, parent, clause, known, schema, scopes)
+        _, other = _enter_query(node.right, parent, clause, known, schema, scopes)
+        if scope is not None:
+            for name, meanings in (other.aliases if other else {}).items():
+                # The ORDER BY of a compound sees the aliases of all its arms.
+                scope.aliases.setdefault(name, []).extend([*meanings, None])
+            for part in ("order", "limit", "offset"):
+                if node.args.get(part) is not None:
+                    _enter(node.args[part], scope, "compound", schema, scopes)
+        return columns, scope
+    if isinstance(node, exp.Subquery):
+        return _enter_query(node.this, parent, clause, known, schema, scopes)
+    scope = _Scope(parent, clause, known)
+    scopes.append(scope)
+    if not isinstance(node, exp.Select):
+        scope.odd = True
+        for child in node.iter_expressions():
+            _enter(child, scope, "where", schema, scopes)
+        return None, scope
+    for expression in node.expressions:
+        if isinstance(expression, exp.Alias):
+            scope.aliases.setdefault(_fold(expression.alias), []).append(expression.this)
+    from_ = node.args.get("from_")
+    tables = [from_.this] if from_ is not None else []
+    joins = node.args.get("joins") or []
+    for table in [*tables, *(join.this for join in joins)]:
+        _add_source(table, scope, schema, scopes)
+    for expression in node.expressions:
+        _enter(expression, scope, "select", schema, scopes)
+    for join in joins:
+        if join.args.get("on") is not None:
+            _enter(join.args["on"], scope, "where", schema, scopes)
+    clauses = {"where": "where", "group": "group", "having": "group", "order": "order"}
+    done = {"with_", "expressions", "from_", "joins"}
+    for part in [*clauses, *(part for part in node.args if part not in clauses and part not in done)]:
+        value = node.args.get(part)
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, exp.Expression):
+                _enter(item, scope, clauses.get(part, "where"), schema, scopes)
+    return _result_columns(node, scope), scope
+
+
+def _enter(node: Any, scope: _Scope, clause: str, schema: Schema, scopes: list[_Scope]) -> None:
+    from sqlglot import exp
+
+    if isinstance(node, exp.Column):
+        scope.uses.append(_Use(node, clause))
+        scope.odd = scope.odd or node.args.get("db") is not None
+    elif isinstance(node, exp.Query) and not isinstance(node, exp.Subquery):
+        _enter_query(node, scope, clause, scope.known_tables, schema, scopes)
+    else:
+        for child in node.iter_expressions():
+            _enter(child, scope, clause, schema, scopes)
+
+
+def _add_source(node: Any, scope: _Scope, schema: Schema, scopes: list[_Scope]) -> None:
+    from sqlglot import exp
+
+    columns = None
+    if isinstance(node, exp.Table) and isinstance(node.this, exp.Identifier):
+        name = _fold(node.name)
+        scope.odd = scope.odd or node.args.get("db") is not None
+        columns = scope.known_tables[name] if name in scope.known_tables else schema.folded.get(name)
+        scope.sources.append(_Source(_fold(node.alias) or name, node, columns))
+    elif isinstance(node, exp.Subquery) and isinstance(node.this, exp.Table):
+        scope.odd = scope.odd or bool(node.alias)
+        _add_source(node.this, scope, schema, scopes)
+    elif isinstance(node, exp.Subquery):
+        # A query in FROM sees what surrounds this SELECT, not its neighbours.
+        columns, _ = _enter_query(
+            node.this, scope.parent, scope.clause_in_parent, scope.known_tables, schema, scopes
+        )
+        scope.sources.append(_Source(_fold(node.alias), node, columns))
+    else:  # A function that makes a table, VALUES, ...
+        scope.odd = True
+        scope.sources.append(_Source(_fold(node.alias), node, None))
+        for child in node.iter_expressions():
+            if not isinstance(child, exp.TableAlias):
+                _enter(child, scope, "where", schema, scopes)
+    for join in node.args.get("joins") or []:
+        _add_source(join.this, scope, schema, scopes)
+        if join.args.get("on") is not None:
+            _enter(join.args["on"], scope, "where", schema, scopes)
+
+
+def _result_columns(select: Any, scope: _Scope) -> frozenset[str] | None:
+    from sqlglot import exp
+
+    columns: set[str] = set()
+    for expression in select.expressions:
+        if expression.is_star:
+            prefix = _fold(expression.table) if isinstance(expression, exp.Column) else ""
+            for source in scope.sources:
+                if prefix in ("", source.name):
+                    if source.columns is None:
+                        return None
+                    columns |= source.columns
+        elif isinstance(expression, exp.Alias | exp.Column):
+            columns.add(_fold(expression.alias_or_name))
+        else:
+            columns.add(_fold(expression.sql(dialect="sqlite")))
+    return frozenset(columns)
+
+
+def _shorten(scopes: list[_Scope], schema: Schema) -> None:
+    """Give the tables their canonical names, or leave them all where something is not understood."""
+    from sqlglot import exp
+
+    taken = set(schema.folded).union(*(scope.known_tables for scope in scopes))
+    for scope in scopes:
+        names = [source.name for source in scope.sources if source.name]
+        if scope.odd or len(set(names)) < len(names):
+            return
+        for use in scope.uses:
+            if not use.column.table:
+                # A bare table's name as a value is a full-text search: it needs the name as it is.
+                if use.column.name in names and _is_visible(use.column.name, use.clause, scope) is not True:
+                    return
+                continue
+            at: _Scope | None = scope
+            while at is not None and use.source is None:
+                use.source = next((source for source in at.sources if source.name == use.column.table), None)
+                use.scope, at = at, at.parent
+            if use.source is None:
+                return
+            if use.scope is not scope:
+                use.source.inner_use = True
+    number = 0
+    for scope in scopes:
+        alone = len(scope.sources) == 1
+        for source in scope.sources:
+            bound = [use for use in scope.uses if use.source is source and not _can_be_bare(use, scope)]
+            if not alone or source.inner_use or (bound and isinstance(source.node, exp.Subquery)):
+                number += 1
+                while f"t{number}" in taken:
+                    number += 1
+                source.prefix = f"t{number}"
+    for scope in scopes:
+        for use in scope.uses:
+            source = use.source
+            if source is None:
+                continue
+            if use.scope is scope and len(scope.sources) == 1 and _can_be_bare(use, scope):
+                prefix = None
+            elif source.prefix is not None:
+                prefix = exp.to_identifier(source.prefix)
+            else:
+                prefix = source.node.this.copy()
+            use.column.set("table", prefix)
+            if prefix is None and isinstance(use.column.this, exp.Star):
+                use.column.replace(exp.Star())
+    for scope in scopes:
+        for source in scope.sources:
+            alias = exp.TableAlias(this=exp.to_identifier(source.prefix)) if source.prefix else None
+            source.node.set("alias", alias)
+
+
+def _can_be_bare(use: _Use, scope: _Scope) -> bool:
+    """Whether the column of a table that is alone in its FROM means the same without a prefix."""
+    from sqlglot import exp
+
+    if isinstance(use.column.this, exp.Star):
+        return True
+    name = use.column.name
+    if use.source is None or use.source.columns is None or name not in use.source.columns:
+        return False  # The bare name of a column that is not there could find another, further out.
+    if use.clause in ("group", "order", "compound"):
+        # Here a result's alias hides the column of the same name.
+        return all(
+            isinstance(meaning, exp.Column) and meaning.name == name and use.clause != "compound"
+            for meaning in scope.aliases.get(name, [])
+        )
+    return True
+
+
+def _unquote(tree: Any) -> None:
+    """Take the quotes off names that SQLite and sqlglot read as names without them."""
+    from sqlglot import exp
+
+    for identifier in tree.find_all(exp.Identifier):
+        if identifier.quoted and re.fullmatch(r"[a-z_][a-z0-9_]*", identifier.name):
+            identifier.set("quoted", identifier.name.upper() in _keywords())
+
+
+@functools.cache
+def _keywords() -> frozenset[str]:
+    """What SQLite or sqlglot may read as a keyword or a constant."""
+    from sqlglot.dialects.sqlite import SQLite
+
+    sqlite = """ABORT ACTION ADD AFTER ALL ALTER ALWAYS ANALYZE AND AS ASC ATTACH AUTOINCREMENT BEFORE BEGIN
+    BETWEEN BY CASCADE CASE CAST CHECK COLLATE COLUMN COMMIT CONFLICT CONSTRAINT CREATE CROSS CURRENT
+    CURRENT_DATE CURRENT_TIME CURRENT_TIMESTAMP DATABASE DEFAULT DEFERRABLE DEFERRED DELETE DESC DETACH
+    DISTINCT DO DROP EACH ELSE END ESCAPE EXCEPT EXCLUDE EXCLUSIVE EXISTS EXPLAIN FAIL FALSE FILTER FIRST
+    FOLLOWING FOR FOREIGN FROM FULL GENERATED GLOB GROUP GROUPS HAVING IF IGNORE IMMEDIATE IN INDEX INDEXED
+    INITIALLY INNER INSERT INSTEAD INTERSECT INTERVAL INTO IS ISNULL JOIN KEY LAST LEFT LIKE LIMIT MATCH
+    MATERIALIZED NATURAL NO NOT NOTHING NOTNULL NULL NULLS OF OFFSET ON OR ORDER OTHERS OUTER OVER PARTITION
+    PLAN PRAGMA PRECEDING PRIMARY QUERY RAISE RANGE RECURSIVE REFERENCES REGEXP REINDEX RELEASE RENAME REPLACE
+    RESTRICT RETURNING RIGHT ROLLBACK ROW ROWS SAVEPOINT SELECT SET TABLE TEMP TEMPORARY THEN TIES TO
+    TRANSACTION TRIGGER TRUE UNBOUNDED UNION UNIQUE UPDATE USING VACUUM VALUES VIEW VIRTUAL WHEN WHERE WINDOW
+    WITH WITHOUT"""
+    return frozenset(sqlite.split()) | frozenset(SQLite.Tokenizer.KEYWORDS)

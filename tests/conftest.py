@@ -1,0 +1,19 @@
+"""What every test runs under: one thread, no network, no account, and a cache of its own."""
+
+import os
+import tempfile
+
+# Before torch is imported by anything: two threads on two busy cores are many times slower than one.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+# Made data are made anew, and the user's own cache is neither trusted nor filled.
+_cache = tempfile.TemporaryDirectory(prefix="relay-tests-")
+os.environ["RELAY_CACHE"] = _cache.name
+
+
+def pytest_unconfigure() -> None:
+    """Remove the cache of this session."""
+    _cache.cleanup()

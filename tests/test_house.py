@@ -1,0 +1,455 @@
+"""The rules of the house (docs/design.md): who may import whom, what files are called, what stands where.
+
+Each rule is a function from a folder to sentences that name what is wrong. It is held against this
+repository, and against a small tree that breaks it: so each guard has been seen to fail.
+"""
+
+import ast
+import dataclasses
+import importlib.metadata
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# The layers of runner/, lowest first: a file imports its own layer and those below. A file not named here is
+# taken for one of the layer "torch".
+LAYERS = {
+    "plain": {"errors", "config", "recipe", "registry", "lanes", "schedule", "log", "signals"},
+    "torch": {"optim", "tree"},
+    "accelerate": {"hardware", "checkpoint", "storage", "evaluation", "loop", "saving"},
+    "run": {"session"},
+    "entry": {"train", "commands", "__main__"},
+}
+KNOW_ACCELERATE = {"hardware", "checkpoint", "loop", "evaluation"}
+# What a plain file may import beyond the standard library and numpy, and then only inside a function.
+PLAIN_EXTRAS = {"config": {"tyro", "yaml"}, "log": {"tqdm", "rich"}, "registry": {"recipes"}}
+OPEN_TO_RECIPES = {"recipe", "errors", "parts"}
+# These take a second or more to import: --help imports recipe.py and presets.py, and must answer at once.
+HEAVY = {
+    "accelerate",
+    "datasets",
+    "evaluate",
+    "pandas",
+    "peft",
+    "scipy",
+    "skbio",
+    "sklearn",
+    "torch",
+    "transformers",
+}
+HEAVY |= {"biom", "matplotlib", "sqlglot", "tokenizers", "wandb"}
+FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}
+TOP_LEVEL = {"pyproject.toml", "runner", "recipes", "accelerate_configs", "tests", "docs"}
+TOP_LEVEL |= {"README.md", "LICENSE", "CHANGELOG.md", "Makefile", "constraints.txt", ".ci", ".gitignore"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """One imported module: its dotted name, its line, whether it is imported when the file is."""
+
+    name: str
+    line: int
+    at_module_level: bool
+
+    @property
+    def package(self) -> str:
+        """The first part of the name."""
+        return self.name.partition(".")[0]
+
+
+def imports_of(path: Path, root: Path) -> list[Import]:
+    """Every import of a file but those for type checkers only; relative ones by their full name."""
+    found: list[Import] = []
+    package = list(path.relative_to(root).parent.parts)
+
+    def visit(node: ast.AST, at_module_level: bool) -> None:
+        if isinstance(node, ast.Import):
+            found.extend(Import(alias.name, node.lineno, at_module_level) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*start, *([node.module] if node.module else [])])
+            # `from runner import loop` imports runner.loop: name what is imported, not only from where.
+            found.extend(
+                Import(f"{module}.{alias.name}", node.lineno, at_module_level) for alias in node.names
+            )
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.orelse:
+                visit(child, at_module_level)
+        else:
+            inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            for child in ast.iter_child_nodes(node):
+                visit(child, at_module_level and not inside)
+
+    visit(ast.parse(path.read_text(encoding="utf-8"), str(path)), True)
+    return found
+
+
+def python_files(root: Path, *folders: str) -> Iterator[Path]:
+    """Every .py file of the folders, in order."""
+    for folder in folders:
+        yield from sorted((root / folder).rglob("*.py"))
+
+
+def place(path: Path, root: Path, an_import: Import) -> str:
+    """File and line, as an editor jumps to it."""
+    return f"{path.relative_to(root).as_posix()}:{an_import.line}"
+
+
+def layer_of(name: str) -> int:
+    """The height of a module of runner/ (its first name under `runner`)."""
+    for height, members in enumerate(LAYERS.values()):
+        if name in members:
+            return height
+    return list(LAYERS).index("torch")
+
+
+def runner_imports_only_its_layer_and_below(root: Path) -> list[str]:
+    wrong = []
+    for path in python_files(root, "runner"):
+        own = path.relative_to(root / "runner").parts[0].removesuffix(".py")
+        for each in imports_of(path, root):
+            parts = each.name.split(".")
+            # The package's own __init__ is of no layer.
+            target = parts[1] if parts[0] == "runner" and len(parts) > 1 else None
+            if target and own != "__init__" and layer_of(target) > layer_of(own):
+                wrong.append(f"{place(path, root, each)} imports runner.{target}, which is a layer above it")
+    return wrong
+
+
+def plain_layer_is_plain(root: Path) -> list[str]:
+    wrong = []
+    for name in sorted(LAYERS["plain"]):
+        path = root / "runner" / f"{name}.py"
+        for each in imports_of(path, root) if path.exists() else []:
+            extra = each.package in PLAIN_EXTRAS.get(name, set()) and not each.at_module_level
+            plain = each.package in sys.stdlib_module_names or each.package in {"numpy", "runner"}
+            if not plain and not extra:
+                wrong.append(
+                    f"{place(path, root, each)} imports {each.package}: "
+                    "the plain layer has the standard library and numpy"
+                )
+    return wrong
+
+
+def only_four_files_know_accelerate(root: Path) -> list[str]:
+    wrong = []
+    for path in python_files(root, "runner"):
+        name = path.relative_to(root / "runner").with_suffix("").as_posix()
+        for each in imports_of(path, root):
+            if each.package == "accelerate" and name not in KNOW_ACCELERATE:
+                wrong.append(
+                    f"{place(path, root, each)} imports accelerate; {', '.join(sorted(KNOW_ACCELERATE))} may"
+                )
+    return wrong
+
+
+def runner_knows_no_recipe(root: Path) -> list[str]:
+    return [
+        f"{place(path, root, each)} imports {each.name}: the runner finds recipes, it knows none"
+        for path in python_files(root, "runner")
+        for each in imports_of(path, root)
+        if each.name.startswith("recipes.")
+    ]
+
+
+def recipes_keep_to_the_contract(root: Path) -> list[str]:
+    wrong = []
+    for path in python_files(root, "recipes"):
+        parts = path.relative_to(root / "recipes").parts
+        for each in imports_of(path, root):
+            words = [*each.name.split("."), ""]
+            if each.package == "runner" and words[1] not in OPEN_TO_RECIPES:
+                wrong.append(
+                    f"{place(path, root, each)} imports {each.name}: of the runner, only recipe and errors"
+                )
+            if each.package == "accelerate":
+                wrong.append(f"{place(path, root, each)} imports accelerate: that is the runner's business")
+            if each.package == "recipes" and words[1] != parts[0]:
+                wrong.append(f"{place(path, root, each)} imports {each.name}: recipes do not know each other")
+    return wrong
+
+
+def help_is_quick(root: Path) -> list[str]:
+    wrong = []
+    for path in python_files(root, "recipes"):
+        for each in imports_of(path, root):
+            if path.name in ("recipe.py", "presets.py") and each.at_module_level and each.package in HEAVY:
+                wrong.append(
+                    f"{place(path, root, each)} imports {each.package} for --help: import it where it is used"
+                )
+    return wrong
+
+
+def names_say_something(root: Path) -> list[str]:
+    return [
+        f"{path.relative_to(root).as_posix()} is called {path.stem}, which says nothing of what is in it"
+        for folder in ("runner", "recipes", "tests")
+        for path in sorted((root / folder).rglob("*"))
+        if path.stem in FORBIDDEN_NAMES and "__pycache__" not in path.parts
+    ]
+
+
+def runner_shadows_no_package(root: Path) -> list[str]:
+    """`python runner/train.py` puts runner/ first on the path, before the library of a file's name."""
+    used = {
+        each.package for path in python_files(root, "runner", "recipes") for each in imports_of(path, root)
+    }
+    taken = (used | HEAVY | sys.stdlib_module_names) - {"runner", "recipes", "__main__"}
+    return [
+        f"runner/{path.name} would be imported instead of the package {path.stem}"
+        for path in sorted((root / "runner").iterdir())
+        if path.stem in taken and (path.suffix == ".py" or (path / "__init__.py").exists())
+    ]
+
+
+def nothing_else_at_the_top(root: Path) -> list[str]:
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(
+            command, cwd=root, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        # An archive of the files, without git: nothing there is ignored, caches apart.
+        listed = [
+            path.name for path in root.iterdir() if not path.name.startswith(".") and path.name != "runs"
+        ]
+        listed = [name for name in listed if not name.endswith((".egg-info", "__pycache__"))]
+    strays = {line.partition("/")[0] for line in listed} - TOP_LEVEL
+    return [f"{name} stands at the top level, which is fixed" for name in sorted(strays)]
+
+
+def launch_configs_are_sound(root: Path) -> list[str]:
+    wrong = []
+    for path in sorted((root / "accelerate_configs").glob("*")):
+        name = f"accelerate_configs/{path.name}"
+        text = path.read_text(encoding="utf-8")
+        if not text.isascii():
+            wrong.append(f"{name} is not ASCII: accelerate reads it in the machine's own encoding")
+        if not text.startswith(
+            (f"# accelerate launch --config_file {name} ", "# torchrun ", "# sbatch ", "# kubectl ")
+        ):
+            wrong.append(f"{name} does not begin with the command that uses it")
+        if path.suffix not in (".yaml", ".yml"):
+            continue
+        try:
+            settings = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            wrong.append(f"{name} is not YAML: {error}")
+            continue
+        if not isinstance(settings, dict) or not {"distributed_type", "num_processes"} <= settings.keys():
+            wrong.append(f"{name} does not say distributed_type and num_processes")
+        elif settings["distributed_type"] == "MULTI_CPU":
+            wrong.append(
+                f"{name} says MULTI_CPU, which starts one process, silently: say MULTI_GPU with use_cpu"
+            )
+    return wrong
+
+
+def imports_are_declared(root: Path) -> list[str]:
+    """Every library that runner/ or recipes/ import is a dependency, or in an extra, of pyproject.toml."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [
+        requirement for extra in project.get("optional-dependencies", {}).values() for requirement in extra
+    ]
+    declared = {
+        re.split(r"[\[<>=!~; ]", requirement)[0].lower().replace("_", "-")
+        for requirement in [*project["dependencies"], *extras]
+    }
+    distributions = importlib.metadata.packages_distributions()
+    # Libraries of extras, where they are not installed.
+    known = {
+        "sklearn": ["scikit-learn"],
+        "skbio": ["scikit-bio"],
+        "biom": ["biom-format"],
+        "yaml": ["PyYAML"],
+    }
+    wrong = []
+    for path in python_files(root, "runner", "recipes"):
+        for each in imports_of(path, root):
+            if each.package in sys.stdlib_module_names or each.package in ("runner", "recipes"):
+                continue
+            providers = known.get(each.package) or distributions.get(each.package) or [each.package]
+            if not declared & {name.lower().replace("_", "-") for name in providers}:
+                wrong.append(
+                    f"{place(path, root, each)} imports {each.package}, which pyproject.toml does not name"
+                )
+    return wrong
+
+
+def no_paths_of_one_machine(root: Path) -> list[str]:
+    # Put together here, so that this file does not break its own rule.
+    pattern = re.compile(r"(?<![\w./~-])/(?:" + "|".join(["work", "tmp", "home", "root", "Users"]) + r")/\w")
+    wrong = []
+    for path in sorted(root.rglob("*")):
+        parts = path.relative_to(root).parts
+        written = path.suffix in {".py", ".md", ".toml", ".yaml", ".txt", ".sh"} or path.name in {
+            "Makefile",
+            "run",
+        }
+        if parts[0] not in TOP_LEVEL or not path.is_file() or not written:
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if pattern.search(line):
+                where = f"{path.relative_to(root).as_posix()}:{number}"
+                wrong.append(f"{where} names a path of one machine: {line.strip()}")
+    return wrong
+
+
+RULES: list[Callable[[Path], list[str]]] = [
+    runner_imports_only_its_layer_and_below,
+    plain_layer_is_plain,
+    only_four_files_know_accelerate,
+    runner_knows_no_recipe,
+    recipes_keep_to_the_contract,
+    help_is_quick,
+    names_say_something,
+    runner_shadows_no_package,
+    nothing_else_at_the_top,
+    launch_configs_are_sound,
+    imports_are_declared,
+    no_paths_of_one_machine,
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_house_keeps_its_rules(rule: Callable[[Path], list[str]]) -> None:
+    wrong = rule(REPOSITORY)
+    assert not wrong, "\n".join(wrong)
+
+
+PROJECT = '[project]\ndependencies = ["numpy", "torch>=2.9", "accelerate"]\n'
+# (the rule, the file that breaks it, its text, a part of the sentence that says so)
+VIOLATIONS = [
+    (runner_imports_only_its_layer_and_below, "runner/lanes.py", "from runner import loop", "a layer above"),
+    (
+        runner_imports_only_its_layer_and_below,
+        "runner/optim.py",
+        "from runner.session import run",
+        "a layer above",
+    ),
+    (
+        runner_imports_only_its_layer_and_below,
+        "runner/loop.py",
+        "def f():\n    from . import train",
+        "a layer above",
+    ),
+    (plain_layer_is_plain, "runner/schedule.py", "import torch", "imports torch"),
+    (plain_layer_is_plain, "runner/lanes.py", "def f():\n    from torch import nn", "imports torch"),
+    (plain_layer_is_plain, "runner/config.py", "import tyro", "imports tyro"),
+    (plain_layer_is_plain, "runner/config.py", "if True:\n    import yaml", "imports yaml"),
+    (
+        only_four_files_know_accelerate,
+        "runner/optim.py",
+        "from accelerate import Accelerator",
+        "imports accelerate",
+    ),
+    (
+        only_four_files_know_accelerate,
+        "runner/commands/loop.py",
+        "import accelerate.utils",
+        "imports accelerate",
+    ),
+    (runner_knows_no_recipe, "runner/registry.py", "import recipes.text2sql.recipe", "it knows none"),
+    (runner_knows_no_recipe, "runner/loop.py", "def f():\n    from recipes import text2sql", "it knows none"),
+    (
+        recipes_keep_to_the_contract,
+        "recipes/mine/model.py",
+        "from runner.loop import train",
+        "only recipe and errors",
+    ),
+    (
+        recipes_keep_to_the_contract,
+        "recipes/mine/data.py",
+        "from runner import hardware",
+        "only recipe and errors",
+    ),
+    (recipes_keep_to_the_contract, "recipes/mine/model.py", "import accelerate", "the runner's business"),
+    (
+        recipes_keep_to_the_contract,
+        "recipes/mine/data.py",
+        "from recipes.yours import data",
+        "know each other",
+    ),
+    (recipes_keep_to_the_contract, "recipes/mine/data.py", "from ..yours import data", "know each other"),
+    (help_is_quick, "recipes/mine/recipe.py", "import numpy\nimport torch", "recipe.py:2 imports torch"),
+    (
+        help_is_quick,
+        "recipes/mine/presets.py",
+        "from transformers import MixtralConfig",
+        "imports transformers",
+    ),
+    (names_say_something, "runner/utils.py", "", "says nothing"),
+    (names_say_something, "recipes/mine/helpers/sql.py", "", "says nothing"),
+    (runner_shadows_no_package, "runner/evaluate.py", "", "instead of the package evaluate"),
+    (runner_shadows_no_package, "runner/datasets/__init__.py", "", "instead of the package datasets"),
+    (runner_shadows_no_package, "runner/logging.py", "", "instead of the package logging"),
+    (nothing_else_at_the_top, "scripts/try.py", "", "scripts stands at the top level"),
+    (
+        launch_configs_are_sound,
+        "accelerate_configs/a.yaml",
+        "num_processes: 2",
+        "does not begin with the command",
+    ),
+    (launch_configs_are_sound, "accelerate_configs/a.yaml", "a: [1", "is not YAML"),
+    (
+        launch_configs_are_sound,
+        "accelerate_configs/a.yaml",
+        "num_processes: 2",
+        "does not say distributed_type",
+    ),
+    (launch_configs_are_sound, "accelerate_configs/a.yaml", "# two \u2013 processes", "is not ASCII"),
+    (
+        launch_configs_are_sound,
+        "accelerate_configs/a.yaml",
+        "# accelerate launch --config_file accelerate_configs/a.yaml runner/train.py\n"
+        "distributed_type: MULTI_CPU\nnum_processes: 2",
+        "one process, silently",
+    ),
+    (
+        imports_are_declared,
+        "runner/optim.py",
+        "def f():\n    import pandas",
+        "imports pandas, which pyproject.toml",
+    ),
+    (no_paths_of_one_machine, "docs/index.md", "cd /" + "work/main", "docs/index.md:1 names a path"),
+]
+
+
+@pytest.mark.parametrize(("rule", "file", "text", "said"), VIOLATIONS)
+def test_a_broken_rule_is_found(
+    rule: Callable[[Path], list[str]], file: str, text: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "runner").mkdir()
+    (tmp_path / "pyproject.toml").write_text(PROJECT)
+    assert rule(tmp_path) == [], "a tree with nothing wrong in it"
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(text + "\n", encoding="utf-8")
+    assert [sentence for sentence in rule(tmp_path) if said in sentence], rule(tmp_path)
+
+
+def test_what_is_allowed_is_not_found(tmp_path: Path) -> None:
+    allowed = {
+        "runner/recipe.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n",
+        "runner/config.py": "def parse():\n    import tyro, yaml\n    from runner import registry\n",
+        "runner/loop.py": "import torch\nfrom accelerate import Accelerator\nfrom runner import lanes\n",
+        "runner/registry.py": "def names():\n    import recipes\n",
+        "recipes/mine/recipe.py": "from runner.recipe import Batch\nfrom runner.errors import DataError\n"
+        "from recipes.mine import presets\nfrom .data import read\ndef model():\n    import torch\n",
+    }
+    for file, text in allowed.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    imports_rules = RULES[: RULES.index(names_say_something)]
+    assert [sentence for rule in imports_rules for sentence in rule(tmp_path)] == []
