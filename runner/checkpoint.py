@@ -141,9 +141,7 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
 
 def _assign(target: torch.Tensor, value: torch.Tensor) -> None:
     if isinstance(target, DTensor):
-        value = distribute_tensor(
-            value.to(target.device, target.dtype), target.device_mesh, target.placements
-        )
+        value = distribute_tensor(value.to(target.device, target.dtype), target.device_mesh, target.placements)
     target.copy_(value)
 
 
@@ -304,7 +302,6 @@ def prune(output_dir: Path, keep: int | None, best_step: int | None) -> None:
     for folder in complete(output_dir)[:-keep]:
         if step_of(folder) != best_step:
             shutil.rmtree(folder)
-
 
 
 def _hash(path: Path) -> str:

@@ -393,9 +393,7 @@ def _combined(recipe_class: type) -> type:
             default = {"default_factory": field.default_factory} if field.default is dataclasses.MISSING else {}
             default = default or {"default": field.default}
             renamed.append((field.name, hint, dataclasses.field(**default)))  # type: ignore[call-overload]
-    return dataclasses.make_dataclass(
-        "Settings", renamed, bases=(RunSettings, recipe_class), frozen=True, kw_only=True
-    )
+    return dataclasses.make_dataclass("Settings", renamed, bases=(RunSettings, recipe_class), frozen=True, kw_only=True)
 
 
 def _part(settings: Any, owner: type) -> Any:

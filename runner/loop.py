@@ -85,7 +85,9 @@ def train(run: Run) -> None:
             run.hardware.accelerator.clear()
         if stop and not finished:
             run.saver.wait()
-            raise Interrupted(f"Stopped by {stop} at step {state.step}; saved. Go on with --resume_from_checkpoint auto.")
+            raise Interrupted(
+                f"Stopped by {stop} at step {state.step}; saved. Go on with --resume_from_checkpoint auto."
+            )
     run.saver.wait()
 
 
@@ -191,7 +193,7 @@ def update(run: Run, loss: torch.Tensor) -> float:
     beta1 = schedule.adam_beta1(settings, run.state.step, run.max_steps)
     optim.set_step(run.optimizer, learning_rate, beta1)
     limit = settings.max_grad_norm or math.inf
-    norm = float(accelerator.clip_grad_norm_(run.model.parameters(), limit))
+    norm = float(accelerator.clip_grad_norm_(run.model.parameters(), limit))  # type: ignore[arg-type]
     if math.isfinite(norm) or run.hardware.precision == "fp16":
         run.optimizer.step()
     elif settings.on_bad_step == "skip":
@@ -211,16 +213,17 @@ def log(run: Run, loss: torch.Tensor, norm: float, logs: list[dict[str, torch.Te
     step = run.state.step
     names = sorted({name for lane in logs for name in lane})
     device = run.hardware.device
-    packed = [loss.reshape(1).float()]
+    packed: list[torch.Tensor] = [loss.reshape(1).float()]
     shapes = []
     for name in names:
-        values = [torch.as_tensor(lane[name], dtype=torch.float32, device=device) for lane in logs if name in lane]
-        mean = torch.stack(values).mean(0)
+        seen = [torch.as_tensor(lane[name], dtype=torch.float32, device=device) for lane in logs if name in lane]
+        mean = torch.stack(seen).mean(0)
         shapes.append(mean.shape)
         packed.append(mean.reshape(-1) / run.hardware.num_processes)
     flat = torch.cat(packed)
     if run.hardware.num_processes > 1:
         flat = run.hardware.accelerator.reduce(flat, "sum")
+    assert isinstance(flat, torch.Tensor)
     numbers = flat.tolist()
     values: dict[str, Any] = {
         "loss": numbers.pop(0),
@@ -292,4 +295,3 @@ def due(step: int, every: int) -> bool:
 def tokens_of(lanes: list[tuple[int, Batch]]) -> int:
     """Tokens in this process's lanes."""
     return sum(batch.tokens for _, batch in lanes)
-

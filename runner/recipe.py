@@ -105,4 +105,3 @@ class Recipe(Protocol):
     def answer(self, model: nn.Module, request: Any) -> str:
         """The text that `relay predict` prints for one request. `model` is in eval mode."""
         ...
-

@@ -31,8 +31,7 @@ def find(name: str) -> type:
     recipe = getattr(module, "Recipe", None)
     if recipe is None:
         raise ConfigError(
-            f"{name} has no class called Recipe: a recipe is a frozen dataclass of that name "
-            "(docs/write-a-recipe.md)."
+            f"{name} has no class called Recipe: a recipe is a frozen dataclass of that name (docs/write-a-recipe.md)."
         )
     return recipe
 

@@ -85,7 +85,7 @@ def save_final(output_dir: Path, model: nn.Module, assets: Path, files: dict[str
     if assets.is_dir():
         shutil.copytree(assets, draft, dirs_exist_ok=True)
     if hasattr(model, "save_pretrained"):
-        model.save_pretrained(draft)
+        model.save_pretrained(draft)  # type: ignore[operator]
     else:
         checkpoint.save_file(checkpoint.model_tensors(model), draft / "model.safetensors")
     for name, text in files.items():

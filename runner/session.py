@@ -103,9 +103,7 @@ def plan(settings: RunSettings, num_examples: int, state: State) -> tuple[Lanes,
     if max_steps is None:
         total = math.ceil((settings.num_train_epochs or 3.0) * num_examples)
         max_steps = math.ceil(total / batch_size)
-    lanes = Lanes(
-        num_examples, batch_size, settings.micro_batch_size, settings.seed, total, frozenset(state.excluded)
-    )
+    lanes = Lanes(num_examples, batch_size, settings.micro_batch_size, settings.seed, total, frozenset(state.excluded))
     state.batch_size, state.micro_batch_size = batch_size, settings.micro_batch_size
     state.seed, state.num_examples = settings.seed, num_examples
     return lanes, max_steps
@@ -136,7 +134,7 @@ def assemble(
 
     settings, accelerator = config.run, hardware.accelerator
     output_dir = Path(settings.output_dir or "")
-    accelerator.ddp_handler = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    accelerator.ddp_handler = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # type: ignore[assignment]
     model.train()
     if settings.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -147,7 +145,7 @@ def assemble(
         prepared, optimizer = accelerator.prepare(model, adamw(model, settings, hardware.device))
     bare_model = accelerator.unwrap_model(prepared, keep_torch_compile=False)
     if settings.torch_compile:
-        prepared = torch.compile(prepared)
+        prepared = torch.compile(prepared)  # type: ignore[assignment]
     best_metric = settings.metric_for_best_model or getattr(recipe, "best_metric", "loss")
     return loop.Run(
         settings=settings,
@@ -212,7 +210,9 @@ def _find_checkpoint(wish: str, output_dir: Path) -> Path | None:
         )
     wrong = checkpoint.damage(folder)
     if wrong is not None:
-        raise CheckpointError(f"{folder} cannot be used: {wrong}.\nType --resume_from_checkpoint auto for the newest whole one.")
+        raise CheckpointError(
+            f"{folder} cannot be used: {wrong}.\nType --resume_from_checkpoint auto for the newest whole one."
+        )
     return folder
 
 
@@ -242,7 +242,9 @@ def _load_weights(model: nn.Module, found: Path | None, settings: RunSettings) -
     elif settings.init_from:
         source = checkpoint.follow(Path(settings.init_from))
         if not source.is_dir():
-            raise CheckpointError(f"There is no folder {settings.init_from}: type --init_from with a checkpoint folder.")
+            raise CheckpointError(
+                f"There is no folder {settings.init_from}: type --init_from with a checkpoint folder."
+            )
         checkpoint.load_model(model, checkpoint.read_tensors(source / "model.safetensors"), str(source))
 
 
@@ -256,8 +258,8 @@ def _introduce(run: loop.Run, config: Config, found: Path | None) -> None:
     say(f"hardware: {run.hardware.describe()}")
     say(f"model: {type(run.bare_model).__name__}, {total:,} parameters{share}")
     say(
-        f"data: {len(run.train_data):,} training and {len(run.eval_data):,} validation examples; {run.max_steps:,} steps "
-        f"of {run.lanes.batch_size} examples in {run.lanes.num_lanes} lanes"
+        f"data: {len(run.train_data):,} training and {len(run.eval_data):,} validation examples; "
+        f"{run.max_steps:,} steps of {run.lanes.batch_size} examples in {run.lanes.num_lanes} lanes"
     )
     if found is not None:
         say(f"going on from {found} at step {run.state.step}")
@@ -294,10 +296,13 @@ def _start_trackers(run: loop.Run, config: Config) -> None:
             "id": run.state.trackers.get("wandb"),
             "resume": "allow",
         }
-    simple = {name: value if isinstance(value, (int, float, str, bool)) else str(value) for name, value in config.flat().items()}
+    simple = {
+        name: value if isinstance(value, (int, float, str, bool)) else str(value)
+        for name, value in config.flat().items()
+    }
     accelerator.init_trackers(settings.wandb_project, config=simple, init_kwargs=options)
     if settings.report_to == "wandb" and run.hardware.is_main:
-        run.state.trackers["wandb"] = accelerator.get_tracker("wandb", unwrap=True).id
+        run.state.trackers["wandb"] = accelerator.get_tracker("wandb", unwrap=True).id  # type: ignore[attr-defined]
 
 
 def _finish(run: loop.Run, config: Config, output_dir: Path) -> None:
@@ -316,11 +321,15 @@ def _finish(run: loop.Run, config: Config, output_dir: Path) -> None:
 
 def model_card(run: loop.Run, config: Config) -> str:
     """A short README.md for the final model."""
-    best = f"best {run.best_metric} {run.state.best_score:.4f} at step {run.state.best_step}" if run.state.best_step else ""
+    best = (
+        f"best {run.best_metric} {run.state.best_score:.4f} at step {run.state.best_step}"
+        if run.state.best_step
+        else ""
+    )
     return (
         f"---\nlibrary_name: transformers\ntags: [relay, {config.recipe_name}]\n---\n\n"
         f"# {Path(run.settings.output_dir or 'model').name}\n\n"
         f"Trained with Relay, recipe `{config.recipe_name}`, preset `{config.preset or 'default'}`, "
-        f"{run.state.step} steps of {run.lanes.batch_size} examples; {best}.\n\n"
+        f"{run.state.step} steps of {run.lanes.batch_size} examples{best}.\n\n"
         "`config.yaml` repeats the run: `relay train --config config.yaml --output_dir NEW`.\n"
     )

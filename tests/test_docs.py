@@ -82,9 +82,7 @@ def check_command(words: Sequence[str]) -> None:
     if program == "make":
         check_make(rest)
     elif program == "accelerate":
-        assert rest and rest[0] == "launch", (
-            f"accelerate {' '.join(rest[:1])} is nothing that Relay speaks of"
-        )
+        assert rest and rest[0] == "launch", f"accelerate {' '.join(rest[:1])} is nothing that Relay speaks of"
         check_launch(rest[1:])
     elif program == "relay":
         check_verb(rest)
@@ -190,9 +188,7 @@ def read_page(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
-def test_every_command_and_yaml_block_parses(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_command_and_yaml_block_parses(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     wrong = read_page(page)
     assert not wrong, "\n".join(wrong)

@@ -81,9 +81,7 @@ def imports_of(path: Path, root: Path) -> list[Import]:
             start = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*start, *([node.module] if node.module else [])])
             # `from runner import loop` imports runner.loop: name what is imported, not only from where.
-            found.extend(
-                Import(f"{module}.{alias.name}", node.lineno, at_module_level) for alias in node.names
-            )
+            found.extend(Import(f"{module}.{alias.name}", node.lineno, at_module_level) for alias in node.names)
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             for child in node.orelse:
                 visit(child, at_module_level)
@@ -149,9 +147,7 @@ def only_four_files_know_accelerate(root: Path) -> list[str]:
         name = path.relative_to(root / "runner").with_suffix("").as_posix()
         for each in imports_of(path, root):
             if each.package == "accelerate" and name not in KNOW_ACCELERATE:
-                wrong.append(
-                    f"{place(path, root, each)} imports accelerate; {', '.join(sorted(KNOW_ACCELERATE))} may"
-                )
+                wrong.append(f"{place(path, root, each)} imports accelerate; {', '.join(sorted(KNOW_ACCELERATE))} may")
     return wrong
 
 
@@ -171,9 +167,7 @@ def recipes_keep_to_the_contract(root: Path) -> list[str]:
         for each in imports_of(path, root):
             words = [*each.name.split("."), ""]
             if each.package == "runner" and words[1] not in OPEN_TO_RECIPES:
-                wrong.append(
-                    f"{place(path, root, each)} imports {each.name}: of the runner, only recipe and errors"
-                )
+                wrong.append(f"{place(path, root, each)} imports {each.name}: of the runner, only recipe and errors")
             if each.package == "accelerate":
                 wrong.append(f"{place(path, root, each)} imports accelerate: that is the runner's business")
             if each.package == "recipes" and words[1] != parts[0]:
@@ -186,9 +180,7 @@ def help_is_quick(root: Path) -> list[str]:
     for path in python_files(root, "recipes"):
         for each in imports_of(path, root):
             if path.name in ("recipe.py", "presets.py") and each.at_module_level and each.package in HEAVY:
-                wrong.append(
-                    f"{place(path, root, each)} imports {each.package} for --help: import it where it is used"
-                )
+                wrong.append(f"{place(path, root, each)} imports {each.package} for --help: import it where it is used")
     return wrong
 
 
@@ -203,9 +195,7 @@ def names_say_something(root: Path) -> list[str]:
 
 def runner_shadows_no_package(root: Path) -> list[str]:
     """`python runner/train.py` puts runner/ first on the path, before the library of a file's name."""
-    used = {
-        each.package for path in python_files(root, "runner", "recipes") for each in imports_of(path, root)
-    }
+    used = {each.package for path in python_files(root, "runner", "recipes") for each in imports_of(path, root)}
     taken = (used | HEAVY | sys.stdlib_module_names) - {"runner", "recipes", "__main__"}
     return [
         f"runner/{path.name} would be imported instead of the package {path.stem}"
@@ -217,14 +207,10 @@ def runner_shadows_no_package(root: Path) -> list[str]:
 def nothing_else_at_the_top(root: Path) -> list[str]:
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     try:
-        listed = subprocess.run(
-            command, cwd=root, capture_output=True, text=True, check=True
-        ).stdout.splitlines()
+        listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
         # An archive of the files, without git: nothing there is ignored, caches apart.
-        listed = [
-            path.name for path in root.iterdir() if not path.name.startswith(".") and path.name != "runs"
-        ]
+        listed = [path.name for path in root.iterdir() if not path.name.startswith(".") and path.name != "runs"]
         listed = [name for name in listed if not name.endswith((".egg-info", "__pycache__"))]
     strays = {line.partition("/")[0] for line in listed} - TOP_LEVEL
     return [f"{name} stands at the top level, which is fixed" for name in sorted(strays)]
@@ -251,18 +237,14 @@ def launch_configs_are_sound(root: Path) -> list[str]:
         if not isinstance(settings, dict) or not {"distributed_type", "num_processes"} <= settings.keys():
             wrong.append(f"{name} does not say distributed_type and num_processes")
         elif settings["distributed_type"] == "MULTI_CPU":
-            wrong.append(
-                f"{name} says MULTI_CPU, which starts one process, silently: say MULTI_GPU with use_cpu"
-            )
+            wrong.append(f"{name} says MULTI_CPU, which starts one process, silently: say MULTI_GPU with use_cpu")
     return wrong
 
 
 def imports_are_declared(root: Path) -> list[str]:
     """Every library that runner/ or recipes/ import is a dependency, or in an extra, of pyproject.toml."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = [
-        requirement for extra in project.get("optional-dependencies", {}).values() for requirement in extra
-    ]
+    extras = [requirement for extra in project.get("optional-dependencies", {}).values() for requirement in extra]
     declared = {
         re.split(r"[\[<>=!~; ]", requirement)[0].lower().replace("_", "-")
         for requirement in [*project["dependencies"], *extras]
@@ -282,9 +264,7 @@ def imports_are_declared(root: Path) -> list[str]:
                 continue
             providers = known.get(each.package) or distributions.get(each.package) or [each.package]
             if not declared & {name.lower().replace("_", "-") for name in providers}:
-                wrong.append(
-                    f"{place(path, root, each)} imports {each.package}, which pyproject.toml does not name"
-                )
+                wrong.append(f"{place(path, root, each)} imports {each.package}, which pyproject.toml does not name")
     return wrong
 
 

@@ -46,9 +46,7 @@ def score(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         predicted, gold = [row["predicted"] for row in members], [row["gold"] for row in members]
         schemas, databases = [row["schema"] for row in members], [row["database"] for row in members]
         found = metrics()
-        result |= _named(
-            found["exact_match"].compute(predictions=predicted, references=gold, schemas=schemas), ending
-        )
+        result |= _named(found["exact_match"].compute(predictions=predicted, references=gold, schemas=schemas), ending)
         result |= _named(
             found["valid_sql"].compute(predictions=predicted, schemas=schemas, databases=databases), ending
         )
@@ -92,9 +90,7 @@ def metrics() -> dict[str, evaluate.Metric]:
                 "predictions", "references", "schemas",
             )  # fmt: skip
 
-        def _compute(
-            self, predictions: list[str], references: list[str], schemas: list[str]
-        ) -> dict[str, float]:
+        def _compute(self, predictions: list[str], references: list[str], schemas: list[str]) -> dict[str, float]:
             return {"exact_match": _mean(map(is_exact_match, predictions, references, schemas))}
 
     class ValidSql(evaluate.Metric):
@@ -106,12 +102,8 @@ def metrics() -> dict[str, evaluate.Metric]:
                 "predictions", "schemas", "databases",
             )  # fmt: skip
 
-        def _compute(
-            self, predictions: list[str], schemas: list[str], databases: list[str | None]
-        ) -> dict[str, float]:
-            places = [
-                database or _schema(schema) for database, schema in zip(databases, schemas, strict=True)
-            ]
+        def _compute(self, predictions: list[str], schemas: list[str], databases: list[str | None]) -> dict[str, float]:
+            places = [database or _schema(schema) for database, schema in zip(databases, schemas, strict=True)]
             return {"valid_sql": _mean(map(is_valid, places, predictions))}
 
     class ExecutionAccuracy(evaluate.Metric):
@@ -123,9 +115,7 @@ def metrics() -> dict[str, evaluate.Metric]:
                 "predictions", "references", "databases",
             )  # fmt: skip
 
-        def _compute(
-            self, predictions: list[str], references: list[str], databases: list[str]
-        ) -> dict[str, float]:
+        def _compute(self, predictions: list[str], references: list[str], databases: list[str]) -> dict[str, float]:
             return {"execution_accuracy": _mean(map(is_same_execution, predictions, references, databases))}
 
     made = {"exact_match": ExactMatch, "valid_sql": ValidSql, "execution_accuracy": ExecutionAccuracy}

@@ -97,9 +97,7 @@ class Schema:
         finally:
             connection.close()
         if not tables:
-            raise DataError(
-                f"The database {path} holds no table: give the path of a SQLite file with tables in it."
-            )
+            raise DataError(f"The database {path} holds no table: give the path of a SQLite file with tables in it.")
         return cls(path.stem, tables, tuple(primary), tuple(_existing(foreign, tables, primary)))
 
     @classmethod
@@ -118,9 +116,7 @@ class Schema:
                 if position is not None:
                     tables[position[0]][position[1]] = kind
             # Later releases nest the columns of a composite primary key.
-            flat = [
-                key for keys in entry["primary_keys"] for key in (keys if isinstance(keys, list) else [keys])
-            ]
+            flat = [key for keys in entry["primary_keys"] for key in (keys if isinstance(keys, list) else [keys])]
             primary = tuple(position for position in map(place.__getitem__, flat) if position is not None)
             foreign = tuple(
                 (*start, *end)
@@ -159,9 +155,7 @@ class Schema:
     def folded(self) -> dict[str, frozenset[str]]:
         """Table -> columns, both in lower case as SQLite folds it, with the names of the row number."""
         rowid = {"rowid", "oid", "_rowid_"}
-        return {
-            _fold(table): frozenset(map(_fold, columns)) | rowid for table, columns in self.tables.items()
-        }
+        return {_fold(table): frozenset(map(_fold, columns)) | rowid for table, columns in self.tables.items()}
 
 
 def check_database(path: Path | str) -> None:
@@ -175,13 +169,9 @@ def check_database(path: Path | str) -> None:
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}.") from error
     if not head:
-        raise DataError(
-            f"The database file {path} is empty: give the path of a SQLite file with tables in it."
-        )
+        raise DataError(f"The database file {path} is empty: give the path of a SQLite file with tables in it.")
     if head != b"SQLite format 3\x00":
-        raise DataError(
-            f"{path} is not a database (it begins with {head[:12]!r}): give the path of a SQLite file."
-        )
+        raise DataError(f"{path} is not a database (it begins with {head[:12]!r}): give the path of a SQLite file.")
 
 
 def create_empty_database(schema: Schema, path: Path | str) -> None:
@@ -281,9 +271,7 @@ class Execution:
     error: str | None = None
 
 
-def execute(
-    database_path: Path | str, sql: str, *, timeout_seconds: float = 5.0, max_rows: int = 10_000
-) -> Execution:
+def execute(database_path: Path | str, sql: str, *, timeout_seconds: float = 5.0, max_rows: int = 10_000) -> Execution:
     """Run one query on a SQLite file, reading only.
 
     Whatever is wrong with the query or the file is told in `error`, never raised; so is a result of more than
@@ -387,17 +375,13 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _run(
-    connect: Callable[[], sqlite3.Connection], sql: str, timeout_seconds: float, max_rows: int
-) -> Execution:
+def _run(connect: Callable[[], sqlite3.Connection], sql: str, timeout_seconds: float, max_rows: int) -> Execution:
     """Open a connection, run one query and close it, in time."""
     deadline = time.monotonic() + timeout_seconds
     done: list[Execution] = []
     # SQLite looks at the deadline between its steps; one step on long texts can take minutes. So the query
     # runs in a thread that is left behind when it does not come back (it ends with its step).
-    thread = threading.Thread(
-        target=lambda: done.append(_read(connect, sql, deadline, max_rows)), daemon=True
-    )
+    thread = threading.Thread(target=lambda: done.append(_read(connect, sql, deadline, max_rows)), daemon=True)
     thread.start()
     thread.join(timeout_seconds + 0.5)
     if done and (done[0].error is None or time.monotonic() <= deadline):
@@ -548,16 +532,14 @@ def _parsed(sql: str) -> Any:
     comparisons = (exp.EQ, exp.NEQ, exp.Is, exp.In, exp.Like, exp.Glob, exp.Between, exp.Not)
     for node in tree.find_all(*comparisons):
         above = node.parent
-        is_operand = isinstance(above, exp.Binary | exp.Predicate) and not isinstance(
-            above, exp.Connector | exp.Escape
-        )
+        is_operand = isinstance(above, exp.Binary | exp.Predicate) and not isinstance(above, exp.Connector | exp.Escape)
         if is_operand and node.arg_key in ("this", "expression"):
             return None
     return tree
 
 
 def _is_grammatical(sql: str) -> bool:
-    """Whether SQLite's grammar takes the text; sqlglot mends `SELECT , name` in silence, and more of that kind."""
+    """Whether SQLite's grammar takes the text; sqlglot mends `SELECT , name` in silence."""
     try:
         _nowhere().execute(f"EXPLAIN {sql}").close()
     except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
@@ -714,9 +696,7 @@ def _add_source(node: Any, scope: _Scope, schema: Schema, scopes: list[_Scope]) 
         _add_source(node.this, scope, schema, scopes)
     elif isinstance(node, exp.Subquery):
         # A query in FROM sees what surrounds this SELECT, not its neighbours.
-        columns, _ = _enter_query(
-            node.this, scope.parent, scope.clause_in_parent, scope.known_tables, schema, scopes
-        )
+        columns, _ = _enter_query(node.this, scope.parent, scope.clause_in_parent, scope.known_tables, schema, scopes)
         scope.sources.append(_Source(_fold(node.alias), node, columns))
     else:  # A function that makes a table, VALUES, ...
         scope.odd = True
