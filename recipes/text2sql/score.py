@@ -44,7 +44,7 @@ def score(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         if not members:
             continue
         predicted, gold = [row["predicted"] for row in members], [row["gold"] for row in members]
-        schemas, databases = [row["schema"] for row in members], [row["database"] for row in members]
+        schemas, databases = [row["schema"] for row in members], [row["database"] or "" for row in members]
         found = metrics()
         result |= _named(found["exact_match"].compute(predictions=predicted, references=gold, schemas=schemas), ending)
         result |= _named(
@@ -67,8 +67,8 @@ def score(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def metrics() -> dict[str, evaluate.Metric]:
     """The three metrics by name, each with `.compute(predictions=..., ...)` as `evaluate` has it.
 
-    `schemas` are JSON texts of `Schema.to_json`, `databases` paths of SQLite files. Made on the first call,
-    since importing `evaluate` takes seconds.
+    `schemas` are JSON texts of `Schema.to_json`, `databases` paths of SQLite files, empty where there is none.
+    Made on the first call, since importing `evaluate` takes seconds.
     """
     import datasets
     import evaluate
@@ -102,7 +102,7 @@ def metrics() -> dict[str, evaluate.Metric]:
                 "predictions", "schemas", "databases",
             )  # fmt: skip
 
-        def _compute(self, predictions: list[str], schemas: list[str], databases: list[str | None]) -> dict[str, float]:
+        def _compute(self, predictions: list[str], schemas: list[str], databases: list[str]) -> dict[str, float]:
             places = [database or _schema(schema) for database, schema in zip(databases, schemas, strict=True)]
             return {"valid_sql": _mean(map(is_valid, places, predictions))}
 

@@ -529,6 +529,11 @@ def _parsed(sql: str) -> Any:
     # without parentheses (`a = b NOT IN (...)`; SQLite goes from left to right).
     if tree.find(exp.Concat) and "concat" not in sql.lower():
         return None
+    if "cross" not in sql.lower():
+        # sqlglot turns a comma into CROSS JOIN, which forbids SQLite to reorder the tables.
+        for join in tree.find_all(exp.Join):
+            if join.kind == "CROSS":
+                join.set("kind", None)
     comparisons = (exp.EQ, exp.NEQ, exp.Is, exp.In, exp.Like, exp.Glob, exp.Between, exp.Not)
     for node in tree.find_all(*comparisons):
         above = node.parent

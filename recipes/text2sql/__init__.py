@@ -1,0 +1,1 @@
+"""Text to SQL with a mixture-of-experts decoder."""

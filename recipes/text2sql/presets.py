@@ -1,0 +1,32 @@
+"""Named settings; dimensions are those whose parameter counts tests/recipes/test_text2sql.py checks."""
+
+from typing import Any
+
+
+def _sizes(hidden: int, layers: int, heads: int, kv_heads: int, experts: int, width: int, vocab: int) -> dict[str, Any]:
+    return {
+        "model.hidden_size": hidden,
+        "model.num_hidden_layers": layers,
+        "model.num_attention_heads": heads,
+        "model.num_key_value_heads": kv_heads,
+        "model.num_local_experts": experts,
+        "model.num_experts_per_tok": 2,
+        "model.intermediate_size": width,
+        "tokenizer.vocab_size": vocab,
+    }
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """Every preset by name."""
+    small = {"batch_size": 32, "micro_batch_size": 8, "learning_rate": 1e-3, "warmup_ratio": 0.05, "weight_decay": 0.1}
+    large = {**small, "learning_rate": 3e-4, "adam_beta2": 0.95, "min_lr_ratio": 0.1, "gradient_checkpointing": True}
+    nano = {**_sizes(128, 2, 4, 2, 4, 128, 2048), **small}
+    return {
+        "default": {**nano, "num_train_epochs": 10.0},
+        "nano": nano,
+        "tiny": {**_sizes(256, 4, 8, 2, 8, 256, 4096), **small},
+        "mini": {**_sizes(512, 8, 8, 2, 8, 512, 8192), **small, "learning_rate": 6e-4},
+        "small-2b": {**_sizes(2048, 24, 32, 8, 16, 704, 32000), **large},
+        "medium-8b": {**_sizes(4096, 32, 64, 16, 32, 512, 32000), **large, "learning_rate": 2e-4},
+        "large-24b": {**_sizes(6144, 40, 96, 24, 64, 416, 32000), **large, "learning_rate": 1e-4},
+    }

@@ -1,0 +1,147 @@
+"""The text a model sees and writes: schema, question with linked values, SQL with placeholders.
+
+Small data cannot teach a model to copy strange names letter by letter. So words of the question that stand in the
+database become placeholders, <v0>, <v1> ..., in question and SQL alike; what the model writes gets the database's
+own values back. Linking looks at question and database only, never at the answer.
+"""
+
+import dataclasses
+import functools
+import re
+import sqlite3
+from pathlib import Path
+
+from recipes.text2sql.sql import Schema, canonical
+
+MAX_VALUES = 10
+PLACEHOLDERS = tuple(f"<v{number}>" for number in range(MAX_VALUES))
+SPECIAL_TOKENS = ("<pad>", "<eos>", "<schema>", "<query>", "<sql>", *PLACEHOLDERS)
+LONGEST_VALUE_WORDS = 6
+MAX_VALUES_PER_COLUMN = 5_000
+WORD = re.compile(r"\d+(?:\.\d+)?|\w+|[^\w\s]")
+LITERAL = re.compile(r"'((?:[^']|'')*)'|(?<![\w.'])(\d+(?:\.\d+)?)(?![\w.'])")
+COMMON = frozenset(
+    "a all an and any are as at by do for from has have in is it no not of on or the to was with".split()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """A value that the question mentions."""
+
+    value: str
+    """As the database spells it; a number as the question spells it."""
+    columns: tuple[str, ...]
+    """Columns that hold it; empty for a number."""
+
+    @property
+    def literal(self) -> str:
+        """The value as SQL text."""
+        return "'" + self.value.replace("'", "''") + "'" if self.columns else self.value
+
+
+@functools.lru_cache(maxsize=512)
+def values_of(database: str) -> dict[tuple[str, ...], Link]:
+    """Every distinct text value of a database, by its lower-cased words."""
+    found: dict[tuple[str, ...], tuple[str, list[str]]] = {}
+    schema = Schema.from_database(Path(database))
+    connection = sqlite3.connect(f"{Path(database).resolve().as_uri()}?mode=ro", uri=True)
+    connection.text_factory = lambda raw: raw.decode("utf-8", errors="replace")
+    for table, columns in schema.tables.items():
+        for column in columns:
+            quoted = ['"' + name.replace('"', '""') + '"' for name in (column, table)]
+            query = (
+                f"SELECT DISTINCT {quoted[0]} FROM {quoted[1]} WHERE typeof({quoted[0]}) = 'text' "
+                f"LIMIT {MAX_VALUES_PER_COLUMN}"
+            )
+            for (value,) in connection.execute(query):
+                words = tuple(WORD.findall(value.lower()))
+                if 0 < len(words) <= LONGEST_VALUE_WORDS:
+                    found.setdefault(words, (value, []))[1].append(column.lower())
+    connection.close()
+    return {words: Link(value, tuple(dict.fromkeys(columns))) for words, (value, columns) in found.items()}
+
+
+def link(question: str, database: str | None) -> tuple[str, list[Link]]:
+    """The question with placeholders for the values it mentions, longest first, and those values in order."""
+    values = values_of(database) if database else {}
+    spans = list(WORD.finditer(question))
+    lowered = [span.group().lower() for span in spans]
+    parts: list[str] = []
+    links: list[Link] = []
+    place = 0
+    while place < len(spans):
+        found, length = None, 1
+        for length in range(min(LONGEST_VALUE_WORDS, len(spans) - place), 0, -1):
+            words = tuple(lowered[place : place + length])
+            if length == 1 and (words[0] in COMMON or len(words[0]) < 2 and not words[0].isdigit()):
+                continue
+            found = values.get(words)
+            if found:
+                break
+        if found is None and lowered[place][0].isdigit():
+            found, length = Link(lowered[place], ()), 1
+        if found is None or (found not in links and len(links) == MAX_VALUES):
+            parts.append(lowered[place])
+            place += 1
+            continue
+        if found not in links:
+            links.append(found)
+        parts.append(PLACEHOLDERS[links.index(found)])
+        place += length
+    return " ".join(parts), links
+
+
+def hide(query: str, links: list[Link]) -> str:
+    """The query with placeholders where a literal is a linked value."""
+    numbers = {found.value.lower(): number for number, found in reversed(list(enumerate(links)))}
+
+    def placeholder(match: re.Match[str]) -> str:
+        text = match[1].replace("''", "'") if match[1] is not None else match[2]
+        bare = text.strip("%")
+        number = numbers.get(bare.lower())
+        if number is None:
+            return match[0]
+        if match[1] is not None and bare != text:
+            return "'" + text.replace(bare, PLACEHOLDERS[number]) + "'"
+        return PLACEHOLDERS[number]
+
+    return LITERAL.sub(placeholder, query)
+
+
+def reveal(text: str, links: list[Link]) -> str:
+    """The SQL that a model wrote, with the values in the placeholders' places."""
+
+    def value(match: re.Match[str]) -> str:
+        number = int(match[2])
+        if number >= len(links):
+            return match[0]
+        if match[1]:
+            return match[1] + links[number].value.replace("'", "''") + match[3]
+        return links[number].literal
+
+    text = re.sub(r"('%?)\s*<v(\d)>\s*(%?')", value, text)
+    return re.sub(r"()<v(\d)>()", value, text).strip()
+
+
+def describe(schema: Schema) -> str:
+    """The schema in words: table : column , column | table : ..."""
+    return " | ".join(f"{table} : {' , '.join(columns)}" for table, columns in schema.tables.items()).lower()
+
+
+def mentioned(links: list[Link]) -> str:
+    """Which columns hold the linked values, for the prompt."""
+    return " ".join(
+        f"{PLACEHOLDERS[number]} {' , '.join(found.columns[:3]) or 'number'}" for number, found in enumerate(links)
+    )
+
+
+def prompt(question: str, links: list[Link], schema: Schema, with_schema: bool) -> str:
+    """What the model is given."""
+    shown = describe(schema) if with_schema else ""
+    return f"<schema>{shown}<query>{question} ; {mentioned(links)}<sql>"
+
+
+def target(query: str, links: list[Link], schema: Schema) -> str:
+    """What the model is to write."""
+    return hide(canonical(query, schema), links)

@@ -1,0 +1,331 @@
+"""Text to SQL: questions about a database become SQL, by a mixture-of-experts decoder."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from tyro.conf import Suppress
+
+from runner.recipe import Batch, Loss
+
+if TYPE_CHECKING:
+    from recipes.text2sql.data import Question
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """What to train on."""
+
+    source: Literal["spider", "geography"] = "spider"
+    """Where the questions are from."""
+    dir: str | None = None
+    """Folder that holds spider/ or geography/."""
+    max_seq_length: int = 768
+    """Longest prompt with its SQL, in tokens; longer prompts lose the end of their schema."""
+    schema_in_prompt: bool = True
+    """Show the schema to the model; without it, a model knows only the databases it was trained on."""
+    word_dropout: float = 0.0
+    """Share of the question's words that are left out in training."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The Mixtral decoder."""
+
+    hidden_size: int = 128
+    """Width of the residual stream."""
+    num_hidden_layers: int = 2
+    """Decoder layers."""
+    num_attention_heads: int = 4
+    """Query heads."""
+    num_key_value_heads: int = 2
+    """Key and value heads."""
+    intermediate_size: int = 128
+    """Width of an expert."""
+    num_local_experts: int = 4
+    """Experts per layer."""
+    num_experts_per_tok: int = 2
+    """Experts that each token is sent to."""
+    dropout: float = 0.1
+    """Dropout of embeddings and of attention, as a share."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerSettings:
+    """The byte-level BPE tokenizer, trained on the training split."""
+
+    vocab_size: int = 2048
+    """Tokens, the special ones included."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationSettings:
+    """Writing SQL."""
+
+    max_new_tokens: int = 128
+    """Longest SQL, in tokens."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Settings and verbs of text2sql."""
+
+    data_settings: DataSettings = DataSettings()
+    model_settings: ModelSettings = ModelSettings()
+    tokenizer_settings: TokenizerSettings = TokenizerSettings()
+    generation_settings: GenerationSettings = GenerationSettings()
+    router_aux_loss_coef: float = 0.01
+    """Weight of the router's balance loss: mean over layers, 1 when balanced."""
+    router_z_loss_coef: float = 0.001
+    """Weight of the router's z-loss: mean over layers."""
+    assets: Suppress[Path | None] = None
+    """Folder of the tokenizer; the runner's to set."""
+
+    best_metric: ClassVar[str] = "execution_accuracy"
+
+    @staticmethod
+    def presets() -> Mapping[str, Mapping[str, Any]]:
+        """Named settings."""
+        from recipes.text2sql.presets import presets
+
+        return presets()
+
+    def prepare(self, folder: Path) -> Recipe:
+        """Train the tokenizer on the training split, or take the one that is there."""
+        bound = dataclasses.replace(self, assets=folder)
+        if not (folder / "tokenizer.json").is_file():
+            bound._train_tokenizer().save_pretrained(folder)
+        return bound
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of `prepare`."""
+        from transformers import PreTrainedTokenizerFast
+
+        assert self.assets is not None
+        return PreTrainedTokenizerFast.from_pretrained(self.assets)
+
+    def data(self, split: str) -> Examples:
+        """Questions as prompts and targets."""
+        return Examples(self, self._questions(split), augment=split == "train")
+
+    def collate(self, examples: list[Example]) -> Batch:
+        """Right-padded prompts with their SQL; only the SQL is scored."""
+        import torch
+
+        longest = max(len(example.prompt) + len(example.target) for example in examples)
+        pad = self.tokenizer.pad_token_id
+        ids = torch.full((len(examples), longest), pad)
+        labels = torch.full((len(examples), longest), -100)
+        mask = torch.zeros((len(examples), longest), dtype=torch.int64)
+        for row, example in enumerate(examples):
+            whole = example.prompt + example.target
+            ids[row, : len(whole)] = torch.tensor(whole)
+            mask[row, : len(whole)] = 1
+            labels[row, len(example.prompt) : len(whole)] = torch.tensor(example.target)
+        tensors = {"input_ids": ids, "labels": labels, "attention_mask": mask}
+        weight = sum(len(example.target) for example in examples)
+        return Batch(tensors, weight=weight, tokens=int(mask.sum()), extra={"examples": examples})
+
+    def model(self) -> Any:
+        """Mixtral from its config, with dropout on the embeddings."""
+        from transformers import MixtralConfig, MixtralForCausalLM
+
+        from recipes.text2sql.model import DroppingEmbedding
+
+        sizes = {
+            field.name: getattr(self.model_settings, field.name)
+            for field in dataclasses.fields(self.model_settings)
+            if field.name != "dropout"
+        }
+        tokenizer = self.tokenizer if self.assets is not None else None
+        model = MixtralForCausalLM(
+            MixtralConfig(
+                **sizes,
+                vocab_size=self.tokenizer_settings.vocab_size,
+                max_position_embeddings=max(4096, self.data_settings.max_seq_length),
+                attention_dropout=self.model_settings.dropout,
+                tie_word_embeddings=True,
+                sliding_window=None,
+                # Ours is added, per layer and with padding masked; theirs pools the layers.
+                router_aux_loss_coef=0.0,
+                pad_token_id=tokenizer.pad_token_id if tokenizer else None,
+                bos_token_id=None,
+                eos_token_id=tokenizer.eos_token_id if tokenizer else None,
+            )
+        )
+        embedding: Any = model.get_input_embeddings()
+        embedding.__class__ = DroppingEmbedding
+        embedding.dropout = self.model_settings.dropout
+        return model
+
+    def loss(self, model: Any, batch: Batch) -> Loss:
+        """Summed cross-entropy of the SQL's tokens, and the router's losses as means over the layers."""
+        import torch
+
+        from recipes.text2sql.model import balance_loss, expert_counts, expert_logs, z_loss
+
+        output = model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            output_router_logits=True,
+            use_cache=False,
+        )
+        logits = output.logits[:, :-1].float()  # (batch, time - 1, vocab)
+        total = torch.nn.functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]), batch["labels"][:, 1:].reshape(-1), ignore_index=-100, reduction="sum"
+        )
+        mask, top_k = batch["attention_mask"].reshape(-1), self.model_settings.num_experts_per_tok
+        layers = [layer.reshape(-1, layer.shape[-1]) for layer in output.router_logits]
+        balance = torch.stack([balance_loss(layer, mask, top_k) for layer in layers]).mean()
+        z = torch.stack([z_loss(layer, mask) for layer in layers]).mean()
+        logs: dict[str, Any] = {"router/balance_loss": balance.detach(), "router/z_loss": z.detach()}
+        logs |= expert_logs(torch.stack([expert_counts(layer, mask, top_k) for layer in layers]).cpu())
+        auxiliary = self.router_aux_loss_coef * balance + self.router_z_loss_coef * z
+        return Loss(total, batch.weight, logs, auxiliary)
+
+    def predict(self, model: Any, batch: Batch) -> list[Any]:
+        """Greedy SQL for each question, with what scoring needs."""
+        examples: list[Example] = batch.extra["examples"]
+        return [
+            {
+                "predicted": predicted,
+                "gold": example.question.query,
+                "db_id": example.question.schema.db_id,
+                "database": example.question.database,
+                "schema": example.question.schema.to_json(),
+            }
+            for predicted, example in zip(self._write(model, examples), examples, strict=True)
+        ]
+
+    def score(self, rows: list[Any]) -> dict[str, float]:
+        """Exact match of the text, validity and execution accuracy."""
+        from recipes.text2sql.score import score
+
+        return score(rows)
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Request:
+        """A question to answer."""
+
+        db: str
+        """SQLite file to ask."""
+        question: str
+        """The question, in English."""
+
+    def answer(self, model: Any, request: Request) -> str:
+        """The SQL for a question, and its rows as a table."""
+        from recipes.text2sql.data import Question
+        from recipes.text2sql.sql import Schema, execute
+
+        schema = Schema.from_database(Path(request.db))
+        example = self.example(Question(request.question, "", schema, request.db))
+        (query,) = self._write(model, [example])
+        result = execute(request.db, query)
+        lines = [f"question: {request.question}", f"SQL:      {query}"]
+        if result.error is not None:
+            return "\n".join([*lines, f"error:    {result.error}"])
+        shown = [tuple(result.columns), *(tuple(map(str, row)) for row in result.rows[:20])]
+        widths = [max(len(row[place]) for row in shown) for place in range(len(result.columns))]
+        lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in shown]
+        more = len(result.rows) - 20
+        return "\n".join(lines + ([f"... and {more} more rows"] if more > 0 else []))
+
+    def example(self, question: Question, augment: bool = False) -> Example:
+        """A question as token ids."""
+        from recipes.text2sql import prompt
+
+        text, links = prompt.link(question.text, question.database)
+        if augment and self.data_settings.word_dropout:
+            kept = [w for w in text.split() if w.startswith("<") or random.random() >= self.data_settings.word_dropout]
+            text = " ".join(kept)
+        target = prompt.target(question.query, links, question.schema) if question.query else ""
+        shown = prompt.prompt(text, links, question.schema, self.data_settings.schema_in_prompt)
+        target_ids = self.tokenizer(target)["input_ids"] + [self.tokenizer.eos_token_id]
+        prompt_ids = self.tokenizer(shown)["input_ids"]
+        surplus = len(prompt_ids) + len(target_ids) - self.data_settings.max_seq_length
+        if surplus > 0:
+            # The end of the schema goes, never the question.
+            start = prompt_ids.index(self.tokenizer.convert_tokens_to_ids("<query>"))
+            prompt_ids = prompt_ids[: max(1, start - surplus)] + prompt_ids[start:]
+        return Example(question, prompt_ids, target_ids, links)
+
+    def _questions(self, split: str) -> list[Question]:
+        from recipes.text2sql.data import read
+
+        return read(self.data_settings.source, self.data_settings.dir, split)
+
+    def _write(self, model: Any, examples: list[Example]) -> list[str]:
+        import torch
+
+        from recipes.text2sql.prompt import reveal
+
+        longest = max(len(example.prompt) for example in examples)
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (longest - len(e.prompt)) + e.prompt for e in examples], device=model.device)
+        written = model.generate(
+            input_ids=ids,
+            attention_mask=(ids != pad).long(),
+            max_new_tokens=self.generation_settings.max_new_tokens,
+            do_sample=False,
+        )
+        texts = [self.tokenizer.decode([t for t in row if t not in (pad, self.tokenizer.eos_token_id)])
+                 for row in written[:, longest:].tolist()]  # fmt: skip
+        return [reveal(text, example.links) for text, example in zip(texts, examples, strict=True)]
+
+    def _train_tokenizer(self) -> Any:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+        from transformers import PreTrainedTokenizerFast
+
+        from recipes.text2sql import prompt
+
+        texts = []
+        for question in self._questions("train"):
+            text, links = prompt.link(question.text, question.database)
+            texts += [
+                prompt.prompt(text, links, question.schema, True),
+                prompt.target(question.query, links, question.schema),
+            ]
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.tokenizer_settings.vocab_size,
+            special_tokens=list(prompt.SPECIAL_TOKENS),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", clean_up_tokenization_spaces=False
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A question as the model sees it."""
+
+    question: Question
+    prompt: list[int]
+    target: list[int]
+    links: list[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """A split: made into token ids when asked for."""
+
+    recipe: Recipe
+    questions: list[Question]
+    augment: bool
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.recipe.example(self.questions[index], self.augment)
