@@ -52,7 +52,7 @@ def evaluate(
     return scores
 
 
-def take(dataset: Sequence[Any], ids: list[int]) -> list[Any]:
+def take(dataset: Any, ids: list[int]) -> list[Any]:
     """Examples by index; all at once where the data set can."""
     if hasattr(dataset, "__getitems__"):
         return dataset.__getitems__(ids)

@@ -4,10 +4,12 @@ import dataclasses
 import os
 import platform
 import random
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
 from runner.config import RunSettings
 from runner.errors import ConfigError
@@ -42,6 +44,10 @@ class Hardware:
     def device(self) -> torch.device:
         """Where tensors go."""
         return self.accelerator.device
+
+    def from_main(self, value: Any) -> Any:
+        """The main process's value, on every process."""
+        return broadcast_object_list([value], from_process=0)[0] if self.num_processes > 1 else value
 
     def describe(self) -> str:
         """One line for people: device, processes, precision."""
@@ -79,6 +85,7 @@ def open_hardware(settings: RunSettings) -> Hardware:
         log_with=None if settings.report_to == "none" else settings.report_to,
         project_dir=settings.output_dir,
         step_scheduler_with_optimizer=False,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     if accelerator.num_processes != started:
         raise ConfigError(

@@ -144,7 +144,9 @@ def agree(run: Run, weight: float) -> tuple[float, str | None]:
     signal = run.signals.number
     if run.hardware.num_processes > 1:
         sums = torch.tensor([weight, signal > 0], dtype=torch.float32, device=run.hardware.device)
-        weight, asked = run.hardware.accelerator.reduce(sums, "sum").tolist()
+        total = run.hardware.accelerator.reduce(sums, "sum")
+        assert isinstance(total, torch.Tensor)
+        weight, asked = total.tolist()
         if asked and not signal:
             return weight, "a signal to another process"
     return weight, run.signals.name(signal) if signal else None

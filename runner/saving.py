@@ -65,12 +65,12 @@ class Saver:
 
 def versions(num_processes: int) -> dict[str, Any]:
     """What wrote a checkpoint: for people, and for whoever compares bits."""
-    import accelerate
+    from importlib.metadata import version
 
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "accelerate": accelerate.__version__,
+        "accelerate": version("accelerate"),
         "machine": platform.machine(),
         "processes": num_processes,
         "threads": torch.get_num_threads(),

@@ -6,10 +6,9 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from torch import nn
 
 from runner import checkpoint, loop
@@ -134,7 +133,6 @@ def assemble(
 
     settings, accelerator = config.run, hardware.accelerator
     output_dir = Path(settings.output_dir or "")
-    accelerator.ddp_handler = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # type: ignore[assignment]
     model.train()
     if settings.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -143,9 +141,9 @@ def assemble(
     else:
         tree = None
         prepared, optimizer = accelerator.prepare(model, adamw(model, settings, hardware.device))
-    bare_model = accelerator.unwrap_model(prepared, keep_torch_compile=False)
+    bare_model = cast(nn.Module, accelerator.unwrap_model(prepared, keep_torch_compile=False))
     if settings.torch_compile:
-        prepared = torch.compile(prepared)  # type: ignore[assignment]
+        prepared = cast(nn.Module, torch.compile(prepared))
     best_metric = settings.metric_for_best_model or getattr(recipe, "best_metric", "loss")
     return loop.Run(
         settings=settings,
@@ -172,7 +170,7 @@ def _output_dir(config: Config, hardware: Hardware) -> str:
     """The run's folder, the same on every process."""
     name = Path(config.recipe_name).stem if config.recipe_name.endswith(".py") else config.recipe_name
     chosen = config.run.output_dir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return broadcast_object_list([chosen], from_process=0)[0] if hardware.num_processes > 1 else chosen
+    return hardware.from_main(chosen)
 
 
 def _resume_point(settings: RunSettings, output_dir: Path, hardware: Hardware) -> tuple[Path | None, State]:
@@ -183,9 +181,7 @@ def _resume_point(settings: RunSettings, output_dir: Path, hardware: Hardware) -
             answer[0] = _find_checkpoint(settings.resume_from_checkpoint, output_dir)
         except CheckpointError as error:
             answer[1] = str(error)
-    if hardware.num_processes > 1:
-        answer = broadcast_object_list(answer, from_process=0)
-    found, wrong = answer
+    found, wrong = hardware.from_main(answer)
     if wrong:
         raise CheckpointError(wrong)
     return (found, checkpoint.read_state(found)) if found else (None, State())

@@ -4,6 +4,7 @@ import hashlib
 import json
 import sqlite3
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -219,6 +220,25 @@ def test_hostile_sql_neither_writes_nor_stays(
     is_valid(database, sql)
     assert hashlib.sha256(database.read_bytes()).digest() == before
     assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_an_endless_query_leaves_no_thread_behind(database: Path) -> None:
+    before = threading.active_count()
+    result = execute(database, f"{ENDLESS} SELECT count(*) FROM c", timeout_seconds=0.2)
+    assert "not finished after 0.2 seconds" in (result.error or "")
+    for _ in range(20):
+        if threading.active_count() == before:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the query still runs two seconds after its deadline")
+
+
+def test_few_rows_may_still_be_too_much(database: Path) -> None:
+    # Each value is allowed, and so is their number; together they are 90 MB.
+    sql = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 100)"
+    result = execute(database, f"{sql} SELECT printf('%900000d', x) FROM c", timeout_seconds=60)
+    wanted = "more than 50000000 bytes" if sys.version_info >= (3, 11) else "not authorized"
+    assert wanted in (result.error or "")
 
 
 def test_the_guards_are_what_stops_a_write(database: Path) -> None:
