@@ -8,12 +8,7 @@ from runner.errors import RelayError
 VERBS = {
     "train": "train a model (the same as accelerate launch runner/train.py)",
     "predict": "answer one request with a trained model",
-    "evaluate": "score a trained model on a split of the data",
     "recipes": "list the recipes and their presets",
-    "plan": "parameters, memory and steps of a run, before training",
-    "check": "a recipe's conformance kit",
-    "checkpoints": "list and verify the checkpoints of a run",
-    "report": "write report.html for a run",
     "doctor": "what hardware is here, and what would be used",
 }
 

@@ -76,3 +76,8 @@ def _from_file(path: Path) -> ModuleType:
     sys.modules[module_name] = module
     specification.loader.exec_module(module)
     return module
+
+
+def summary(recipe: type) -> str:
+    """The first sentence of the recipe's module."""
+    return (sys.modules[recipe.__module__].__doc__ or "no description").strip().splitlines()[0]

@@ -29,7 +29,7 @@ LAYERS = {
     "plain": {"errors", "config", "recipe", "registry", "lanes", "schedule", "log", "signals"},
     "torch": {"optim", "tree"},
     "accelerate": {"hardware", "checkpoint", "storage", "evaluation", "loop", "saving"},
-    "run": {"session"},
+    "run": {"session", "trained"},
     "entry": {"train", "commands", "__main__"},
 }
 KNOW_ACCELERATE = {"hardware", "checkpoint", "loop", "evaluation"}
