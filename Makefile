@@ -1,4 +1,5 @@
 # make demo    train the text-to-SQL model on this machine, then answer a question from a real SQLite database
+#              QUESTION="..." asks another one, DB=FILE.sqlite asks another database
 # make test    every test          make check   lint, format and types          make bench   benchmarks
 #
 # make PYTHON=/path/to/python      another interpreter (3.10 or newer); VENV=DIR another environment than .venv
@@ -18,13 +19,21 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
 
-# accelerate gives a single process one thread unless told otherwise; more than four do not help a model this small.
+# DEMO_DB finds the bookshop of the made databases. accelerate gives one process one thread unless told otherwise;
+# more than four do not help a model this small.
+DEMO ?= runs/demo
+QUESTION ?= show the crime books published after 2010
+DEMO_DB = from recipes.text2sql.demo import build; \
+	print(next(pair.database for pair in build().dev if pair.db_id == "bookshop"))
+
 demo: $(VENV)/.installed
-	@THREADS=$$($(BIN)/python -c 'import os; print(min(4, os.cpu_count() or 1))'); \
+	@THREADS=$$($(BIN)/python -c 'import os; print(min(4, os.cpu_count() or 1))') && \
 	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		--num_cpu_threads_per_process $$THREADS \
-		runner/train.py --recipe text2sql --output_dir runs/demo --resume_from_checkpoint auto
-	@$(BIN)/relay predict --checkpoint runs/demo/final
+		runner/train.py --recipe text2sql --output_dir $(DEMO) --resume_from_checkpoint auto
+	@DB="$(DB)"; DB=$${DB:-$$($(BIN)/python -c '$(DEMO_DB)')} && \
+	echo "relay predict --checkpoint $(DEMO)/final --db $$DB --question \"$(QUESTION)\"" && \
+	$(BIN)/relay predict --checkpoint $(DEMO)/final --db "$$DB" --question "$(QUESTION)"
 
 test: $(VENV)/.tested
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest

@@ -23,6 +23,24 @@ class Question:
     schema: Schema
     database: str | None
     """Path of the SQLite file; None where only the schema is known."""
+    group: str | None = None
+    """Scored apart under this name, too."""
+
+
+def read_demo(split: str) -> list[Question]:
+    """The embedded questions; evaluation adds those about the held-back databases as the group `held_out`."""
+    from recipes.text2sql.demo import build
+
+    demo = build()
+    groups = {"seen": demo.dev, "held_out": demo.held_out} if split != "train" else {None: demo.train}
+    schemas: dict[str, Schema] = {}
+    questions = []
+    for group, pairs in groups.items():
+        for pair in pairs:
+            if pair.database not in schemas:
+                schemas[pair.database] = Schema.from_database(Path(pair.database))
+            questions.append(Question(pair.question, pair.query, schemas[pair.database], pair.database, group))
+    return questions
 
 
 def read(source: str, folder: str | None, split: str) -> list[Question]:

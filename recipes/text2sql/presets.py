@@ -22,7 +22,15 @@ def presets() -> dict[str, dict[str, Any]]:
     large = {**small, "learning_rate": 3e-4, "adam_beta2": 0.95, "min_lr_ratio": 0.1, "gradient_checkpointing": True}
     nano = {**_sizes(128, 2, 4, 2, 4, 128, 2048), **small}
     return {
-        "default": {**nano, "num_train_epochs": 10.0},
+        "default": {
+            **nano,
+            "mixed_precision": "no",
+            "num_train_epochs": 6.0,
+            "learning_rate": 2e-3,
+            "logging_steps": 50,
+            "eval_steps": 0,
+            "metric_for_best_model": "execution_accuracy/seen",
+        },
         "nano": nano,
         "tiny": {**_sizes(256, 4, 8, 2, 8, 256, 4096), **small},
         "mini": {**_sizes(512, 8, 8, 2, 8, 512, 8192), **small, "learning_rate": 6e-4},

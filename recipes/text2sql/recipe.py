@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tyro.conf import Suppress
 
+from runner.errors import DataError
 from runner.recipe import Batch, Loss
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 class DataSettings:
     """What to train on."""
 
-    source: Literal["spider", "geography"] = "spider"
-    """Where the questions are from."""
+    source: Literal["demo", "spider", "geography"] = "demo"
+    """Where the questions are from; demo is made on this machine and needs no files."""
     dir: str | None = None
     """Folder that holds spider/ or geography/."""
     max_seq_length: int = 768
@@ -199,6 +200,7 @@ class Recipe:
                 "db_id": example.question.schema.db_id,
                 "database": example.question.database,
                 "schema": example.question.schema.to_json(),
+                "group": example.question.group,
             }
             for predicted, example in zip(self._write(model, examples), examples, strict=True)
         ]
@@ -213,9 +215,9 @@ class Recipe:
     class Request:
         """A question to answer."""
 
-        db: str
-        """SQLite file to ask."""
-        question: str
+        db: str = "demo:bookshop"
+        """SQLite file to ask; demo:NAME is one of the embedded databases."""
+        question: str = "which author has the most books ?"
         """The question, in English."""
 
     def answer(self, model: Any, request: Request) -> str:
@@ -223,10 +225,11 @@ class Recipe:
         from recipes.text2sql.data import Question
         from recipes.text2sql.sql import Schema, execute
 
-        schema = Schema.from_database(Path(request.db))
-        example = self.example(Question(request.question, "", schema, request.db))
+        database = _database(request.db)
+        schema = Schema.from_database(database)
+        example = self.example(Question(request.question, "", schema, str(database)))
         (query,) = self._write(model, [example])
-        result = execute(request.db, query)
+        result = execute(database, query)
         lines = [f"question: {request.question}", f"SQL:      {query}"]
         if result.error is not None:
             return "\n".join([*lines, f"error:    {result.error}"])
@@ -256,8 +259,10 @@ class Recipe:
         return Example(question, prompt_ids, target_ids, links)
 
     def _questions(self, split: str) -> list[Question]:
-        from recipes.text2sql.data import read
+        from recipes.text2sql.data import read, read_demo
 
+        if self.data_settings.source == "demo":
+            return read_demo(split)
         return read(self.data_settings.source, self.data_settings.dir, split)
 
     def _write(self, model: Any, examples: list[Example]) -> list[str]:
@@ -304,6 +309,19 @@ class Recipe:
         return PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", clean_up_tokenization_spaces=False
         )
+
+
+def _database(name: str) -> Path:
+    """A database by path, or by name among the embedded ones."""
+    from recipes.text2sql.demo import build
+
+    if not name.startswith("demo:"):
+        return Path(name)
+    demo = build()
+    known = {pair.db_id: pair.database for pair in demo.train + demo.held_out}
+    if name.removeprefix("demo:") not in known:
+        raise DataError(f"There is no embedded database {name!r}: type --db demo:NAME with one of {', '.join(known)}.")
+    return Path(known[name.removeprefix("demo:")])
 
 
 @dataclasses.dataclass(frozen=True)

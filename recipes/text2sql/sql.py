@@ -751,7 +751,8 @@ def _shorten(scopes: list[_Scope], schema: Schema) -> None:
                 continue
             at: _Scope | None = scope
             while at is not None and use.source is None:
-                use.source = next((source for source in at.sources if source.name == use.column.table), None)
+                # An inner alias hides an outer one of the same name only for the columns that it has.
+                use.source = next((source for source in at.sources if _has(source, use.column)), None)
                 use.scope, at = at, at.parent
             if use.source is None:
                 return
@@ -785,6 +786,13 @@ def _shorten(scopes: list[_Scope], schema: Schema) -> None:
         for source in scope.sources:
             alias = exp.TableAlias(this=exp.to_identifier(source.prefix)) if source.prefix else None
             source.node.set("alias", alias)
+
+
+def _has(source: _Source, column: Any) -> bool:
+    from sqlglot import exp
+
+    known = source.columns is None or isinstance(column.this, exp.Star) or column.name in source.columns
+    return source.name == column.table and known
 
 
 def _can_be_bare(use: _Use, scope: _Scope) -> bool:

@@ -403,6 +403,15 @@ def test_order_matters_only_at_the_top() -> None:
             "SELECT city_name FROM city AS t1 WHERE population >= (SELECT MAX(population) FROM city "
             "WHERE state_name = t1.state_name)",
         ),
+        # An inner alias of the same name hides the outer one only for the columns that it has.
+        (
+            "SELECT x.city_name FROM city AS x WHERE x.city_name IN (SELECT x.capital FROM state AS x "
+            "WHERE x.population > 100)",
+            "SELECT x.city_name FROM city AS x WHERE x.city_name IN (SELECT x.capital FROM state AS x "
+            "WHERE x.population > 100)",
+            "SELECT city_name FROM city AS t1 WHERE city_name IN (SELECT capital FROM state "
+            "WHERE t1.population > 100)",
+        ),
         # An alias of the result hides a column in ORDER BY, unless it has a prefix.
         (
             "SELECT max(c.population) AS city_name FROM city AS c GROUP BY c.state_name ORDER BY c.city_name",
