@@ -11,6 +11,7 @@ import functools
 import importlib
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -142,16 +143,22 @@ def check_verb(rest: list[str]) -> None:
         module.main(["--help"])
     known = set(re.findall(r"--([a-z][a-z0-9_.-]*)", shown.getvalue()))
     if verb == "predict":
-        known |= request_flags()
+        known |= {"checkpoint"} | request_flags(flags)
     for flag in flags:
         if flag.startswith("--"):
             name = flag[2:].partition("=")[0].replace("-", "_")
             assert name in {each.replace("-", "_") for each in known}, f"relay {verb} has no --{name}"
 
 
-def request_flags() -> set[str]:
-    """What the recipes of this repository let `relay predict` be asked."""
-    classes = [registry.find(name) for name in registry.names()]
+def request_flags(flags: Sequence[str]) -> set[str]:
+    """What `relay predict` may be asked: by the recipe of the page's run, else by one of this repository."""
+    folder = Path(flags[flags.index("--checkpoint") + 1])
+    for run in (folder, folder.parent):
+        if (run / "config.yaml").is_file():
+            classes = [type(parse(["--config", str(run / "config.yaml")]).recipe)]
+            break
+    else:
+        classes = [registry.find(name) for name in registry.names()]
     requests = [recipe.Request for recipe in classes if hasattr(recipe, "Request")]
     return {setting.flag for request in requests for setting in settings_of(request)}
 
@@ -232,6 +239,7 @@ BAD_BLOCKS = [
     ),
     ("bash", "accelerate launch runner/start.py --recipe tiny.py", "not runner/train.py"),
     ("bash", "accelerate launch --numprocesses 2 runner/train.py --recipe tiny.py", "2"),
+    ("bash", "relay train --recipe tiny.py --output_dir out\nrelay predict --checkpoint out --question x", "question"),
     ("bash", "torchrun --nproc_per_node 2 -m runner train --recipe tiny.py --seeed 3", "seed"),
     ("yaml", "recipe: tiny.py\nlearning_rat: 1.0e-3", "learning_rate"),
     ("yaml", "recipe: tiny.py\nlearning_rate: fast", "fast"),
@@ -296,3 +304,11 @@ def test_the_recipe_of_write_a_recipe_runs_from_a_file_outside_the_tree(tmp_path
 
     ended = relay(again, tmp_path)
     assert ended.returncode == 0 and "going on from" in ended.stdout, ended.stdout + ended.stderr
+
+    ask = ["predict", "--checkpoint", "runs/waves", "--file", "wave.txt"]
+    (tmp_path / "wave.txt").write_text(" ".join(str(math.sin(number / 4)) for number in range(64)))
+    ended = relay(ask, tmp_path)
+    assert ended.returncode == 0 and ended.stdout.splitlines()[-1] == "sine", ended.stdout + ended.stderr
+    (tmp_path / "wave.txt").write_text("1 2 3")
+    ended = relay(ask, tmp_path)
+    assert ended.returncode == 2 and "wave.txt has 3 numbers" in ended.stderr, ended.stdout + ended.stderr
