@@ -9,7 +9,7 @@ The methods are the verbs below. The runner finds the class as the attribute `Re
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
@@ -48,15 +48,50 @@ class Loss(NamedTuple):
     averages it over the lanes of the step, whatever the number of processes."""
 
 
+class Order(Protocol):
+    """An order of map-style examples other than the runner's shuffle: mixed sources, one table per lane.
+
+    A pure function of (step, lane): it is asked on every process, in any sequence, and after every restart.
+    """
+
+    examples_per_epoch: int
+    """What one epoch counts."""
+
+    def indices(self, step: int, lane: int) -> list[int]:
+        """The examples of one lane of one step, counted from 0: at most `micro_batch_size`, at least one."""
+        ...
+
+
+class Stream(Protocol):
+    """Training examples that are read one after another: too many to count, or far away.
+
+    Each lane reads a share of its own and never ends: after its last example it begins its next epoch. A
+    cursor is small JSON that says what has been read; it is saved in checkpoints, so it alone, with the seed,
+    must say what comes next: what was read ahead of it does not count.
+    """
+
+    def read(self, lane: int, num_lanes: int, seed: int, cursor: Any | None) -> Iterator[tuple[Any, Any]]:
+        """(example, the cursor that follows it) from `cursor` on, or from the start where it is None.
+
+        The shares of lanes 0 to num_lanes - 1 are disjoint and together the whole data.
+        """
+        ...
+
+
 class Recipe(Protocol):
-    """The verbs. `prepare`, `presets`, `Request`/`answer` and `export` are optional."""
+    """The verbs. `prepare`, `presets`, `inherit`, `Request`/`answer` and `export` are optional."""
 
     best_metric: ClassVar[str]
     """The metric that chooses the best checkpoint unless `--metric_for_best_model` says otherwise."""
 
-    def data(self, split: str) -> Sequence[Any]:
+    couples_examples: ClassVar[bool] = False
+    """Whether the loss of an example depends on the others of its micro-batch (pairwise distances): then a
+    lane that does not fit into memory is never split."""
+
+    def data(self, split: str) -> Sequence[Any] | Stream:
         """Map-style examples of `split` ("train", "validation", "test"): `len()` and `[index]`; where the
-        object has `__getitems__(indices)`, a whole micro-batch is asked for at once.
+        object has `__getitems__(indices)`, a whole micro-batch is asked for at once, and where it has
+        `order(batch_size, micro_batch_size, seed) -> Order`, that is the order. "train" may be a Stream instead.
 
         A validation split that does not exist is an empty sequence. Called after `prepare`.
         Random augmentation uses the global `random`, `numpy.random` and `torch` generators: they are
@@ -97,6 +132,15 @@ class Recipe(Protocol):
     def presets() -> Mapping[str, Mapping[str, Any]]:
         """Named settings, flat with dots ({"model.hidden_size": 256, "learning_rate": 1e-3}). The one named
         "default" applies when `--preset` is not given."""
+        ...
+
+    def inherit(self, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+        """Put the weights that `--init_from` names into the fresh model of this stage, where the two are not
+        the same model (a new head, adapters). Without it, every name and shape must be the same."""
+        ...
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write the model into `folder` for other tools, where `save_pretrained` does not do it."""
         ...
 
     Request: type
