@@ -55,8 +55,20 @@ class State:
     """Run ids of the trackers, so that a resumed run continues there."""
     scaler: dict[str, float] | None = None
     """fp16's loss scale."""
-    excluded: list[int] = dataclasses.field(default_factory=list)
+    excluded: list[Any] = dataclasses.field(default_factory=list)
     """Ids of examples that are left out from now on."""
+    cursors: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Where each lane of a stream stands, by the lane's number."""
+    examples_seen: int = 0
+    """Examples in all steps so far."""
+    evaluation_due: bool = False
+    """Whether the evaluation of this step is still to be done: a signal broke it off."""
+    mean_gradient_norm: float | None = None
+    """Running mean, against which a spike is measured."""
+    largest_lane: int = 0
+    """Numbers in the largest micro-batch so far."""
+    parts: int = 1
+    """Pieces that each lane is computed in, because it does not fit into memory."""
     written_by: dict[str, Any] = dataclasses.field(default_factory=dict)
     """For people: versions, processes, threads."""
 

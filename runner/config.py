@@ -103,6 +103,10 @@ class RunSettings:
     """Use only this many evaluation examples."""
     on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
     """What to do when loss or gradient is not finite: end with status 3, leave the update out, or go back."""
+    grad_norm_spike_factor: float = 0.0
+    """A gradient norm this many times its running mean is a bad step as well; 0: never."""
+    exclude_examples: str | None = None
+    """Training examples to leave out: numbers with commas between them, or a file with one per line."""
     empty_cache_steps: int = 0
     """Steps between two releases of the accelerator's unused memory; 0: never."""
     use_expandable_segments: bool = False
@@ -129,7 +133,7 @@ class RunSettings:
         for name in optional:
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
-        for name in ("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon"):
+        for name in ("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "grad_norm_spike_factor"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: type --{name} with a number of at least 0.")
         for name in ("warmup_ratio", "min_lr_ratio", "adam_beta1", "adam_beta2"):

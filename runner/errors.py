@@ -4,8 +4,10 @@
     |-- UserError         status 2: a mistake the user can mend
     |   |-- ConfigError       a setting is unknown, misspelt or does not fit the others
     |   |-- DataError         the data are missing, empty or not what they claim to be
-    |   `-- CheckpointError   a checkpoint is missing, damaged or of another run
+    |   |-- CheckpointError   a checkpoint is missing, damaged or of another run
+    |   `-- OutOfMemory       even the smallest part of a micro-batch does not fit
     |-- DivergedError     status 3: the numbers went bad
+    |   `-- BadStep           they did in one step, and the run is to go back and leave it out
     `-- Interrupted       status 75: a signal came, and a complete checkpoint was saved
 
 A message has three parts: what came, what was wanted, what to type. It fits in three lines.
@@ -36,10 +38,18 @@ class CheckpointError(UserError):
     """A checkpoint is missing, incomplete, damaged or belongs to another model."""
 
 
+class OutOfMemory(UserError):
+    """The model does not fit into the device's memory, however small the parts."""
+
+
 class DivergedError(RelayError):
     """The loss or the gradient is not finite any more."""
 
     exit_status = 3
+
+
+class BadStep(DivergedError):
+    """A step whose numbers are bad, of a run that goes back to its last checkpoint and leaves the examples out."""
 
 
 class Interrupted(RelayError):

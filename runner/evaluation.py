@@ -3,21 +3,28 @@
 It changes nothing in training: every lane seeds its own random numbers, and no order is shared.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
+from runner.fetching import take
 from runner.hardware import Hardware, seed_everything
 from runner.lanes import key
 from runner.recipe import Batch, Loss
+from runner.sharding import whole
 
 
 def evaluate(
-    recipe: Any, model: torch.nn.Module, dataset: Sequence[Any], hardware: Hardware, micro_batch_size: int
-) -> dict[str, float]:
-    """Mean loss and the recipe's scores over a whole data set; the same on every process.
+    recipe: Any,
+    model: torch.nn.Module,
+    dataset: Sequence[Any],
+    hardware: Hardware,
+    micro_batch_size: int,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
+    """Mean loss and the recipe's scores over a whole data set; the same on every process. None where it was stopped.
 
     The loss is the sum over all scored things divided by their number, added in the data's order, so that it does
     not depend on the number of processes.
@@ -27,9 +34,12 @@ def evaluate(
     rounds = -(-len(starts) // hardware.num_processes)
     rows: list[tuple[int, Any]] = []
     sums: list[tuple[int, float, float]] = []
-    with torch.inference_mode(False), torch.no_grad(), hardware.accelerator.autocast():
+    with whole(model), torch.no_grad(), hardware.accelerator.autocast():
         for turn in range(rounds):
-            # Sharded models need every process in every forward: a process without work repeats the last batch.
+            if asked_to_stop():
+                model.train()
+                return None
+            # A process without work repeats the last batch: all count the same rounds.
             number = min(turn * hardware.num_processes + hardware.process, len(starts) - 1)
             ids = list(range(starts[number], min(starts[number] + micro_batch_size, len(dataset))))
             seed_everything(key(0, "evaluation", number))
@@ -50,13 +60,6 @@ def evaluate(
     if hardware.num_processes > 1:
         scores = broadcast_object_list([scores], from_process=0)[0]
     return scores
-
-
-def take(dataset: Any, ids: list[int]) -> list[Any]:
-    """Examples by index; all at once where the data set can."""
-    if hasattr(dataset, "__getitems__"):
-        return dataset.__getitems__(ids)
-    return [dataset[index] for index in ids]
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from torch import nn
+from torch.distributed.tensor import DTensor
 
 from runner.config import RunSettings
 from runner.errors import ConfigError
@@ -24,6 +26,8 @@ class Hardware:
     """"no", "bf16" or "fp16"."""
     reason: str
     """Why this precision."""
+    is_sharded: bool = False
+    """Whether weights, gradients and optimiser are cut over the processes (FSDP2)."""
 
     @property
     def num_processes(self) -> int:
@@ -49,9 +53,52 @@ class Hardware:
         """The main process's value, on every process."""
         return broadcast_object_list([value], from_process=0)[0] if self.num_processes > 1 else value
 
+    def sum(self, numbers: list[float]) -> list[float]:
+        """Each number, added up over the processes."""
+        return self._reduced(numbers, torch.distributed.ReduceOp.SUM)
+
+    def max(self, number: float) -> float:
+        """The largest of the processes' numbers."""
+        return self._reduced([number], torch.distributed.ReduceOp.MAX)[0]
+
+    def any(self, condition: bool) -> bool:
+        """Whether it holds on any process."""
+        return self.max(float(condition)) > 0
+
+    def _reduced(self, numbers: list[float], how: Any) -> list[float]:
+        if self.num_processes == 1:
+            return [float(number) for number in numbers]
+        packed = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(packed, how)
+        return packed.tolist()
+
+    def merged(self, own: dict[str, Any]) -> dict[str, Any]:
+        """The entries of every process's dictionary."""
+        if self.num_processes == 1:
+            return own
+        together: list[Any] = [None] * self.num_processes
+        torch.distributed.all_gather_object(together, own)
+        return {name: value for each in together for name, value in each.items()}
+
+    @torch.no_grad()
+    def mean_gradients(self, model: nn.Module) -> None:
+        """Average the gradients over the processes, as DDP does inside backward."""
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.num_processes
+
+    def clip_gradients(self, model: nn.Module, limit: float) -> float:
+        """Scale the gradients down to a norm of at most `limit`; returns the norm that they had."""
+        norm: Any = self.accelerator.clip_grad_norm_(model.parameters(), limit)  # type: ignore[arg-type]
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
     def describe(self) -> str:
         """One line for people: device, processes, precision."""
         processes = "1 process" if self.num_processes == 1 else f"{self.num_processes} processes"
+        processes += ", sharded (FSDP2)" if self.is_sharded else ""
         return f"{device_name(self.device)}, {processes}, precision {self.precision} ({self.reason})"
 
 
@@ -70,10 +117,18 @@ def open_hardware(settings: RunSettings) -> Hardware:
         )
     device_type = best_device_type()
     precision, reason = choose_precision(settings.mixed_precision, device_type)
-    if device_type == "cpu" and os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
+    # Asked for in accelerate's config, done by torch itself: accelerate's own way silently runs plain data
+    # parallelism on a CPU.
+    is_sharded = os.environ.pop("ACCELERATE_USE_FSDP", "").lower() in ("1", "true") and started > 1
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true"):
         raise ConfigError(
-            "FSDP was asked for on a CPU, where accelerate silently runs plain data parallelism instead.\n"
-            "Type --config_file accelerate_configs/cpu_2.yaml, or use GPUs."
+            "DeepSpeed was asked for, whose engine takes the step out of Relay's hands: it is not supported.\n"
+            "Type --config_file accelerate_configs/gpus_fsdp2.yaml, which shards as ZeRO-3 does."
+        )
+    if is_sharded and settings.deterministic:
+        raise ConfigError(
+            "--deterministic sums whole gradients, which FSDP cuts into shards: leave one of the two out.\n"
+            "Type --config_file accelerate_configs/gpus_ddp.yaml, or leave --deterministic out."
         )
     if settings.use_expandable_segments and device_type == "cuda":
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -92,7 +147,7 @@ def open_hardware(settings: RunSettings) -> Hardware:
             f"{started} processes were started, but accelerate joined {accelerator.num_processes} of them.\n"
             "Type accelerate launch --config_file accelerate_configs/cpu_2.yaml runner/train.py ..."
         )
-    return Hardware(accelerator, precision, reason)
+    return Hardware(accelerator, precision, reason, is_sharded)
 
 
 def close_hardware() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from typing import Any
 
 import numpy as np
 
@@ -64,8 +65,10 @@ class Lanes:
     seed: int
     total_examples: int | None = None
     """Where the run ends, in examples; the last step is then ragged. None: batches are always full."""
-    excluded: frozenset[int] = frozenset()
-    """Ids that are left out wherever they would come."""
+    excluded: frozenset[Any] = frozenset()
+    """Ids that are left out wherever they would come (of a stream: the JSON of [lane, cursor])."""
+    order: Any = None
+    """Another order than the shuffle: a `runner.recipe.Order` of the recipe's."""
 
     @property
     def num_lanes(self) -> int:
@@ -74,6 +77,14 @@ class Lanes:
 
     def indices(self, step: int, lane: int) -> list[int]:
         """Example ids of one lane in one step (counted from 0); fewer, or none, at the end of the run."""
+        ids = self._shuffled(step, lane) if self.order is None else self.order.indices(step, lane)
+        return [index for index in ids if index not in self.excluded] if self.excluded else ids
+
+    def everything(self, step: int) -> list[int]:
+        """Example ids of a whole step."""
+        return [index for lane in range(self.num_lanes) for index in self.indices(step, lane)]
+
+    def _shuffled(self, step: int, lane: int) -> list[int]:
         first = step * self.batch_size + lane * self.micro_batch_size
         last = first + self.micro_batch_size
         if self.total_examples is not None:
@@ -83,7 +94,11 @@ class Lanes:
         for epoch in np.unique(positions // self.num_examples):
             places = positions[positions // self.num_examples == epoch] % self.num_examples
             ids += permute(places, self.num_examples, key(self.seed, "epoch", int(epoch))).tolist()
-        return [index for index in ids if index not in self.excluded] if self.excluded else ids
+        return ids
+
+    def stand_in(self) -> int:
+        """An example that is not excluded, for an empty lane to compute on."""
+        return next(index for index in range(self.num_examples) if index not in self.excluded)
 
     def share(self, process: int, num_processes: int) -> range:
         """The lanes that one of `num_processes` processes runs: a block, so that tree sums are local first."""

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,8 @@ class Metrics:
     def __init__(self, path: Path, from_step: int) -> None:
         """Open for appending, and drop what a crashed run wrote after `from_step`, where this one goes on."""
         self.path = path
-        kept = [line for line in self._lines() if line["step"] <= from_step]
         if path.exists():
-            draft = path.with_name(f".{path.name}.draft")
-            draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            os.replace(draft, path)
+            replace_lines(path, [line for line in read_lines(path) if line["step"] <= from_step])
 
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Append one event. Numbers that are not finite are written as null, so that every line stays JSON."""
@@ -28,23 +25,66 @@ class Metrics:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
 
-    def _lines(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        lines = []
-        for text in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                # A process that was killed can leave half a line; the step it belongs to is done again.
-                continue
-        return lines
-
 
 def _number(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+class Ledger:
+    """The file `ledger.jsonl`: what each step consumed, as a checksum of 64 bits, over all restarts of a run.
+
+    A line `{"start": ...}` says how the order is made from there on; the lines after it hold the checksums of
+    consecutive steps, 16 hexadecimal digits each. `relay verify ledger` makes the order again and compares.
+    """
+
+    def __init__(self, path: Path, from_step: int, start: Mapping[str, Any]) -> None:
+        """Open for appending, and drop what a crashed run wrote after `from_step`, where this one goes on."""
+        self.path = path
+        self.first_step = from_step
+        self.checksums: list[str] = []
+        kept = []
+        for line in read_lines(path):
+            if "start" in line and line["start"]["step"] < from_step:
+                kept.append(line)
+            elif "steps" in line and line["first_step"] < from_step:
+                digits = line["steps"][: 16 * (from_step - line["first_step"])]
+                kept.append({"first_step": line["first_step"], "steps": digits})
+        replace_lines(path, [*kept, {"start": {"step": from_step, **start}}])
+
+    def add(self, step: int, checksum: int) -> None:
+        """Note what step number `step`, counted from 0, consumed."""
+        if not self.checksums:
+            self.first_step = step
+        self.checksums.append(f"{checksum:016x}")
+
+    def flush(self) -> None:
+        """Write what was noted; called before a checkpoint that counts these steps as done."""
+        if self.checksums:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"first_step": self.first_step, "steps": "".join(self.checksums)}) + "\n")
+            self.checksums = []
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines. A process that was killed can leave half a line: it is passed over."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def replace_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write a file of JSON lines anew, at once."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    os.replace(draft, path)
 
 
 class Speed:
@@ -76,10 +116,10 @@ class Speed:
 class Progress:
     """Lines or a bar for people; silent on every process but the main one."""
 
-    def __init__(self, is_main: bool, max_steps: int, steps_per_epoch: float) -> None:
+    def __init__(self, is_main: bool, max_steps: int, examples_per_epoch: int | None) -> None:
         self.is_main = is_main
         self.max_steps = max_steps
-        self.steps_per_epoch = steps_per_epoch
+        self.examples_per_epoch = examples_per_epoch
         self.started = time.monotonic()
         self.first_step: int | None = None
         self.bar: Any = None
@@ -108,15 +148,15 @@ class Progress:
         """Show the numbers of one logged step."""
         if not self.is_main:
             return
-        epoch = step / self.steps_per_epoch
+        epoch = f"epoch {values['epoch']:.2f}  " if "epoch" in values else ""
         shown = f"loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}"
         shown += f"  grad {values['grad_norm']:.2f}  {values['examples_per_second']:,.0f} examples/s"
         if "tokens_per_second" in values:
             shown += f"  {values['tokens_per_second']:,.0f} tokens/s"
         if self.bar is not None:
-            self.bar.set_postfix_str(f"epoch {epoch:.2f}  {shown}")
+            self.bar.set_postfix_str(epoch + shown)
         else:
-            print(f"epoch {epoch:.2f}  step {step}/{self.max_steps}  {shown}  left {self._left(step)}", flush=True)
+            print(f"{epoch}step {step}/{self.max_steps}  {shown}  left {self._left(step)}", flush=True)
 
     def evaluation(self, step: int, scores: Mapping[str, float], note: str = "") -> None:
         """Show the scores of an evaluation."""

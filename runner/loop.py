@@ -4,27 +4,28 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from runner import optim, schedule
+from runner import memory, optim, schedule
 from runner.checkpoint import State
 from runner.config import RunSettings
-from runner.errors import DivergedError, Interrupted
-from runner.evaluation import evaluate, is_better, on_device, take
+from runner.errors import BadStep, DivergedError, Interrupted
+from runner.evaluation import evaluate, is_better, on_device
+from runner.fetching import Fetched, batches
 from runner.hardware import Hardware, seed_everything
 from runner.lanes import Lanes, key
-from runner.log import Metrics, Progress, Speed
-from runner.recipe import Batch, Loss
+from runner.log import Ledger, Metrics, Progress, Speed
+from runner.recipe import Loss
 from runner.tree import Tree
 
 
 @dataclasses.dataclass
 class Run:
-    """Everything the loop works with; `runner.train` puts it together."""
+    """Everything the loop works with; `runner.session` puts it together."""
 
     settings: RunSettings
     recipe: Any
@@ -35,179 +36,268 @@ class Run:
     """The recipe's own module, without wrappers."""
     optimizer: Any
     lanes: Lanes
-    train_data: Sequence[Any]
+    train_data: Any
     eval_data: Sequence[Any]
     max_steps: int
     state: State
     metrics: Metrics | None
     """None but on the main process."""
+    ledger: Ledger | None
+    """What each step consumed; None but on the main process."""
     progress: Progress
     saver: Any
     """runner.saving.Saver: writes checkpoints."""
     signals: Any
     """runner.signals.Signals: whether the run was asked to stop."""
     best_metric: str
+    in_hand: list[Fetched] = dataclasses.field(default_factory=list)
+    """What this process's lanes hold in the current step."""
     tree: Tree | None = None
     """With --deterministic: adds up the lanes' gradients, instead of DDP."""
+
+    @property
+    def share(self) -> range:
+        """The lanes of this process."""
+        return self.lanes.share(self.hardware.process, self.hardware.num_processes)
 
 
 def train(run: Run) -> None:
     """Train from the state's step to the end.
 
-    Raises DivergedError where the numbers go bad, and Interrupted after a signal and a complete checkpoint.
+    Raises DivergedError where the numbers go bad, BadStep where they do and the run is to go back, and Interrupted
+    after a signal and a complete checkpoint.
     """
     settings, state, speed = run.settings, run.state, Speed()
-    batches = fetch(run, state.step)
-    finished = state.step >= run.max_steps or out_of_patience(run)
-    while not finished:
-        started = time.monotonic()
-        lanes = [next(batches) for _ in run.lanes.share(run.hardware.process, run.hardware.num_processes)]
-        weight, stop = agree(run, sum(batch.weight for _, batch in lanes))
-        loss, logs = accumulate(run, lanes, weight)
-        gradient_norm = update(run, loss)
-        state.step += 1
-        speed.add(settings.batch_size or 0, tokens_of(lanes) * run.hardware.num_processes, time.monotonic() - started)
-        run.progress.advance(state.step)
-
-        finished = state.step >= run.max_steps
-        # Once in a while: say how it goes.
-        if state.step % settings.logging_steps == 0 or finished:
-            log(run, loss, gradient_norm, logs, speed)
+    fetched = fetch(run)
+    while state.evaluation_due or (state.step < run.max_steps and not out_of_patience(run)):
+        if not state.evaluation_due:
+            started = time.monotonic()
+            lanes = run.in_hand = [next(fetched) for _ in run.share]
+            totals = agree(run, lanes)
+            if totals.stop:
+                leave(run, totals.stop)
+            loss, logs = accumulate(run, lanes, totals)
+            gradient_norm = update(run, loss, totals)
+            remember(run, lanes, totals)
+            speed.add(totals.examples, totals.tokens, time.monotonic() - started)
+            run.progress.advance(state.step)
+            # Once in a while: say how it goes.
+            if due(state.step, settings.logging_steps) or state.step == run.max_steps:
+                log(run, loss, gradient_norm, logs, speed)
+            state.evaluation_due = due(state.step, settings.eval_steps) or state.step == run.max_steps
         # Once in a while, and at the end: evaluate, and remember the best.
-        is_best = False
-        if due(state.step, settings.eval_steps) or finished:
-            is_best = judge(run)
-            finished = finished or out_of_patience(run)
-        # Once in a while, at the end, where it was best, and when asked to stop: save.
-        if due(state.step, settings.save_steps) or finished or is_best or stop:
+        is_best = judge(run) if state.evaluation_due else False
+        finished = state.step >= run.max_steps or out_of_patience(run)
+        # Once in a while, at the end, and where it was best: save.
+        if due(state.step, settings.save_steps) or finished or is_best:
             run.saver.save(run, is_best)
         if due(state.step, settings.empty_cache_steps):
             run.hardware.accelerator.clear()
-        if stop and not finished:
-            run.saver.wait()
-            raise Interrupted(
-                f"Stopped by {stop} at step {state.step}; saved. Go on with --resume_from_checkpoint auto."
-            )
+    if out_of_patience(run):
+        run.progress.say(
+            f"stopping early: {run.best_metric} has not improved for {settings.early_stopping_patience} evaluations; "
+            f"the best was {state.best_score:.4f} at step {state.best_step}."
+        )
     run.saver.wait()
 
 
-def fetch(run: Run, first_step: int) -> Iterator[tuple[int, Batch]]:
-    """(lane, micro-batch) for every lane of this process, step after step."""
-    share = run.lanes.share(run.hardware.process, run.hardware.num_processes)
-    loader = torch.utils.data.DataLoader(
-        Fetcher(run.recipe, run.train_data, run.lanes, run.settings.seed),  # type: ignore[arg-type]
-        sampler=Places(range(first_step, run.max_steps), share),  # type: ignore[arg-type]
-        batch_size=None,
-        collate_fn=_as_it_is,
-        num_workers=run.settings.num_workers,
-    )
-    yield from loader
+def fetch(run: Run) -> Iterator[Fetched]:
+    """The micro-batches of this process's lanes, from the state's step on."""
+    steps = range(run.state.step, run.max_steps)
+    return batches(run.recipe, run.train_data, run.lanes, run.share, steps, run.state.cursors, run.settings.num_workers)
 
 
 @dataclasses.dataclass(frozen=True)
-class Places:
-    """The (step, lane) pairs of one process, in order."""
+class Totals:
+    """What the processes know of a step together."""
 
-    steps: range
-    lanes: range
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((step, lane) for step in self.steps for lane in self.lanes)
-
-
-def _as_it_is(fetched: Any) -> Any:
-    return fetched
-
-
-@dataclasses.dataclass
-class Fetcher:
-    """Makes the micro-batch of a (step, lane); lives in the worker processes where there are some."""
-
-    recipe: Any
-    data: Sequence[Any]
-    lanes: Lanes
-    seed: int
-
-    def __getitem__(self, place: tuple[int, int]) -> tuple[int, Batch]:
-        """The lane's number and micro-batch. A lane that the ragged last step leaves empty weighs nothing."""
-        step, lane = place
-        seed_everything(key(self.seed, "data", step, lane))
-        ids = self.lanes.indices(step, lane)
-        batch = self.recipe.collate(take(self.data, ids or [0]))
-        if not ids:
-            batch.weight = batch.tokens = 0
-        return lane, batch
+    weight: float
+    """What the loss is divided by."""
+    lanes: int
+    """Lanes that hold examples: what the auxiliary losses are averaged over."""
+    examples: int
+    tokens: int
+    checksum: int
+    """63 bits per lane, summed: what the step consumed."""
+    is_larger: bool
+    """Whether a lane is larger than any before it, so that it may not fit into memory."""
+    stop: str | None
+    """The signal that asked for the end."""
 
 
-def agree(run: Run, weight: float) -> tuple[float, str | None]:
-    """The weight of the whole step, and whether any process was asked to stop: one small all-reduce."""
+def agree(run: Run, lanes: list[Fetched]) -> Totals:
+    """Add up over the processes what each knows of this step: one small all-reduce."""
     signal = run.signals.number
-    if run.hardware.num_processes > 1:
-        sums = torch.tensor([weight, signal > 0], dtype=torch.float32, device=run.hardware.device)
-        total = run.hardware.accelerator.reduce(sums, "sum")
-        assert isinstance(total, torch.Tensor)
-        weight, asked = total.tolist()
-        if asked and not signal:
-            return weight, "a signal to another process"
-    return weight, run.signals.name(signal) if signal else None
+    checksum = sum(lane.checksum(run.state.step) for lane in lanes)
+    larger = [lane for lane in lanes if memory.size(lane.batch) > run.state.largest_lane]
+    own = [
+        sum(lane.batch.weight for lane in lanes),
+        sum(not lane.is_empty for lane in lanes),
+        sum(len(lane.consumed) for lane in lanes),
+        sum(lane.batch.tokens for lane in lanes),
+        # In halves, because a float holds 53 bits exactly.
+        checksum >> 32,
+        checksum & 0xFFFFFFFF,
+        len(larger),
+        signal > 0,
+    ]
+    weight, full, examples, tokens, high, low, num_larger, asked = run.hardware.sum(own)
+    stop = None
+    if asked:
+        stop = run.signals.name(signal) if signal else "a signal to another process"
+    return Totals(
+        weight, int(full), int(examples), int(tokens), ((int(high) << 32) + int(low)) % 2**64, num_larger > 0, stop
+    )
 
 
-def accumulate(
-    run: Run, lanes: list[tuple[int, Batch]], weight: float
-) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
+def leave(run: Run, signal: str) -> None:
+    """Save completely, then raise Interrupted."""
+    run.saver.save(run, is_best=False)
+    run.saver.wait()
+    raise Interrupted(f"Stopped by {signal} at step {run.state.step}; saved. Go on with --resume_from_checkpoint auto.")
+
+
+def accumulate(run: Run, lanes: list[Fetched], totals: Totals) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
     """Forward and backward of this process's lanes: the gradient of sum / weight, plus the lanes' mean auxiliary.
 
     Returns this process's share of the step's loss (a sum over its lanes, already divided) and the lanes' logs.
     """
-    accelerator = run.hardware.accelerator
-    total = torch.zeros((), device=run.hardware.device)
-    all_logs = []
-    # DDP averages the gradients over the processes; the loss is a sum over them. The tree sums.
-    ranks = run.hardware.num_processes if run.tree is None else 1
-    for number, (lane, batch) in enumerate(lanes):
-        batch = on_device(batch, run.hardware.device)
-        seed_everything(key(run.settings.seed, "model", run.state.step, lane))
-        reduces = run.tree is None and number == len(lanes) - 1
-        with nullcontext() if reduces else accelerator.no_sync(run.model), accelerator.autocast():
-            loss = Loss(*run.recipe.loss(run.model, batch))
-            # An empty lane takes part, so that every process reduces, and counts nothing.
-            share = loss.sum / max(weight, 1e-9) if batch.weight else loss.sum * 0
-            whole = share * ranks
-            if loss.auxiliary is not None:
-                whole = whole + loss.auxiliary * (ranks / run.lanes.num_lanes)
-            accelerator.backward(whole)
-        if run.tree is not None:
-            run.tree.add_lane()
-        total += share.detach()
-        all_logs.append(dict(loss.logs))
+    while True:
+        # A lane that may not fit is tried without the others waiting inside DDP's reduction for this process.
+        is_alone = run.hardware.num_processes == 1
+        careful = not is_alone and totals.is_larger and not run.hardware.is_sharded
+        overlaps = run.tree is None and not careful
+        fits = True
+        total = torch.zeros((), device=run.hardware.device)
+        all_logs: list[dict[str, torch.Tensor]] = []
+        try:
+            for number, lane in enumerate(lanes):
+                reduces = overlaps and number == len(lanes) - 1
+                share, logs = backward(run, lane, totals, reduces)
+                total += share
+                all_logs.append(logs)
+        except RuntimeError as error:
+            if not memory.is_out_of_memory(error) or not (is_alone or careful):
+                raise
+            memory.check_splittable(run.recipe, lanes, run.state.parts, error)
+            fits = False
+        if careful:
+            fits = not run.hardware.any(not fits)
+        if fits:
+            break
+        split_lanes(run)
     if run.tree is not None:
         run.tree.finish()
+    elif careful:
+        run.hardware.mean_gradients(run.model)
     return total, all_logs
 
 
-def update(run: Run, loss: torch.Tensor) -> float:
-    """Clip and take one step of the optimiser, unless the gradient is not finite. Returns the gradient's norm.
+def backward(run: Run, lane: Fetched, totals: Totals, reduces: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Forward and backward of one lane, in as many parts as memory asks for."""
+    hardware = run.hardware
+    # DDP and FSDP average the gradients over the processes; the loss is a sum over them. The tree sums.
+    ranks = hardware.num_processes if run.tree is None else 1
+    parts = memory.split(lane.batch, run.state.parts)
+    total, logs = torch.zeros((), device=hardware.device), {}
+    for number, (part, fraction) in enumerate(parts):
+        batch = on_device(part, hardware.device)
+        seed_everything(key(run.settings.seed, "model", run.state.step, lane.lane, *([number] if number else [])))
+        with reduction(run, reduces and number == len(parts) - 1), hardware.accelerator.autocast():
+            loss = Loss(*run.recipe.loss(run.model, batch))
+            # An empty lane takes part, so that every process reduces, and counts nothing.
+            share = loss.sum / totals.weight if not lane.is_empty and totals.weight else loss.sum * 0
+            whole = share * ranks
+            if loss.auxiliary is not None:
+                scale = 0.0 if lane.is_empty else ranks * fraction / totals.lanes
+                whole = whole + loss.auxiliary * scale
+            # A loss that is not finite makes every gradient so, and with it the norm on every process.
+            hardware.accelerator.backward(whole * torch.where(whole.detach().isfinite(), 1.0, torch.nan))
+        total += share.detach()
+        logs = dict(loss.logs)
+    if run.tree is not None:
+        run.tree.add_lane()
+    return total, logs
 
-    DDP has summed the gradients: a process with a bad one has made them bad, and seen, on all.
+
+@contextmanager
+def reduction(run: Run, now: bool) -> Iterator[None]:
+    """Whether the gradients of this backward go over to the other processes at its end."""
+    if hasattr(run.model, "set_requires_gradient_sync"):
+        run.model.set_requires_gradient_sync(now)  # type: ignore[operator]
+        yield
+    elif now or run.tree is not None:
+        yield
+    else:
+        with run.hardware.accelerator.no_sync(run.model):
+            yield
+
+
+def split_lanes(run: Run) -> None:
+    """Halve the parts that every lane is computed in, and forget what was computed of this step."""
+    run.optimizer.zero_grad()
+    if run.tree is not None:
+        run.tree.clear()
+    run.hardware.accelerator.clear()
+    run.state.parts *= 2
+    run.progress.say(
+        f"step {run.state.step + 1}: out of memory; every lane is computed in {run.state.parts} parts from here on, "
+        f"with the same result. Set --micro_batch_size lower for the next run."
+    )
+
+
+def update(run: Run, loss: torch.Tensor, totals: Totals) -> float:
+    """Clip and take one step of the optimiser, unless the numbers are bad. Returns the gradient's norm.
+
+    The gradients have been summed: a process with a bad one has made them bad, and seen, on all.
     """
-    settings, accelerator = run.settings, run.hardware.accelerator
-    learning_rate = schedule.learning_rate(settings, run.state.step, run.max_steps)
-    beta1 = schedule.adam_beta1(settings, run.state.step, run.max_steps)
+    settings, state = run.settings, run.state
+    learning_rate = schedule.learning_rate(settings, state.step, run.max_steps)
+    beta1 = schedule.adam_beta1(settings, state.step, run.max_steps)
     optim.set_step(run.optimizer, learning_rate, beta1)
-    limit = settings.max_grad_norm or math.inf
-    norm = float(accelerator.clip_grad_norm_(run.model.parameters(), limit))  # type: ignore[arg-type]
-    if math.isfinite(norm) or run.hardware.precision == "fp16":
-        run.optimizer.step()
+    norm = run.hardware.clip_gradients(run.model, settings.max_grad_norm or math.inf)
+    wrong = trouble(run, norm)
+    if wrong is None:
+        # A step of which every example was left out has nothing to teach.
+        if totals.lanes:
+            run.optimizer.step()
+            mean = state.mean_gradient_norm
+            state.mean_gradient_norm = norm if mean is None else 0.98 * mean + 0.02 * norm
     elif settings.on_bad_step == "skip":
-        run.progress.say(f"step {run.state.step + 1}: the gradient is {norm}; the update is left out.")
+        run.progress.say(f"step {state.step + 1}: {wrong}; the update is left out.")
+    elif settings.on_bad_step == "rollback":
+        raise BadStep(f"Step {state.step + 1}: {wrong}.")
     else:
         raise DivergedError(
-            f"The gradient norm of step {run.state.step + 1} is {norm} (loss {float(loss):.4g} on this process); "
-            "nothing of that step was kept.\nLower --learning_rate, lengthen --warmup_steps, or go on from the last "
-            "checkpoint with --on_bad_step skip --resume_from_checkpoint auto."
+            f"Step {state.step + 1}: {wrong} (loss {float(loss):.4g} on this process); nothing of that step was kept."
+            "\nLower --learning_rate, lengthen --warmup_steps, or go on from the last checkpoint with "
+            "--on_bad_step rollback --resume_from_checkpoint auto."
         )
     run.optimizer.zero_grad()
     return norm
+
+
+def trouble(run: Run, norm: float) -> str | None:
+    """What is wrong with a step whose gradient has this norm; None where nothing is."""
+    # fp16's loss scale steps over what is not finite by itself, and looks for a smaller scale.
+    if not math.isfinite(norm):
+        return None if run.hardware.precision == "fp16" else f"the gradient norm is {norm}"
+    mean, factor = run.state.mean_gradient_norm, run.settings.grad_norm_spike_factor
+    if factor and mean and run.state.step >= 20 and norm > factor * mean:
+        return f"the gradient norm is {norm:.3g}, {norm / mean:.1f} times its running mean"
+    return None
+
+
+def remember(run: Run, lanes: list[Fetched], totals: Totals) -> None:
+    """Count the step as done, and note what it consumed."""
+    state = run.state
+    if run.ledger is not None:
+        run.ledger.add(state.step, totals.checksum)
+    state.step += 1
+    state.examples_seen += totals.examples
+    state.cursors |= {str(lane.lane): lane.cursor for lane in lanes if lane.cursor is not None}
+    if totals.is_larger:
+        state.largest_lane = int(run.hardware.max(max(memory.size(lane.batch) for lane in lanes)))
 
 
 def log(run: Run, loss: torch.Tensor, norm: float, logs: list[dict[str, torch.Tensor]], speed: Speed) -> None:
@@ -231,7 +321,7 @@ def log(run: Run, loss: torch.Tensor, norm: float, logs: list[dict[str, torch.Te
         "loss": numbers.pop(0),
         "learning_rate": schedule.learning_rate(run.settings, step - 1, run.max_steps),
         "grad_norm": norm,
-        "epoch": step * run.lanes.batch_size / max(run.lanes.num_examples, 1),
+        **epoch_of(run),
         **speed.take(),
     }
     for name, shape in zip(names, shapes, strict=True):
@@ -240,8 +330,16 @@ def log(run: Run, loss: torch.Tensor, norm: float, logs: list[dict[str, torch.Te
         values[name] = taken[0] if not shape else torch.tensor(taken).reshape(shape).tolist()
     if run.metrics is not None:
         run.metrics.write(step, "train", values)
+    if run.ledger is not None:
+        run.ledger.flush()
     run.progress.step(step, values)
     track(run, "train", values)
+
+
+def epoch_of(run: Run) -> dict[str, float]:
+    """Passes over the training split so far; nothing for a stream of unknown length."""
+    per_epoch = run.progress.examples_per_epoch
+    return {"epoch": run.state.examples_seen / per_epoch} if per_epoch else {}
 
 
 def track(run: Run, split: str, values: dict[str, Any]) -> None:
@@ -259,11 +357,26 @@ def track(run: Run, split: str, values: dict[str, Any]) -> None:
 
 
 def judge(run: Run) -> bool:
-    """Evaluate, and keep the best score, its step and the patience in the state. True where this is the best."""
-    if not len(run.eval_data):
+    """Evaluate, and keep the best score, its step and the patience in the state. True where this is the best.
+
+    Where a signal comes in between, the evaluation is broken off, and done again after the restart.
+    """
+    state, name = run.state, run.best_metric
+    if len(run.eval_data):
+
+        def asked() -> bool:
+            return run.hardware.any(run.signals.number > 0)
+
+        scores = evaluate(run.recipe, run.bare_model, run.eval_data, run.hardware, run.settings.micro_batch_size, asked)
+        if scores is None:
+            number = run.signals.number
+            leave(run, run.signals.name(number) if number else "a signal to another process")
+            return False
+    else:
+        scores = {}
+    state.evaluation_due = False
+    if not scores:
         return False
-    scores = evaluate(run.recipe, run.bare_model, run.eval_data, run.hardware, run.settings.micro_batch_size)
-    name, state = run.best_metric, run.state
     better = is_better(name, scores.get(name, math.nan), state.best_score, run.settings.greater_is_better)
     if better:
         state.best_score, state.best_step = scores[name], state.step
@@ -278,22 +391,11 @@ def judge(run: Run) -> bool:
 
 
 def out_of_patience(run: Run) -> bool:
-    """Whether evaluation has not improved for as long as the settings allow; says so."""
+    """Whether evaluation has not improved for as long as the settings allow."""
     patience = run.settings.early_stopping_patience
-    if patience is None or run.state.evaluations_without_improvement < patience:
-        return False
-    run.progress.say(
-        f"stopping early: {run.best_metric} has not improved for {patience} evaluations; "
-        f"the best was {run.state.best_score:.4f} at step {run.state.best_step}."
-    )
-    return True
+    return patience is not None and run.state.evaluations_without_improvement >= patience
 
 
 def due(step: int, every: int) -> bool:
     """Whether something that happens every so many steps happens now; 0 means never."""
     return every > 0 and step % every == 0
-
-
-def tokens_of(lanes: list[tuple[int, Batch]]) -> int:
-    """Tokens in this process's lanes."""
-    return sum(batch.tokens for _, batch in lanes)

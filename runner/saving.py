@@ -37,7 +37,12 @@ class Saver:
         self.wait()
         if run.state.step == self.saved_step and not is_best:
             return
+        if run.ledger is not None:
+            run.ledger.flush()
         state: State = copy.deepcopy(run.state)
+        # Each process knows where its own lanes stand; of the others' it knows only where the run was resumed.
+        own = {str(lane) for lane in run.share}
+        state.cursors = run.hardware.merged({lane: at for lane, at in state.cursors.items() if lane in own})
         state.written_by = versions(run.hardware.num_processes)
         if run.hardware.accelerator.scaler is not None:
             state.scaler = run.hardware.accelerator.scaler.state_dict()
@@ -77,17 +82,22 @@ def versions(num_processes: int) -> dict[str, Any]:
     }
 
 
-def save_final(output_dir: Path, model: nn.Module, assets: Path, files: dict[str, str]) -> Path:
-    """Write `final/`: the model as others load it, with tokenizer (or what else was fitted) and model card."""
+def save_final(
+    output_dir: Path, model: nn.Module, tensors: dict[str, torch.Tensor], assets: Path, files: dict[str, str]
+) -> Path:
+    """Write `final/`: the model as others load it, with tokenizer (or what else was fitted) and model card.
+
+    `tensors` are the model's, gathered from all processes.
+    """
     final = output_dir / "final"
     draft = output_dir / f"{checkpoint.DRAFT}final-{uuid.uuid4().hex[:8]}"
     draft.mkdir(parents=True)
     if assets.is_dir():
         shutil.copytree(assets, draft, dirs_exist_ok=True)
     if hasattr(model, "save_pretrained"):
-        model.save_pretrained(draft)  # type: ignore[operator]
+        model.save_pretrained(draft, state_dict=tensors)  # type: ignore[operator]
     else:
-        checkpoint.save_file(checkpoint.model_tensors(model), draft / "model.safetensors")
+        checkpoint.save_file(tensors, draft / "model.safetensors", metadata={"format": "pt"})
     for name, text in files.items():
         (draft / name).write_text(text, encoding="utf-8")
     checkpoint.seal(draft)

@@ -1,5 +1,7 @@
 """One run from its settings to its final model: put the parts together, train, and write what others load."""
 
+import dataclasses
+import json
 import math
 import os
 import shutil
@@ -14,11 +16,13 @@ from torch import nn
 from runner import checkpoint, loop
 from runner.checkpoint import State
 from runner.config import Config, RunSettings, write_yaml
-from runner.errors import CheckpointError, ConfigError, DataError
+from runner.errors import BadStep, CheckpointError, ConfigError, DataError, DivergedError
+from runner.fetching import is_stream
 from runner.hardware import Hardware, open_hardware, seed_everything
 from runner.lanes import Lanes, check_batch, check_world, key
-from runner.log import Metrics, Progress
+from runner.log import Ledger, Metrics, Progress
 from runner.saving import Saver, save_final
+from runner.sharding import shard
 from runner.signals import Signals
 from runner.tree import Tree
 
@@ -31,41 +35,115 @@ def run(config: Config) -> None:
     output_dir = Path(config.run.output_dir or "")
     found, state = _resume_point(config.run, output_dir, hardware)
     config = config.with_run(batch_size=_batch_size(config, state, hardware))
-    run_settings = config.run
-    check_batch(run_settings.batch_size or 0, run_settings.micro_batch_size)
-    check_world((run_settings.batch_size or 0) // run_settings.micro_batch_size, hardware.num_processes)
+    settings = config.run
+    check_batch(settings.batch_size or 0, settings.micro_batch_size)
+    check_world((settings.batch_size or 0) // settings.micro_batch_size, hardware.num_processes)
 
     recipe = prepare(config, output_dir / "assets", found, hardware)
-    train_data = limited(recipe.data("train"), run_settings.max_train_examples)
-    eval_data = limited(recipe.data("validation"), run_settings.max_eval_examples)
-    if not len(train_data):
-        raise DataError("The training split is empty: check the data settings of the recipe.")
-    lanes, max_steps = plan(run_settings, len(train_data), state)
-
-    seed_everything(key(run_settings.seed, "weights"))
-    model = recipe.model()
-    if run_settings.gradient_checkpointing:
-        enable_gradient_checkpointing(model)
-    _load_weights(model, found, run_settings)
+    train_data = training_data(recipe, settings)
+    eval_data = limited(recipe.data("validation"), settings.max_eval_examples)
+    lanes, max_steps = plan(settings, train_data, state)
+    model = first_weights(recipe, settings)
     run = assemble(config, hardware, recipe, model, lanes, train_data, eval_data, max_steps, state, signals)
     if found is not None:
-        tensors = checkpoint.read_tensors(found / "optimizer.safetensors")
-        checkpoint.load_optimizer(run.bare_model, run.optimizer, tensors)
-        if state.scaler is not None and hardware.accelerator.scaler is not None:
-            hardware.accelerator.scaler.load_state_dict(state.scaler)
+        restore(run, found)
     _introduce(run, config, found)
-    if run_settings.dry_run:
-        run.progress.say("dry run: settings, data and model are in order; nothing was written.")
+    if settings.dry_run:
+        _try_one_step(run)
         return
+    _open_files(run, config)
     _start_trackers(run, config)
-    torch.autograd.set_detect_anomaly(run_settings.debug)
-    loop.train(run)
+    torch.autograd.set_detect_anomaly(settings.debug)
+    while True:
+        try:
+            loop.train(run)
+            break
+        except BadStep as bad:
+            go_back(run, str(bad))
     _finish(run, config, output_dir)
+
+
+def first_weights(recipe: Any, settings: RunSettings) -> nn.Module:
+    """The model that a run starts with: fresh from the seed, or with the weights of `init_from`."""
+    seed_everything(key(settings.seed, "weights"))
+    model = recipe.model()
+    if settings.gradient_checkpointing:
+        enable_gradient_checkpointing(model)
+    if settings.init_from:
+        source = _source_of_weights(settings.init_from)
+        tensors = checkpoint.read_tensors(source / "model.safetensors")
+        if hasattr(recipe, "inherit"):
+            recipe.inherit(model, tensors)
+        else:
+            checkpoint.load_model(model, tensors, str(source))
+    return model
+
+
+def restore(run: loop.Run, found: Path) -> None:
+    """Put the weights and the optimiser of a checkpoint into the run; its state is there already."""
+    checkpoint.load_model(run.bare_model, checkpoint.read_tensors(found / "model.safetensors"), str(found))
+    tensors = checkpoint.read_tensors(found / "optimizer.safetensors")
+    checkpoint.load_optimizer(run.bare_model, run.optimizer, tensors)
+    scaler = run.hardware.accelerator.scaler
+    if run.state.scaler is not None and scaler is not None:
+        scaler.load_state_dict(run.state.scaler)
+
+
+def go_back(run: loop.Run, wrong: str) -> None:
+    """Return to the last good checkpoint, or to the start, and leave out the examples of the bad step from there on."""
+    run.saver.wait()
+    hardware, state = run.hardware, run.state
+    examples = run.lanes.everything(state.step) if run.lanes.num_examples else _stream_examples(run)
+    found, before = _resume_point(
+        dataclasses.replace(run.settings, resume_from_checkpoint="auto"), run.saver.output_dir, hardware
+    )
+    before.excluded = sorted({*state.excluded, *examples}, key=str)
+    if not examples:
+        raise DivergedError(
+            f"{wrong} All of its examples were left out before: the data are not what is wrong.\n"
+            "Lower --learning_rate or lengthen --warmup_steps, and start anew."
+        )
+    run.progress.say(
+        f"{wrong} Going back to step {before.step} ({found or 'the start'}), without its {len(examples)} examples: "
+        f"{', '.join(map(str, examples[:8]))}{' ...' if len(examples) > 8 else ''}."
+    )
+    before.num_examples, before.batch_size = state.num_examples, state.batch_size
+    before.micro_batch_size, before.seed, before.trackers = state.micro_batch_size, state.seed, state.trackers
+    run.state = before
+    run.lanes = dataclasses.replace(run.lanes, excluded=frozenset(before.excluded))
+    run.optimizer.zero_grad()
+    run.optimizer.state.clear()
+    if found is not None:
+        restore(run, found)
+    else:
+        fresh = first_weights(run.recipe, run.settings)
+        checkpoint.load_model(run.bare_model, checkpoint.model_tensors(fresh), "the fresh model")
+    run.saver.saved_step = -1
+    _open_metrics(run)
+
+
+def _stream_examples(run: loop.Run) -> list[str]:
+    """The examples of the step that just went bad, as `Lanes.excluded` names those of a stream."""
+    own = {str(lane.lane): [json.dumps([lane.lane, cursor]) for cursor in lane.consumed] for lane in run.in_hand}
+    together = run.hardware.merged(own)
+    return [name for lane in sorted(together, key=int) for name in together[lane]]
+
+
+def _try_one_step(run: loop.Run) -> None:
+    """Dry run: forward and backward of one step, without an update."""
+    fetched = loop.fetch(run)
+    lanes = [next(fetched) for _ in run.share]
+    loss, _ = loop.accumulate(run, lanes, loop.agree(run, lanes))
+    (total,) = run.hardware.sum([float(loss)])
+    run.progress.say(f"dry run: one step has a loss of {total:.4f}; nothing was written.")
 
 
 def prepare(config: Config, assets: Path, found: Path | None, hardware: Hardware) -> Any:
     """The recipe, bound to what it fits on the training split; one process fits, the others read."""
-    recipe, source = config.recipe, found or (Path(config.run.init_from) if config.run.init_from else None)
+    recipe, source = (
+        config.recipe,
+        found or (_source_of_weights(config.run.init_from) if config.run.init_from else None),
+    )
     if hardware.is_main and not config.run.dry_run:
         assets.mkdir(parents=True, exist_ok=True)
         if source is not None and (source / "assets").is_dir():
@@ -89,23 +167,80 @@ def limited(data: Sequence[Any], most: int | None) -> Sequence[Any]:
     return torch.utils.data.Subset(data, range(most))  # type: ignore[return-value, arg-type]
 
 
-def plan(settings: RunSettings, num_examples: int, state: State) -> tuple[Lanes, int]:
+def training_data(recipe: Any, settings: RunSettings) -> Any:
+    """The training split: examples by index, or a stream. Raises DataError where it is empty."""
+    data = recipe.data("train")
+    if is_stream(data):
+        if settings.max_train_examples is not None:
+            raise ConfigError(
+                "max_train_examples cannot cut a stream: limit the data at their source, or the run by --max_steps."
+            )
+        return data
+    if settings.max_train_examples is not None and hasattr(data, "order"):
+        raise ConfigError(
+            "max_train_examples cannot cut data with an order of their own: limit them by the recipe's settings."
+        )
+    data = limited(data, settings.max_train_examples)
+    if not len(data):
+        raise DataError("The training split is empty: check the data settings of the recipe.")
+    return data
+
+
+def plan(settings: RunSettings, data: Any, state: State) -> tuple[Lanes, int]:
     """The lanes and the number of steps of a run. Raises CheckpointError where the data are not those of before."""
-    if state.num_examples and state.num_examples != num_examples:
+    num_examples = 0 if is_stream(data) else len(data)
+    if state.batch_size and state.num_examples != num_examples:
         raise CheckpointError(
             f"The checkpoint's run had {state.num_examples} training examples; now there are {num_examples}.\n"
             "Give the same data settings, or start anew from its weights: --init_from CHECKPOINT --output_dir NEW."
         )
-    batch_size = settings.batch_size or 0
-    total = None
-    max_steps = settings.max_steps
+    batch_size, micro_batch_size = settings.batch_size or 0, settings.micro_batch_size
+    order = data.order(batch_size, micro_batch_size, settings.seed) if hasattr(data, "order") else None
+    per_epoch = examples_per_epoch(data, order)
+    total, max_steps = None, settings.max_steps
     if max_steps is None:
-        total = math.ceil((settings.num_train_epochs or 3.0) * num_examples)
+        if per_epoch is None:
+            raise ConfigError(
+                "The training data are a stream of unknown length: type --max_steps with the updates to make."
+            )
+        total = math.ceil((settings.num_train_epochs or 3.0) * per_epoch)
         max_steps = math.ceil(total / batch_size)
-    lanes = Lanes(num_examples, batch_size, settings.micro_batch_size, settings.seed, total, frozenset(state.excluded))
-    state.batch_size, state.micro_batch_size = batch_size, settings.micro_batch_size
+    state.excluded = state.excluded or _excluded(settings.exclude_examples)
+    if num_examples and len(set(state.excluded)) >= num_examples:
+        raise ConfigError("exclude_examples leaves no example: check its numbers.")
+    lanes = Lanes(
+        num_examples,
+        batch_size,
+        micro_batch_size,
+        settings.seed,
+        None if order is not None or not num_examples else total,
+        frozenset(state.excluded),
+        order,
+    )
+    state.batch_size, state.micro_batch_size = batch_size, micro_batch_size
     state.seed, state.num_examples = settings.seed, num_examples
     return lanes, max_steps
+
+
+def examples_per_epoch(data: Any, order: Any) -> int | None:
+    """What one epoch counts; None where nobody knows."""
+    if order is not None:
+        return order.examples_per_epoch
+    return getattr(data, "examples_per_epoch", None) if is_stream(data) else len(data)
+
+
+def _excluded(wish: str | None) -> list[Any]:
+    """The ids that a user asked to leave out. Raises ConfigError where they are not numbers."""
+    if wish is None:
+        return []
+    path = Path(wish)
+    text = path.read_text(encoding="utf-8") if path.is_file() else wish
+    try:
+        return sorted({int(word) for word in text.replace(",", " ").split()})
+    except ValueError:
+        raise ConfigError(
+            f"exclude_examples is {wish!r}: type numbers with commas between them, or the path of a file of numbers."
+        ) from None
 
 
 def enable_gradient_checkpointing(model: nn.Module) -> None:
@@ -138,6 +273,10 @@ def assemble(
         torch.use_deterministic_algorithms(True, warn_only=True)
         tree = Tree(model, lanes.num_lanes, hardware.process, hardware.num_processes)
         prepared, optimizer = model.to(hardware.device), adamw(model, settings, hardware.device)
+    elif hardware.is_sharded:
+        tree = None
+        prepared = shard(model.to(hardware.device), hardware.device.type, hardware.num_processes)
+        optimizer = adamw(prepared, settings, hardware.device)
     else:
         tree = None
         prepared, optimizer = accelerator.prepare(model, adamw(model, settings, hardware.device))
@@ -158,7 +297,8 @@ def assemble(
         max_steps=max_steps,
         state=state,
         metrics=None,
-        progress=Progress(hardware.is_main, max_steps, len(train_data) / lanes.batch_size),
+        ledger=None,
+        progress=Progress(hardware.is_main, max_steps, examples_per_epoch(train_data, lanes.order)),
         saver=Saver(output_dir, _yaml_text(config), output_dir / "assets", settings.save_total_limit, hardware.is_main),
         signals=signals,
         best_metric=best_metric,
@@ -232,16 +372,17 @@ def _batch_size(config: Config, state: State, hardware: Hardware) -> int:
     return settings.batch_size or derived or 32
 
 
-def _load_weights(model: nn.Module, found: Path | None, settings: RunSettings) -> None:
-    if found is not None:
-        checkpoint.load_model(model, checkpoint.read_tensors(found / "model.safetensors"), str(found))
-    elif settings.init_from:
-        source = checkpoint.follow(Path(settings.init_from))
-        if not source.is_dir():
-            raise CheckpointError(
-                f"There is no folder {settings.init_from}: type --init_from with a checkpoint folder."
-            )
-        checkpoint.load_model(model, checkpoint.read_tensors(source / "model.safetensors"), str(source))
+def _source_of_weights(init_from: str) -> Path:
+    """The folder that `--init_from` means: of a run its `final`, else its latest checkpoint, or a checkpoint itself."""
+    folder = Path(init_from)
+    for candidate in (folder / "final", folder / "checkpoint-latest", folder):
+        source = checkpoint.follow(candidate)
+        if (source / "model.safetensors").is_file():
+            return source
+    raise CheckpointError(
+        f"{init_from} holds no model.safetensors.\n"
+        "Type --init_from with the folder of a run, of a checkpoint or of final."
+    )
 
 
 def _introduce(run: loop.Run, config: Config, found: Path | None) -> None:
@@ -253,18 +394,40 @@ def _introduce(run: loop.Run, config: Config, found: Path | None) -> None:
     say(f"recipe {config.recipe_name}, preset {config.preset or 'default'}, into {run.settings.output_dir}")
     say(f"hardware: {run.hardware.describe()}")
     say(f"model: {type(run.bare_model).__name__}, {total:,} parameters{share}")
+    training = "a stream of" if is_stream(run.train_data) else f"{len(run.train_data):,}"
     say(
-        f"data: {len(run.train_data):,} training and {len(run.eval_data):,} validation examples; "
+        f"data: {training} training and {len(run.eval_data):,} validation examples; "
         f"{run.max_steps:,} steps of {run.lanes.batch_size} examples in {run.lanes.num_lanes} lanes"
     )
     if found is not None:
         say(f"going on from {found} at step {run.state.step}")
-    if not run.hardware.is_main or run.settings.dry_run:
-        return
+
+
+def _open_files(run: loop.Run, config: Config) -> None:
+    """Write the settings, and open metrics and ledger, on the main process."""
     output_dir = Path(run.settings.output_dir or "")
-    output_dir.mkdir(parents=True, exist_ok=True)
-    write_yaml(config, output_dir / "config.yaml")
-    run.metrics = Metrics(output_dir / "metrics.jsonl", run.state.step)
+    if run.hardware.is_main:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_yaml(config, output_dir / "config.yaml")
+    _open_metrics(run)
+
+
+def _open_metrics(run: loop.Run) -> None:
+    """Open metrics and ledger on the main process where the state is, without what came after it."""
+    if not run.hardware.is_main:
+        return
+    output_dir, state, lanes = Path(run.settings.output_dir or ""), run.state, run.lanes
+    run.metrics = Metrics(output_dir / "metrics.jsonl", state.step)
+    start = {
+        "seed": lanes.seed,
+        "num_examples": lanes.num_examples,
+        "batch_size": lanes.batch_size,
+        "micro_batch_size": lanes.micro_batch_size,
+        "total_examples": lanes.total_examples,
+        "excluded": state.excluded,
+        "processes": run.hardware.num_processes,
+    }
+    run.ledger = Ledger(output_dir / "ledger.jsonl", state.step, start)
 
 
 def _yaml_text(config: Config) -> str:
@@ -305,10 +468,10 @@ def _finish(run: loop.Run, config: Config, output_dir: Path) -> None:
     """Write `final/` and the report, and close what is open."""
     run.progress.close()
     accelerator = run.hardware.accelerator
-    accelerator.wait_for_everyone()
+    tensors = checkpoint.model_tensors(run.bare_model)
     if run.hardware.is_main:
         files = {"config.yaml": _yaml_text(config), "README.md": model_card(run, config)}
-        final = save_final(output_dir, run.bare_model, output_dir / "assets", files)
+        final = save_final(output_dir, run.bare_model, tensors, output_dir / "assets", files)
         print(f"finished at step {run.state.step}: {final}", flush=True)
     if run.settings.report_to != "none":
         accelerator.end_training()

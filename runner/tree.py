@@ -46,6 +46,10 @@ class Tree:
             level += 1
         self.stack.append((level, merged))
 
+    def clear(self) -> None:
+        """Forget what was added of this step."""
+        self.in_row, self.lanes_in_row, self.stack = None, 0, []
+
     def finish(self) -> None:
         """Put the sum over all lanes of all processes into the parameters' gradients."""
         (_, local), self.stack = self.stack.pop(), []

@@ -1,39 +1,34 @@
-"""Starting trainings as users do, in processes of their own."""
+"""What the tests of the laws share: the toy recipe's command line, and what a run has left."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from runner import trials
+
 REPOSITORY = Path(__file__).resolve().parent.parent
-TOY = REPOSITORY / "tests" / "toy_recipe.py"
+TOY = str(REPOSITORY / "tests" / "toy_recipe.py")
+SHORT = ("--recipe", TOY, "--max_steps", "24", "--batch_size", "16", "--micro_batch_size", "4", "--logging_steps", "1")
+SHORT += ("--eval_steps", "10", "--save_steps", "5", "--mixed_precision", "no", "--learning_rate", "0.01")
 
 
-def start(*arguments: str, processes: int = 1, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start a training of 1, 2 or 4 processes; more than one run on gloo, under torchrun."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return subprocess.Popen(
-        [*launcher, str(REPOSITORY / "runner" / "train.py"), *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def train(folder: Path, *arguments: str, processes: int = 1, **environment: str) -> str:
+    """Run a short training of the toy recipe to its good end; the number of processes is checked."""
+    words = [*SHORT, "--output_dir", str(folder), *arguments]
+    return trials.train(words, processes, folder.with_suffix(".log"), environment)
 
 
-def train(*arguments: str, processes: int = 1, environment: dict[str, str] | None = None) -> str:
-    """Run a training to its end, which must be good, with the number of processes that was asked for."""
-    process = start(*arguments, processes=processes, environment=environment)
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, output + errors
-    expected = "1 process," if processes == 1 else f"{processes} processes,"
-    assert expected in output, output
-    return output
+def interrupted(
+    folder: Path, interruption: trials.Interruption, *arguments: str, processes: int = 1, **environment: str
+) -> list[int]:
+    """Run a short training that is interrupted; returns the exit status of every process."""
+    words = [*SHORT, "--output_dir", str(folder), "--resume_from_checkpoint", "auto", *arguments]
+    return trials.Trial(words, processes, folder.with_suffix(".log"), environment, interruption).wait(120)
+
+
+def output(folder: Path) -> str:
+    """What the last training into a folder has printed."""
+    return folder.with_suffix(".log").read_text(encoding="utf-8")
 
 
 def weights(folder: Path) -> dict[str, Any]:
@@ -52,3 +47,10 @@ def metrics(folder: Path, split: str = "train") -> list[dict[str, Any]]:
 def same_bits(left: dict[str, Any], right: dict[str, Any]) -> bool:
     """Whether two sets of weights are equal to the bit."""
     return left.keys() == right.keys() and all(left[name].equal(right[name]) for name in left)
+
+
+def difference(left: dict[str, Any], right: dict[str, Any]) -> float:
+    """The largest difference of two sets of weights, relative to the largest weight."""
+    assert left.keys() == right.keys()
+    largest = max(float(value.abs().max()) for value in right.values())
+    return max(float((left[name] - right[name]).abs().max()) for name in left) / largest

@@ -27,9 +27,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # taken for one of the layer "torch".
 LAYERS = {
     "plain": {"errors", "config", "recipe", "registry", "lanes", "schedule", "log", "signals"},
-    "torch": {"optim", "tree"},
-    "accelerate": {"hardware", "checkpoint", "storage", "evaluation", "loop", "saving"},
-    "run": {"session", "trained"},
+    "torch": {"optim", "tree", "memory", "sharding"},
+    "accelerate": {"hardware", "checkpoint", "storage", "evaluation", "loop", "saving", "fetching"},
+    "run": {"session", "trained", "trials"},
     "entry": {"train", "commands", "__main__"},
 }
 KNOW_ACCELERATE = {"hardware", "checkpoint", "loop", "evaluation"}

@@ -3,12 +3,15 @@
 import dataclasses
 import os
 import random
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from runner.errors import DataError
+from runner.lanes import key, permute
 from runner.recipe import Batch, Loss
 
 
@@ -22,6 +25,28 @@ class ModelSettings:
     """Dropout, as a share."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A stream: lane i reads rows i, i + num_lanes, ..., every window of 16 of them shuffled anew in every epoch."""
+
+    examples: list[Any]
+
+    def read(self, lane: int, num_lanes: int, seed: int, cursor: Any | None) -> Iterator[tuple[Any, Any]]:
+        """A cursor is [epoch, window, offset in the window]."""
+        mine = self.examples[lane::num_lanes]
+        windows = [mine[first : first + 16] for first in range(0, len(mine), 16)]
+        epoch, window, offset = cursor or (0, 0, 0)
+        while True:
+            rows = windows[window]
+            order = permute(np.arange(len(rows)), len(rows), key(seed, "window", lane, epoch, window))
+            for place in order[offset:]:
+                offset += 1
+                yield rows[place], [epoch, window, offset]
+            offset, window = 0, window + 1
+            if window == len(windows):
+                epoch, window = epoch + 1, 0
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Squares of sums, from four numbers; the loss weighs rows unevenly, as tokens do."""
@@ -32,6 +57,12 @@ class Recipe:
     """Random augmentation of the inputs."""
     bad_row: int = -1
     """The row whose target is not a number; -1: none."""
+    streamed: bool = False
+    """Read the rows as a stream, shuffled in windows."""
+    only_auxiliary: bool = False
+    """Train on the auxiliary loss alone."""
+    most_rows: int = 0
+    """Rows that fit into the pretended memory; 0: any number."""
     model_settings: ModelSettings = ModelSettings()
 
     best_metric = "mae"
@@ -45,7 +76,8 @@ class Recipe:
         targets = rows.sum(1) ** 2
         if split == "train" and self.bad_row >= 0:
             targets[self.bad_row] = torch.nan
-        return [(number, row, target) for number, (row, target) in enumerate(zip(rows, targets, strict=True))]
+        examples = [(number, row, target) for number, (row, target) in enumerate(zip(rows, targets, strict=True))]
+        return Rows(examples) if self.streamed and split == "train" else examples
 
     def collate(self, examples: list[Any]) -> Batch:
         """Stack the rows; a row of number n counts 1 + n % 3 times."""
@@ -70,9 +102,13 @@ class Recipe:
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Weighted squared error, and an auxiliary loss that couples the rows of a micro-batch."""
+        if self.most_rows and len(batch["inputs"]) > self.most_rows:
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
         outputs = model(batch["inputs"])[:, 0]
         errors = (outputs - batch["targets"]) ** 2
-        return Loss((errors * batch["counts"]).sum(), batch.weight, {"toy": errors.detach().mean()}, 0.01 * outputs.mean() ** 2)
+        scale = 0.0 if self.only_auxiliary else 1.0
+        total = scale * (errors * batch["counts"]).sum()
+        return Loss(total, batch.weight, {"toy": errors.detach().mean()}, 0.01 * outputs.mean() ** 2)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[float]:
         """Absolute errors."""

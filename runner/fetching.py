@@ -1,0 +1,150 @@
+"""Fetching: the micro-batches of this process's lanes, step after step, with what each of them consumed."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from runner.errors import DataError
+from runner.hardware import seed_everything
+from runner.lanes import Lanes, divisors, key
+from runner.recipe import Batch
+
+
+@dataclasses.dataclass
+class Fetched:
+    """What one lane holds in one step."""
+
+    lane: int
+    batch: Batch
+    consumed: list[Any]
+    """Ids of the examples, or for a stream the cursors that followed them; none where the lane is empty."""
+    cursor: Any = None
+    """Where a stream stands after this micro-batch."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the lane has no example: at the ragged end of a run, or where all were excluded."""
+        return not self.consumed
+
+    def checksum(self, step: int) -> int:
+        """63 bits that depend on step, lane and everything consumed, in order."""
+        return key(step, "consumed", self.lane, json.dumps(self.consumed))
+
+
+def is_stream(data: Any) -> bool:
+    """Whether training data are read one after another instead of by index."""
+    return hasattr(data, "read")
+
+
+def batches(
+    recipe: Any,
+    data: Any,
+    lanes: Lanes,
+    share: range,
+    steps: range,
+    cursors: dict[str, Any],
+    num_workers: int,
+) -> Iterator[Fetched]:
+    """The micro-batches of the lanes in `share`, lane after lane and step after step.
+
+    However many are fetched ahead by worker processes, only what is taken from here has been consumed.
+    """
+    if is_stream(data):
+        # Worker k prepares every num_workers-th micro-batch: a lane stays with one worker only where that divides.
+        workers = max(size for size in divisors(len(share)) if size <= max(1, num_workers)) if num_workers else 0
+        source: Any = StreamReader(recipe, data, lanes, share, steps, cursors)
+        loader = torch.utils.data.DataLoader(source, batch_size=None, num_workers=workers, collate_fn=_as_it_is)
+    else:
+        source = MapReader(recipe, data, lanes)
+        places: Any = Places(steps, share)
+        loader = torch.utils.data.DataLoader(
+            source, sampler=places, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is
+        )
+    yield from loader
+
+
+def _as_it_is(fetched: Any) -> Any:
+    return fetched
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """The (step, lane) pairs of one process, in order."""
+
+    steps: range
+    lanes: range
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((step, lane) for step in self.steps for lane in self.lanes)
+
+
+@dataclasses.dataclass
+class MapReader:
+    """Makes the micro-batch of a (step, lane) from data with an index; lives in the worker processes."""
+
+    recipe: Any
+    data: Sequence[Any]
+    lanes: Lanes
+
+    def __getitem__(self, place: tuple[int, int]) -> Fetched:
+        """The lane's micro-batch. An empty lane gets an example to stand in, which weighs nothing."""
+        step, lane = place
+        seed_everything(key(self.lanes.seed, "data", step, lane))
+        ids = self.lanes.indices(step, lane)
+        batch = self.recipe.collate(take(self.data, ids or [self.lanes.stand_in()]))
+        if not ids:
+            batch.weight = batch.tokens = 0
+        return Fetched(lane, batch, ids)
+
+
+class StreamReader(torch.utils.data.IterableDataset):
+    """Reads the lanes of one process, each from its own cursor; lives in the worker processes."""
+
+    def __init__(
+        self, recipe: Any, data: Any, lanes: Lanes, share: range, steps: range, cursors: dict[str, Any]
+    ) -> None:
+        self.recipe, self.data, self.lanes = recipe, data, lanes
+        self.share, self.steps, self.cursors = share, steps, dict(cursors)
+
+    def __iter__(self) -> Iterator[Fetched]:
+        worker = torch.utils.data.get_worker_info()
+        mine = self.share if worker is None else self.share[worker.id :: worker.num_workers]
+        readers = {lane: self._read(lane) for lane in mine}
+        for step in self.steps:
+            for lane in mine:
+                seed_everything(key(self.lanes.seed, "data", step, lane))
+                yield self._next(lane, readers[lane])
+
+    def _read(self, lane: int) -> Iterator[tuple[Any, Any]]:
+        return iter(self.data.read(lane, self.lanes.num_lanes, self.lanes.seed, self.cursors.get(str(lane))))
+
+    def _next(self, lane: int, reader: Iterator[tuple[Any, Any]]) -> Fetched:
+        examples, consumed, cursor = [], [], None
+        for _ in range(self.lanes.micro_batch_size):
+            following = next(reader, None)
+            if following is None:
+                raise DataError(
+                    f"Lane {lane} of {self.lanes.num_lanes} has nothing to read: the stream has fewer parts than lanes."
+                    "\nLower --batch_size, or raise --micro_batch_size."
+                )
+            example, cursor = following
+            # As JSON would give it back: what is excluded is compared after a restart too.
+            cursor = json.loads(json.dumps(cursor))
+            if json.dumps([lane, cursor]) not in self.lanes.excluded:
+                examples.append(example)
+                consumed.append(cursor)
+        stands_in = not examples
+        batch = self.recipe.collate(examples if examples else [example])
+        if stands_in:
+            batch.weight = batch.tokens = 0
+        return Fetched(lane, batch, consumed, cursor)
+
+
+def take(dataset: Any, ids: list[int]) -> list[Any]:
+    """Examples by index; all at once where the data set can."""
+    if hasattr(dataset, "__getitems__"):
+        return dataset.__getitems__(ids)
+    return [dataset[index] for index in ids]

@@ -1,0 +1,198 @@
+"""Trainings in processes of their own, to be killed and compared: for `relay verify` and the tests of the laws.
+
+The processes are forked from a server that has imported the heavy libraries once, so that a hundred starts take
+minutes, not an hour. They are what torchrun would start: one per rank, with its variables.
+"""
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+PHASES = ("fetch", "forward", "backward", "reduce", "evaluate", "save")
+
+
+@dataclasses.dataclass(frozen=True)
+class Interruption:
+    """A signal that one process of a training sends to itself."""
+
+    phase: str
+    """Where: one of PHASES."""
+    step: int
+    """In which step, counted from 0; for "evaluate" and "save" the first one from then on."""
+    process: int = 0
+    signal: int = signal.SIGKILL
+    delay_seconds: float = 0.0
+    """How long after the phase has begun."""
+
+
+class Trial:
+    """A training that has been started."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        processes: int,
+        log: Path,
+        environment: dict[str, str] | None = None,
+        interruption: Interruption | None = None,
+    ) -> None:
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("", encoding="utf-8")
+        context = _server()
+        # One process is started as one: no group, no port.
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
+        self.ranks = []
+        for rank in range(processes):
+            own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
+            variables = {**(own if processes > 1 else {}), **(environment or {})}
+            arguments_of_rank = (list(arguments), variables, str(log), rank, interruption)
+            self.ranks.append(context.Process(target=_work, args=arguments_of_rank, daemon=True))
+        for each in self.ranks:
+            each.start()
+
+    def wait(self, timeout_seconds: float = 600.0) -> list[int]:
+        """The exit status of every process (minus the signal that ended it); the rest is killed once one is killed.
+
+        Raises TimeoutError where they hang.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while any(each.is_alive() for each in self.ranks):
+            if any(each.exitcode == -signal.SIGKILL for each in self.ranks):
+                # As torchrun does: a group without one of its processes is no group.
+                self.kill()
+                break
+            if time.monotonic() > deadline:
+                self.kill()
+                raise TimeoutError(f"the training hangs since {timeout_seconds:.0f} s:\n{self.output()[-2000:]}")
+            time.sleep(0.02)
+        for each in self.ranks:
+            each.join()
+        return [each.exitcode for each in self.ranks]
+
+    def kill(self) -> None:
+        """End every process at once."""
+        for each in self.ranks:
+            if each.is_alive():
+                each.kill()
+
+    def output(self) -> str:
+        """What the processes have printed."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+
+def train(arguments: Sequence[str], processes: int, log: Path, environment: dict[str, str] | None = None) -> str:
+    """Run a training to its good end, with the number of processes asked for; returns what it printed."""
+    trial = Trial(arguments, processes, log, environment)
+    statuses, output = trial.wait(), trial.output()
+    if any(statuses):
+        raise RuntimeError(f"the training ended with {statuses}:\n{output[-3000:]}")
+    expected = "1 process," if processes == 1 else f"{processes} processes,"
+    if expected not in output:
+        raise RuntimeError(f"the training did not run on {processes} processes:\n{output[-3000:]}")
+    return output
+
+
+_preload = ("runner.session", "transformers.modeling_utils", "transformers.generation")
+
+
+def _server() -> Any:
+    """The forkserver; where there is none (Windows), processes start from nothing."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_preload))
+    # More threads would change bits, and many processes of many threads crawl.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    return context
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _work(
+    arguments: list[str], environment: dict[str, str], log: str, rank: int, interruption: Interruption | None
+) -> None:
+    """What a started process does: the training program, its output into a file, its status as its own."""
+    os.environ.update(environment)
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    from runner.train import main
+
+    if interruption is not None and interruption.process == rank:
+        _arm(interruption)
+    status = main(arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _arm(interruption: Interruption) -> None:
+    """Put the interruption in front of the function in which its phase begins."""
+    import torch
+
+    from runner import checkpoint, loop
+
+    fired = threading.Event()
+    step_now = [0]
+
+    def fire() -> None:
+        if fired.is_set():
+            return
+        fired.set()
+        if interruption.delay_seconds:
+            timer = threading.Timer(interruption.delay_seconds, os.kill, (os.getpid(), interruption.signal))
+            timer.daemon = True
+            timer.start()
+        else:
+            os.kill(os.getpid(), interruption.signal)
+
+    def before(owner: Any, name: str, is_due: Callable[..., bool]) -> None:
+        original = getattr(owner, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            if is_due(*args):
+                fire()
+            return original(*args, **kwargs)
+
+        setattr(owner, name, wrapped)
+
+    def note_step(run: Any, *rest: Any) -> bool:
+        step_now[0] = run.state.step
+        return False
+
+    if interruption.phase == "fetch":
+        fetch = loop.fetch
+
+        def fetching(run: Any) -> Iterator[Any]:
+            for number, fetched in enumerate(fetch(run), start=run.state.step * len(run.share)):
+                if number // len(run.share) >= interruption.step:
+                    fire()
+                yield fetched
+
+        loop.fetch = fetching
+    elif interruption.phase == "forward":
+        before(loop, "backward", lambda run, *rest: run.state.step >= interruption.step)
+    elif interruption.phase == "backward":
+        before(loop, "backward", note_step)
+        before(torch.Tensor, "backward", lambda *rest: step_now[0] >= interruption.step)
+    elif interruption.phase == "reduce":
+        before(loop, "agree", lambda run, *rest: run.state.step >= interruption.step)
+    elif interruption.phase == "evaluate":
+        before(loop, "judge", lambda run: run.state.step >= interruption.step)
+    elif interruption.phase == "save":
+        before(checkpoint, "write", lambda *rest: rest[3].step >= interruption.step)
+    else:
+        raise ValueError(f"phase {interruption.phase!r}; wanted: one of {', '.join(PHASES)}")

@@ -1,0 +1,133 @@
+"""Law 1, law 4 and the exit statuses of a stopped run. Run alone: python -m pytest tests/test_resume.py"""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner import checkpoint
+from runner.trials import PHASES, Interruption
+from tests.launching import interrupted, metrics, output, same_bits, train, weights
+
+KINDS = {"map": (), "stream": ("--streamed", "True")}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Final weights and metrics of runs that nobody disturbed, by (kind of data, processes)."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    found = {}
+    for kind, flags in KINDS.items():
+        for processes in (1, 2):
+            train(folder / f"{kind}{processes}", *flags, processes=processes)
+            found[kind, processes] = folder / f"{kind}{processes}"
+    return found
+
+
+def equals(folder: Path, whole: Path) -> None:
+    assert same_bits(weights(folder), weights(whole))
+    mine, theirs = metrics(folder), metrics(whole)
+    assert [line["step"] for line in mine] == list(range(1, 25))
+    assert [line["loss"] for line in mine] == [line["loss"] for line in theirs]
+    assert [line["grad_norm"] for line in mine] == [line["grad_norm"] for line in theirs]
+    scores = [(line["step"], line["loss"], line["mae"]) for line in metrics(folder, "eval")]
+    assert scores == [(line["step"], line["loss"], line["mae"]) for line in metrics(whole, "eval")]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_twice_and_resumed_equals_uninterrupted(
+    tmp_path: Path, unbroken: Any, kind: str, processes: int
+) -> None:
+    folder = tmp_path / "run"
+    for phase, step in (("backward", 7), ("fetch", 18)):
+        kill = Interruption(phase, step, process=processes - 1)
+        statuses = interrupted(folder, kill, *KINDS[kind], processes=processes)
+        assert statuses[processes - 1] == -signal.SIGKILL
+    train(folder, *KINDS[kind], "--resume_from_checkpoint", "auto", processes=processes)
+    assert "going on from" in output(folder)
+    equals(folder, unbroken[kind, processes])
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.001, 0.003, 0.006, 0.01, 0.02])
+def test_killed_while_saving_loses_at_most_one_interval(tmp_path: Path, unbroken: Any, delay: float) -> None:
+    folder = tmp_path / "run"
+    statuses = interrupted(
+        folder, Interruption("save", 10, delay_seconds=delay), "--save_total_limit", "1", "--empty_cache_steps", "0"
+    )
+    if statuses == [0]:
+        pytest.skip("the run was over before the kill came")
+    found, skipped = checkpoint.newest(folder)
+    assert found is not None and checkpoint.step_of(found) >= 5
+    assert not skipped
+    train(folder, "--save_total_limit", "1", "--resume_from_checkpoint", "auto")
+    equals(folder, unbroken["map", 1])
+    assert not list(folder.glob(f"{checkpoint.DRAFT}*"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_signal_to_any_process_saves_and_leaves_with_75(
+    tmp_path: Path, unbroken: Any, phase: str, processes: int
+) -> None:
+    folder = tmp_path / "run"
+    number = {"fetch": signal.SIGTERM, "forward": signal.SIGINT}.get(phase, signal.SIGUSR1)
+    stop = Interruption(phase, 9, process=processes - 1 if phase != "save" else 0, signal=number)
+    statuses = interrupted(folder, stop, processes=processes)
+    assert statuses == [75] * processes, output(folder)
+    assert "--resume_from_checkpoint auto" in output(folder)
+    found, skipped = checkpoint.newest(folder)
+    # The step in which the signal came is finished; "evaluate" and "save" come first after it.
+    assert found is not None and checkpoint.step_of(found) <= 11 and not skipped
+    train(folder, "--resume_from_checkpoint", "auto", processes=processes)
+    equals(folder, unbroken["map", processes])
+
+
+def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    twice = {"TOY_SECOND_SIGNAL": "1"}
+    statuses = interrupted(folder, Interruption("fetch", 6, signal=signal.SIGTERM), **twice)
+    assert statuses == [128 + signal.SIGTERM]
+
+
+def test_flipped_bits_are_found_named_and_passed_over(tmp_path: Path, unbroken: Any) -> None:
+    folder = tmp_path / "run"
+    interrupted(folder, Interruption("fetch", 17))
+    found, _ = checkpoint.newest(folder)
+    assert found is not None and checkpoint.step_of(found) == 15
+    path = found / "optimizer.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    train(folder, "--resume_from_checkpoint", "auto")
+    assert "optimizer.safetensors is damaged" in output(folder)
+    assert "checkpoint-10 at step 10" in output(folder)
+    equals(folder, unbroken["map", 1])
+
+
+def test_a_finished_run_is_finished_again_without_a_step(tmp_path: Path, unbroken: Any) -> None:
+    folder = tmp_path / "run"
+    train(folder)
+    train(folder, "--resume_from_checkpoint", "auto")
+    equals(folder, unbroken["map", 1])
+
+
+def test_patience_counts_on_over_a_restart(tmp_path: Path) -> None:
+    flags = ("--eval_steps", "2", "--early_stopping_patience", "3", "--learning_rate", "0", "--save_steps", "1")
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    train(whole, *flags)
+    interrupted(folder, Interruption("fetch", 5), *flags)
+    train(folder, *flags, "--resume_from_checkpoint", "auto")
+    assert [line["step"] for line in metrics(folder, "eval")] == [line["step"] for line in metrics(whole, "eval")]
+    assert metrics(folder, "eval")[-1]["step"] == 8
+
+
+@pytest.mark.parametrize("workers", ["2"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_workers_that_read_ahead_change_nothing(tmp_path: Path, unbroken: Any, kind: str, workers: str) -> None:
+    folder = tmp_path / "run"
+    flags = (*KINDS[kind], "--num_workers", workers)
+    interrupted(folder, Interruption("backward", 13), *flags)
+    train(folder, *flags, "--resume_from_checkpoint", "auto")
+    equals(folder, unbroken[kind, 1])

@@ -1,0 +1,100 @@
+"""Laws 2 and 6: the number of processes changes nothing. Run alone: python -m pytest tests/test_world.py"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runner.trials import Interruption
+from tests.launching import REPOSITORY, SHORT, difference, interrupted, metrics, same_bits, train, weights
+
+KINDS = {"map": (), "stream": ("--streamed", "True"), "augmented": ("--noise", "0.1")}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_processes_agree_to_rounding(tmp_path: Path, kind: str) -> None:
+    runs = {}
+    for processes in (1, 2, 4):
+        # 51 steps of 16 from 203 rows: epochs end within a lane, and the last step of the run is ragged.
+        flags = ("--max_steps", "50") if kind == "stream" else ("--max_steps", "-1", "--num_train_epochs", "4")
+        train(tmp_path / str(processes), *flags, *KINDS[kind], processes=processes)
+        runs[processes] = metrics(tmp_path / str(processes))
+    assert len(runs[1]) == (50 if kind == "stream" else 51)
+    for processes in (2, 4):
+        gaps = [abs(a["loss"] - b["loss"]) / abs(b["loss"]) for a, b in zip(runs[processes], runs[1], strict=True)]
+        assert max(gaps) < 1e-5
+        assert difference(weights(tmp_path / str(processes)), weights(tmp_path / "1")) < 1e-5
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_deterministic_gives_the_same_bits_on_any_number_of_processes(
+    tmp_path: Path, kind: str, precision: str
+) -> None:
+    flags = ("--deterministic", "True", "--mixed_precision", precision, *KINDS[kind])
+    for processes in (1, 2, 4):
+        train(tmp_path / str(processes), *flags, processes=processes)
+        assert same_bits(weights(tmp_path / str(processes)), weights(tmp_path / "1"))
+
+
+def test_plain_sums_differ_in_their_last_bits(tmp_path: Path) -> None:
+    # What the test above would not notice, if it compared a run with itself.
+    for processes in (1, 4):
+        train(tmp_path / str(processes), processes=processes)
+    assert not same_bits(weights(tmp_path / "4"), weights(tmp_path / "1"))
+
+
+def test_a_run_that_wanders_over_machines_has_the_bits_of_one_that_stayed(tmp_path: Path) -> None:
+    flags = ("--deterministic", "True", "--streamed", "True")
+    train(tmp_path / "stayed", *flags)
+    wandered = tmp_path / "wandered"
+    for processes, step in ((2, 6), (4, 11), (1, 16)):
+        interrupted(wandered, Interruption("forward", step, process=processes - 1), *flags, processes=processes)
+    train(wandered, *flags, "--resume_from_checkpoint", "auto", processes=2)
+    assert same_bits(weights(wandered), weights(tmp_path / "stayed"))
+
+
+@pytest.mark.parametrize("sharing", [(1, 4), (2, 1), (2, 4)])
+def test_the_auxiliary_gradient_does_not_know_processes_nor_lanes(tmp_path: Path, sharing: tuple[int, int]) -> None:
+    # Every lane holds the same row, so the mean over the lanes is that of one lane, however many there are.
+    flags = ("--only_auxiliary", "True", "--num_rows", "1", "--model.dropout", "0", "--max_steps", "3")
+    flags += ("--max_grad_norm", "0")
+    train(tmp_path / "one", *flags, "--batch_size", "4")
+    processes, lanes = sharing
+    train(tmp_path / "many", *flags, "--batch_size", str(4 * processes * lanes), processes=processes)
+    one, many = metrics(tmp_path / "one"), metrics(tmp_path / "many")
+    assert one[0]["grad_norm"] > 1e-4
+    assert [line["grad_norm"] for line in many] == pytest.approx([line["grad_norm"] for line in one], rel=1e-5)
+
+
+def test_weights_go_from_one_process_over_ddp_and_fsdp_and_back(tmp_path: Path) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    stages = ((1, ""), (2, ""), (2, "true"), (4, "true"), (1, ""))
+    train(whole, "--max_steps", "25")
+    for number, (processes, fsdp) in enumerate(stages):
+        flags = ("--max_steps", "25", "--save_steps", "1", "--resume_from_checkpoint", "auto")
+        kill = Interruption("fetch", 5 * (number + 1), process=processes - 1)
+        if number < len(stages) - 1:
+            interrupted(run, kill, *flags, processes=processes, ACCELERATE_USE_FSDP=fsdp)
+        else:
+            train(run, *flags, processes=processes)
+    assert difference(weights(run), weights(whole)) < 1e-6
+
+
+def test_cpu_2_starts_two_real_processes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_configs/cpu_2.yaml"]
+    command += ["runner/train.py", *SHORT, "--output_dir", str(tmp_path / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 processes," in done.stdout
+
+
+def test_one_process_where_two_were_asked_for_is_refused(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command += ["runner/train.py", *SHORT, "--output_dir", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "2 processes were asked for, but accelerate launch started 1" in done.stderr
