@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
+from runner import registry
 from runner.errors import DataError
 from runner.hardware import seed_everything
 from runner.lanes import Lanes, divisors, key
@@ -81,8 +83,37 @@ class Places:
         return ((step, lane) for step in self.steps for lane in self.lanes)
 
 
+class Reader:
+    """What goes over into worker processes. Where those start from nothing, as on macOS, a recipe that is a file has
+    to be found again before anything of it can be unpickled."""
+
+    recipe: Any
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        module = sys.modules[type(self.recipe).__module__]
+        file = module.__file__ if module.__name__.startswith(registry.FILE_PREFIX) else None
+        # Unpickled in this order: the recipe's file is found before the recipe.
+        return _revived, (type(self), FoundAgain(file), self.__dict__)
+
+
+class FoundAgain:
+    """Finds a recipe's file, if it is one, where it is unpickled."""
+
+    def __init__(self, file: str | None) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (registry.find, (self.file,)) if self.file else (str, ())
+
+
+def _revived(kind: type, recipe: Any, content: dict[str, Any]) -> Any:
+    reader = kind.__new__(kind)
+    reader.__dict__.update(content)
+    return reader
+
+
 @dataclasses.dataclass
-class MapReader:
+class MapReader(Reader):
     """Makes the micro-batch of a (step, lane) from data with an index; lives in the worker processes."""
 
     recipe: Any
@@ -100,7 +131,7 @@ class MapReader:
         return Fetched(lane, batch, ids)
 
 
-class StreamReader(torch.utils.data.IterableDataset):
+class StreamReader(Reader, torch.utils.data.IterableDataset):
     """Reads the lanes of one process, each from its own cursor; lives in the worker processes."""
 
     def __init__(
@@ -123,7 +154,7 @@ class StreamReader(torch.utils.data.IterableDataset):
 
     def _next(self, lane: int, reader: Iterator[tuple[Any, Any]]) -> Fetched:
         examples, consumed, cursor = [], [], None
-        for _ in range(self.lanes.micro_batch_size):
+        while len(examples) < self.lanes.micro_batch_size:
             following = next(reader, None)
             if following is None:
                 raise DataError(
@@ -133,14 +164,11 @@ class StreamReader(torch.utils.data.IterableDataset):
             example, cursor = following
             # As JSON would give it back: what is excluded is compared after a restart too.
             cursor = json.loads(json.dumps(cursor))
+            # What is left out of a stream is passed over; the examples after it move up.
             if json.dumps([lane, cursor]) not in self.lanes.excluded:
                 examples.append(example)
                 consumed.append(cursor)
-        stands_in = not examples
-        batch = self.recipe.collate(examples if examples else [example])
-        if stands_in:
-            batch.weight = batch.tokens = 0
-        return Fetched(lane, batch, consumed, cursor)
+        return Fetched(lane, self.recipe.collate(examples), consumed, cursor)
 
 
 def take(dataset: Any, ids: list[int]) -> list[Any]:

@@ -12,6 +12,7 @@ from types import ModuleType
 from runner.errors import ConfigError
 
 ENTRY_POINT_GROUP = "relay.recipes"
+FILE_PREFIX = "relay_recipe_"
 
 
 def names() -> list[str]:
@@ -68,7 +69,7 @@ def _exists(dotted: str) -> bool:
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ConfigError(f"There is no recipe file {path}: give the path of a .py file that holds a class Recipe.")
-    module_name = f"relay_recipe_{path.stem}"
+    module_name = f"{FILE_PREFIX}{path.stem}"
     specification = importlib.util.spec_from_file_location(module_name, path.resolve())
     assert specification and specification.loader
     module = importlib.util.module_from_spec(specification)

@@ -55,7 +55,7 @@ class Trial:
             own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
             variables = {**(own if processes > 1 else {}), **(environment or {})}
             arguments_of_rank = (list(arguments), variables, str(log), rank, interruption)
-            self.ranks.append(context.Process(target=_work, args=arguments_of_rank, daemon=True))
+            self.ranks.append(context.Process(target=_work, args=arguments_of_rank))
         for each in self.ranks:
             each.start()
 

@@ -1,6 +1,8 @@
 """Law 1, law 4 and the exit statuses of a stopped run. Run alone: python -m pytest tests/test_resume.py"""
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 
 from runner import checkpoint
 from runner.trials import PHASES, Interruption
-from tests.launching import interrupted, metrics, output, same_bits, train, weights
+from tests.launching import REPOSITORY, interrupted, metrics, output, same_bits, train, weights
 
 KINDS = {"map": (), "stream": ("--streamed", "True")}
 
@@ -84,11 +86,13 @@ def test_a_signal_to_any_process_saves_and_leaves_with_75(
     equals(folder, unbroken["map", processes])
 
 
-def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    twice = {"TOY_SECOND_SIGNAL": "1"}
-    statuses = interrupted(folder, Interruption("fetch", 6, signal=signal.SIGTERM), **twice)
-    assert statuses == [128 + signal.SIGTERM]
+def test_a_second_signal_leaves_at_once() -> None:
+    program = "import os, signal; from runner.signals import Signals; Signals(); me = os.getpid(); "
+    program += "os.kill(me, signal.SIGTERM); print('once', flush=True); os.kill(me, signal.SIGTERM); print('twice')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stdout == "once\n"
+    assert "a second signal leaves at once" in done.stderr
 
 
 def test_flipped_bits_are_found_named_and_passed_over(tmp_path: Path, unbroken: Any) -> None:

@@ -97,12 +97,16 @@ class Recipe:
         """A small network with dropout."""
         width = self.model_settings.hidden_size
         return nn.Sequential(
-            nn.Linear(4, width), nn.ReLU(), nn.Dropout(self.model_settings.dropout), nn.LayerNorm(width), nn.Linear(width, 1)
-        )  # fmt: skip
+            nn.Linear(4, width),
+            nn.ReLU(),
+            nn.Dropout(self.model_settings.dropout),
+            nn.LayerNorm(width),
+            nn.Linear(width, 1),
+        )
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Weighted squared error, and an auxiliary loss that couples the rows of a micro-batch."""
-        if self.most_rows and len(batch["inputs"]) > self.most_rows:
+        if self.most_rows and model.training and len(batch["inputs"]) > self.most_rows:
             raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
         outputs = model(batch["inputs"])[:, 0]
         errors = (outputs - batch["targets"]) ** 2
