@@ -1,0 +1,545 @@
+"""From a table, a tree and metadata to micro-batches: reading, checking, splitting, rarefying, masking."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse
+
+from recipes.microbiome import unifrac
+from recipes.microbiome.unifrac import Phylogeny
+from runner.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from recipes.microbiome.recipe import DataSettings
+
+# What stands in metadata where nothing was measured.
+MISSING = {"", "na", "nan", "n/a", "none", "null", "missing", "not applicable", "not collected", "not provided",
+           "missing: not collected", "missing: not provided", "restricted access", "unspecified", "unknown"}  # fmt: skip
+TOKEN_OF = np.zeros(256, np.int8)
+TOKEN_OF[[ord(letter) for letter in "ACGT"]] = [1, 2, 3, 4]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Samples and their ASVs, checked: every ASV has letters and, where there is a tree, a tip."""
+
+    sample_ids: tuple[str, ...]
+    sequences: tuple[str, ...]
+    """The ASVs, in upper case, of A, C, G and T alone."""
+    counts: scipy.sparse.csr_matrix
+    """(samples, ASVs): reads; every sample has some."""
+    phylogeny: Phylogeny | None
+    """Its tips are the ASVs, in order."""
+    metadata: Mapping[str, tuple[str, ...]]
+    """Columns of text, one cell per sample."""
+    notes: tuple[str, ...] = ()
+    """What was left out, and how much of it."""
+
+
+# Reading ----------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=4)
+def read_study(settings: DataSettings) -> Study:
+    """Read what the settings name, or make the embedded study. Raises DataError and ConfigError."""
+    if settings.table is None:
+        given = [name for name in ("sequences", "tree", "metadata") if getattr(settings, name) is not None]
+        if given:
+            raise ConfigError(
+                f"--data.{given[0]} came without a table: type --data.table table.biom as well, or leave it out for "
+                "the embedded study."
+            )
+        return _embedded(settings)
+    return open_study(
+        settings.table,
+        settings.sequences,
+        settings.tree,
+        settings.metadata,
+        needed=tuple(column for column in (settings.target, settings.group) if column is not None),
+        min_reads=max(settings.min_reads, settings.rarefy_depth, 1),
+    )
+
+
+def _embedded(settings: DataSettings) -> Study:
+    from recipes.microbiome import demo
+
+    made = demo.make(settings.demo_seed, settings.demo_samples, settings.demo_asvs)
+    metadata = {
+        "target": tuple(f"{value:.3f}" for value in made.target),
+        "half": tuple("high" if value > 0.5 else "low" for value in made.gradient),
+        "site": tuple(made.sites),
+    }
+    names = tuple(f"sample-{number:04}" for number in range(len(made.target)))
+    for column in (settings.target, settings.group):
+        _check_column(metadata, column, "the embedded study")
+    return Study(names, tuple(made.sequences), made.counts, made.phylogeny, metadata)
+
+
+def open_study(
+    table: str,
+    sequences: str | None = None,
+    tree: str | None = None,
+    metadata: str | None = None,
+    needed: Sequence[str] = (),
+    min_reads: int = 1,
+) -> Study:
+    """Read the files of a study, and leave out what cannot be used: it is counted in `Study.notes`.
+
+    Files are `.biom` (HDF5 or JSON), `.fasta`, `.nwk` and `.tsv`, or QIIME 2 artifacts (`.qza`) that hold them. A sample
+    stays if it has `min_reads` reads of usable ASVs and a value in every column of `needed`.
+    Raises DataError where nothing is left.
+    """
+    sample_ids, feature_ids, counts = read_table(Path(table))
+    notes: list[str] = []
+    letters = read_fasta(Path(sequences)) if sequences is not None else {name: name for name in feature_ids}
+    columns = read_metadata(Path(metadata)) if metadata is not None else {}
+    if needed and metadata is None:
+        raise ConfigError(f"Column {needed[0]!r} was asked for without metadata: type --data.metadata metadata.tsv.")
+
+    # ASVs: with a sequence, of four letters, with a tip.
+    named = [name for name in feature_ids if name in letters]
+    _note(notes, len(feature_ids) - len(named), f"of {len(feature_ids)} ASVs have no sequence in {sequences}", named)
+    clean = {name: letters[name].strip().upper().replace("U", "T") for name in named}
+    kept = [name for name in named if clean[name] and not set(clean[name]) - set("ACGT")]
+    what = "of {} ASVs have letters other than A, C, G and T".format(len(named))
+    if not kept:
+        raise DataError(
+            f"{len(named)} of {len(named)} ASVs in {table} have letters other than A, C, G and T, such as "
+            f"{named[0][:32]!r};\nwanted: sequences as feature ids, or their file: type --data.sequences rep-seqs.fasta."
+        )
+    _note(notes, len(named) - len(kept), what, kept)
+    phylogeny = read_tree(Path(tree)) if tree is not None else None
+    if phylogeny is not None:
+        tips = set(phylogeny.names)
+        on_tree = [name for name in kept if name in tips]
+        if not on_tree:
+            raise DataError(
+                f"None of the {len(kept)} ASVs of {table} is a tip of {tree}: it has tips like "
+                f"{phylogeny.names[0][:32]!r}, the table ids like {kept[0][:32]!r}.\nType --data.tree with this table's tree."
+            )
+        _note(notes, len(kept) - len(on_tree), f"of {len(kept)} ASVs are no tips of {tree}", on_tree)
+        kept = on_tree
+        phylogeny = phylogeny.rows_of(kept)
+    place = {name: number for number, name in enumerate(feature_ids)}
+    counts = counts[:, [place[name] for name in kept]].tocsr()
+
+    # Samples: in the metadata, with every value, with reads.
+    rows = np.arange(len(sample_ids))
+    if columns:
+        known = {name: number for number, name in enumerate(columns[next(iter(columns))])}
+        present = np.array([sample_ids[row] in known for row in rows], bool)
+        if not present.any():
+            raise DataError(
+                f"No sample of {table} is in {metadata}: the table has ids like {sample_ids[0]!r}, the metadata like "
+                f"{next(iter(known), '')!r}.\nType --data.metadata with this table's metadata."
+            )
+        _note(notes, int((~present).sum()), f"of {len(rows)} samples are not in {metadata}", rows[present])
+        rows = rows[present]
+        for column in needed:
+            _check_column(columns, column, str(metadata))
+            cells = [columns[column][known[sample_ids[row]]] for row in rows]
+            has_value = np.array([cell.strip().lower() not in MISSING for cell in cells], bool)
+            _note(notes, int((~has_value).sum()), f"of {len(rows)} samples have no {column}", rows[has_value])
+            if not has_value.any():
+                raise DataError(f"No sample of {table} has a value in the column {column!r} of {metadata}.")
+            rows = rows[has_value]
+    reads = np.asarray(counts[rows].sum(1)).reshape(-1)
+    enough = reads >= min_reads
+    _note(notes, int((~enough).sum()), f"of {len(rows)} samples have fewer than {min_reads} reads", rows[enough])
+    if not enough.any():
+        raise DataError(
+            f"None of {len(rows)} samples has {min_reads} reads: the most is {reads.max(initial=0):.0f}.\n"
+            "Lower --data.rarefy_depth or --data.min_reads."
+        )
+    rows = rows[enough]
+    counts = scipy.sparse.csr_matrix(counts[rows])
+    # ASVs that only left-out samples had are no part of the study.
+    used = np.flatnonzero(np.asarray((counts > 0).sum(0)).reshape(-1))
+    counts = scipy.sparse.csr_matrix(counts[:, used])
+    kept = [kept[number] for number in used]
+    phylogeny = phylogeny.rows_of(kept) if phylogeny is not None else None
+    chosen: dict[str, tuple[str, ...]] = {}
+    if columns:
+        known = {name: number for number, name in enumerate(columns[next(iter(columns))])}
+        order = [known[sample_ids[row]] for row in rows]
+        chosen = {column: tuple(cells[number] for number in order) for column, cells in columns.items()}
+    names = tuple(sample_ids[row] for row in rows)
+    return Study(names, tuple(clean[name] for name in kept), counts, phylogeny, chosen, tuple(notes))
+
+
+def _note(notes: list[str], count: int, what: str, left: Any) -> None:
+    if count and len(left):
+        notes.append(f"{count} {what}: left out.")
+
+
+def _check_column(columns: Mapping[str, Any], column: str | None, source: str) -> None:
+    if column is not None and column not in columns:
+        raise ConfigError(f"There is no column {column!r} in {source}: it has {', '.join(list(columns)[:12])}.")
+
+
+def from_artifact(path: Path, name: str) -> bytes:
+    """A file's bytes: of `data/<name>` inside a QIIME 2 artifact (a zip), else of the file itself."""
+    if not path.is_file():
+        raise DataError(f"There is no file {path}: check the path.")
+    if not zipfile.is_zipfile(path):
+        return path.read_bytes()
+    with zipfile.ZipFile(path) as artifact:
+        inside = [each for each in artifact.namelist() if each.split("/")[1:] == ["data", name]]
+        if not inside:
+            held = [each.partition("/data/")[2] for each in artifact.namelist() if "/data/" in each][:4]
+            raise DataError(f"{path} holds {', '.join(held) or 'no data'}; wanted: an artifact with {name}.")
+        return artifact.read(inside[0])
+
+
+def read_table(path: Path) -> tuple[list[str], list[str], scipy.sparse.csr_matrix]:
+    """(sample ids, feature ids, (samples, features) reads) of a BIOM table, HDF5 or JSON, or of a `.qza` with one."""
+    content = from_artifact(path, "feature-table.biom")
+    try:
+        # Spares the import where the file could not be one.
+        if content[:8] == b"\x89HDF\r\n\x1a\n":
+            import biom
+            import h5py
+
+            with h5py.File(io.BytesIO(content), "r") as file:
+                table = biom.Table.from_hdf5(file)
+        elif content[:1] == b"{":
+            import biom
+
+            table = biom.Table.from_json(json.loads(content))
+        else:
+            raise ValueError(f"it begins with {content[:12]!r}")
+    except ModuleNotFoundError as error:
+        raise DataError(f"Reading {path} needs the package {error.name}: pip install 'relay-runner[microbiome]'.") from None
+    except Exception as error:
+        summary = " ".join(str(error).split())[:120]
+        raise DataError(f"{path} cannot be read as BIOM: {summary}\nType --data.table with a .biom or .qza file.") from None
+    counts = scipy.sparse.csr_matrix(table.matrix_data.T)
+    counts.eliminate_zeros()
+    if not counts.nnz:
+        raise DataError(f"{path} holds {counts.shape[0]} samples and no reads.")
+    if counts.data.min() < 0 or np.any(counts.data % 1):
+        raise DataError(f"{path} holds {counts.data.min():g} to {counts.data.max():g}; wanted: counts of reads.")
+    return [str(name) for name in table.ids("sample")], [str(name) for name in table.ids("observation")], counts
+
+
+def read_fasta(path: Path) -> dict[str, str]:
+    """Sequences by the first word of their header, of a FASTA file or a `.qza` with one."""
+    found: dict[str, list[str]] = {}
+    name = None
+    for line in from_artifact(path, "dna-sequences.fasta").decode("utf-8", "replace").splitlines():
+        if line.startswith(">"):
+            name = (line[1:].split() or [""])[0]
+            found[name] = []
+        elif name is not None:
+            found[name].append(line.strip())
+    if not found:
+        raise DataError(f"{path} holds no FASTA record; wanted: lines of >id, and sequences below them.")
+    return {name: "".join(parts) for name, parts in found.items()}
+
+
+def read_tree(path: Path) -> Phylogeny:
+    """A newick file, or a `.qza` with one."""
+    return Phylogeny.from_newick(from_artifact(path, "tree.nwk").decode("utf-8", "replace"), str(path))
+
+
+def read_metadata(path: Path) -> dict[str, tuple[str, ...]]:
+    """Columns of a tab-separated file, the first of which holds the samples' ids; `#q2:types` and comments are skipped."""
+    if not path.is_file():
+        raise DataError(f"There is no file {path}: check the path given to --data.metadata.")
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    lines = list(csv.reader(io.StringIO(text), delimiter="\t"))
+    header, *rows = lines or [[]]
+    rows = [row for row in rows if row and row[0] and not row[0].startswith("#")]
+    if len(header) < 2 or not rows:
+        raise DataError(f"{path} holds {len(rows)} samples and {len(header)} columns; wanted: tab-separated, ids first.")
+    ids = [row[0] for row in rows]
+    if len(set(ids)) < len(ids):
+        twice = next(name for name in ids if ids.count(name) > 1)
+        raise DataError(f"{path} has the sample {twice!r} twice; wanted: each sample in one row.")
+    return {
+        column.strip(): tuple(row[place].strip() if place < len(row) else "" for row in rows)
+        for place, column in enumerate(header)
+    }
+
+
+# Splitting --------------------------------------------------------------------------------------------
+
+
+def partition(study: Study, settings: DataSettings) -> dict[str, np.ndarray]:
+    """The rows of each split: by a file, by folds, or by shares; whole groups where there are groups.
+
+    Raises ConfigError for what does not fit, DataError where training would have nothing.
+    """
+    groups = np.array(study.metadata[settings.group]) if settings.group is not None else None
+    size = len(study.sample_ids)
+    if settings.split_file is not None:
+        held_out = _from_file(study, settings)
+    else:
+        # Units are groups, or samples where there are none or they are to be ignored.
+        by_group = groups is not None and settings.split == "grouped"
+        units = np.unique(groups, return_inverse=True)[1] if groups is not None and by_group else np.arange(size)
+        held_out = _by_share(units, settings)
+    train = np.ones(size, bool)
+    for rows in held_out.values():
+        train[rows] = False
+    splits = {"train": np.flatnonzero(train), **held_out}
+    if len(splits["train"]) < 2:
+        raise DataError(
+            f"{size} samples leave {len(splits['train'])} to train on: lower --data.validation_fraction, or bring more."
+        )
+    return splits
+
+
+def _from_file(study: Study, settings: DataSettings) -> dict[str, np.ndarray]:
+    path = Path(settings.split_file or "")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} cannot be read as JSON: {error}") from None
+    place = {name: row for row, name in enumerate(study.sample_ids)}
+    if "folds" in content:
+        if not 0 <= settings.fold < len(content["folds"]):
+            raise ConfigError(f"fold is {settings.fold}: {path} has folds 0 to {len(content['folds']) - 1}.")
+        named = {"validation": content["folds"][settings.fold], "test": []}
+    else:
+        named = {"validation": content.get("validation_ids", []), "test": content.get("test_ids", [])}
+        if not named["validation"]:
+            # Two parts: what is held out is what training is judged by.
+            named = {"validation": named["test"], "test": []}
+    if not named["validation"]:
+        raise DataError(f"{path} has neither folds nor validation_ids nor test_ids; wanted: lists of sample ids.")
+    splits = {split: np.array([place[name] for name in names if name in place], int) for split, names in named.items()}
+    if not len(splits["validation"]):
+        raise DataError(f"No sample that {path} holds out is in the table: it names {named['validation'][0]!r}.")
+    return splits
+
+
+def _by_share(units: np.ndarray, settings: DataSettings) -> dict[str, np.ndarray]:
+    """Shuffle the units, and give each fold, or each share, the next of them."""
+    random = np.random.default_rng((settings.split_seed, 7))
+    order = random.permutation(units.max() + 1)
+    rows = [np.flatnonzero(units == unit) for unit in order]
+    if settings.num_folds:
+        if not 0 <= settings.fold < settings.num_folds or settings.num_folds < 2:
+            raise ConfigError(f"fold is {settings.fold} of {settings.num_folds}: type --data.fold from 0 to num_folds - 1.")
+        # The largest units first, each to the smallest fold, so that folds are alike in size.
+        folds: list[list[int]] = [[] for _ in range(settings.num_folds)]
+        for own in sorted(rows, key=len, reverse=True):
+            min(folds, key=len).extend(own)
+        return {"validation": np.sort(np.array(folds[settings.fold], int)), "test": np.zeros(0, int)}
+    splits, start = {}, 0
+    for split, share in (("validation", settings.validation_fraction), ("test", settings.test_fraction)):
+        taken: list[int] = []
+        while start < len(rows) and len(taken) < round(share * len(units)):
+            taken.extend(rows[start])
+            start += 1
+        splits[split] = np.sort(np.array(taken, int))
+    return splits
+
+
+def leaking_groups(study: Study, settings: DataSettings, splits: Mapping[str, np.ndarray]) -> int:
+    """How many groups have samples both in training and held out."""
+    if settings.group is None:
+        return 0
+    groups = np.array(study.metadata[settings.group])
+    held_out = np.concatenate([rows for split, rows in splits.items() if split != "train"])
+    return len(np.intersect1d(groups[splits["train"]], groups[held_out]))
+
+
+# What is fitted on the training split -----------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What has been learned from the training samples alone, and travels with the model."""
+
+    mean: float = 0.0
+    """Of the target, in its unit."""
+    deviation: float = 1.0
+    classes: tuple[str, ...] = ()
+    """None for a regression."""
+    majority: tuple[int, ...] = ()
+    """The most frequent letter (1 to 4) of each column of the training ASVs."""
+    diversity: float = 1.0
+    """Mean Faith's diversity of the training samples."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Fitted:
+        """The inverse of `to_json`."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
+
+
+def fit(study: Study, settings: DataSettings, rows: np.ndarray, wants_target: bool) -> Fitted:
+    """Fit on the training samples `rows`."""
+    own = scipy.sparse.csr_matrix(study.counts[rows])
+    asvs = np.unique(own.indices)
+    tokens = tokenize([study.sequences[asv] for asv in asvs], settings.max_bp)
+    votes = np.stack([(tokens == letter).sum(0) for letter in range(1, 5)])
+    majority = tuple(int(letter) for letter in votes.argmax(0) + 1)
+    diversity = 1.0
+    if study.phylogeny is not None:
+        diversity = float(unifrac.faith_diversity(own, study.phylogeny).mean()) or 1.0
+    if not wants_target or settings.target is None:
+        return Fitted(majority=majority, diversity=diversity)
+    cells = [study.metadata[settings.target][row] for row in rows]
+    numbers = _numbers(cells)
+    if settings.task == "classification" or (settings.task == "auto" and numbers is None):
+        classes = tuple(sorted(set(cells)))
+        if len(classes) < 2:
+            raise DataError(f"Every training sample has the {settings.target} {classes[0]!r}: nothing to tell apart.")
+        return Fitted(classes=classes, majority=majority, diversity=diversity)
+    if numbers is None:
+        wrong = next(cell for cell in cells if _numbers([cell]) is None)
+        raise DataError(f"The column {settings.target!r} holds {wrong!r}; wanted: numbers, or --data.task classification.")
+    return Fitted(float(numbers.mean()), float(numbers.std()) or 1.0, (), majority, diversity)
+
+
+def _numbers(cells: Sequence[str]) -> np.ndarray | None:
+    try:
+        numbers = np.array([float(cell) for cell in cells])
+    except ValueError:
+        return None
+    return numbers if np.isfinite(numbers).all() else None
+
+
+def target_values(study: Study, settings: DataSettings, fitted: Fitted) -> np.ndarray | None:
+    """(samples,): the target in its unit, or the number of its class; -1 for a class that training has not seen."""
+    if settings.target is None or settings.target not in study.metadata:
+        return None
+    cells = study.metadata[settings.target]
+    if fitted.classes:
+        place = {name: number for number, name in enumerate(fitted.classes)}
+        return np.array([place.get(cell, -1) for cell in cells], float)
+    return np.array([float(cell) if cell.strip().lower() not in MISSING else np.nan for cell in cells])
+
+
+def tokenize(sequences: Sequence[str], max_bp: int) -> np.ndarray:
+    """(sequences, longest) of 1 to 4 for A, C, G, T, and 0 after the end; letters beyond `max_bp` are cut."""
+    longest = max((min(len(sequence), max_bp) for sequence in sequences), default=0)
+    tokens = np.zeros((len(sequences), longest), np.int8)
+    for row, sequence in enumerate(sequences):
+        own = TOKEN_OF[np.frombuffer(sequence[:max_bp].encode("ascii"), np.uint8)]
+        tokens[row, : len(own)] = own
+    return tokens
+
+
+# Examples ---------------------------------------------------------------------------------------------
+
+
+def rarefy(counts: np.ndarray, depth: int, random: np.random.Generator) -> np.ndarray:
+    """Draw `depth` reads without replacement; as it is where the depth is 0 or all there are."""
+    if not depth or counts.sum() <= depth:
+        return counts
+    return random.multivariate_hypergeometric(counts.astype(np.int64), depth, method="marginals").astype(counts.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One sample, rarefied."""
+
+    sample: int
+    """Its row in the study."""
+    asvs: np.ndarray
+    """The ASVs it has, the most abundant first."""
+    counts: np.ndarray
+    """Their reads."""
+    scored: np.ndarray | None
+    """In evaluation: the ASVs whose nucleotides are scored here, each once in the whole split; None in training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """The samples of a split."""
+
+    study: Study
+    rows: np.ndarray
+    depth: int
+    """Reads to rarefy to; 0: as they are."""
+    training: bool
+    """Whether every visit draws its own rarefaction, from the generator that the runner seeds; else it is fixed."""
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        scored = None if self.training else self.first_seen[index]
+        return Example(int(self.rows[index]), *self.rarefied(index), scored)
+
+    def rarefied(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """A sample's ASVs and reads, the most abundant first; equals stand in the study's order."""
+        row = self.rows[index]
+        start, end = self.study.counts.indptr[row : row + 2]
+        asvs, counts = self.study.counts.indices[start:end], self.study.counts.data[start:end]
+        if self.depth:
+            # The runner seeds numpy's global generator by (seed, step, lane): each visit of a sample is another draw.
+            key: Any = np.random.randint(2**31) if self.training else (self.seed, int(row))
+            counts = rarefy(counts, self.depth, np.random.default_rng(key))
+            asvs, counts = asvs[counts > 0], counts[counts > 0]
+        order = np.lexsort((asvs, -counts))
+        return asvs[order], counts[order]
+
+    @functools.cached_property
+    def first_seen(self) -> list[np.ndarray]:
+        """Per sample the ASVs that no sample before it in the split has."""
+        seen: set[int] = set()
+        first = []
+        for index in range(len(self)):
+            own = [int(asv) for asv in self.rarefied(index)[0] if int(asv) not in seen]
+            seen.update(own)
+            first.append(np.array(own, int))
+        return first
+
+    def table(self) -> scipy.sparse.csr_matrix:
+        """(samples of the split, ASVs): the reads as the examples hold them; in evaluation only."""
+        assert not self.training
+        return counts_of([self[index] for index in range(len(self))], self.study.counts.shape[1])
+
+
+def counts_of(examples: Sequence[Example], num_asvs: int) -> scipy.sparse.csr_matrix:
+    """(examples, ASVs): their reads as a sparse table."""
+    pointers = np.cumsum([0, *(len(example.asvs) for example in examples)])
+    columns = np.concatenate([example.asvs for example in examples])
+    values = np.concatenate([example.counts for example in examples])
+    return scipy.sparse.csr_matrix((values, columns, pointers), shape=(len(examples), num_asvs))
+
+
+def distinct_asvs(examples: Sequence[Example], token_limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The distinct ASVs of a micro-batch, (examples, places) rows among them, and the reads there (0: nobody).
+
+    Each example keeps its `token_limit` most abundant ASVs; there are as many places as the longest needs.
+    """
+    kept = [example.asvs[:token_limit] for example in examples]
+    distinct, inverse = np.unique(np.concatenate(kept), return_inverse=True)
+    places = max(len(own) for own in kept)
+    rows = np.zeros((len(examples), places), np.int64)
+    reads = np.zeros((len(examples), places), np.float32)
+    start = 0
+    for number, (example, own) in enumerate(zip(examples, kept, strict=True)):
+        rows[number, : len(own)] = inverse[start : start + len(own)]
+        reads[number, : len(own)] = example.counts[: len(own)]
+        start += len(own)
+    return distinct, rows, reads
+
+
+def mask_letters(tokens: np.ndarray, rate: float, random: np.random.Generator) -> np.ndarray:
+    """Which letters to hide: a share `rate` of A, C, G and T, at least one of each sequence."""
+    draws = np.where(tokens > 0, random.random(tokens.shape), 2.0)
+    mask = draws < rate
+    if rate and tokens.size:
+        mask[np.arange(len(tokens)), draws.argmin(1)] = True
+    return mask & (tokens > 0)

@@ -1,0 +1,388 @@
+"""The network: nucleotides to an ASV, ASVs to a sample, a sample to an embedding, and the heads.
+
+Every stack is a pre-norm transformer on scaled dot-product attention. A sample is a set: nothing says in which order its
+ASVs come, unless the rank embedding is asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from runner.errors import ConfigError
+
+PAD, MASK = 0, 5
+NUM_TOKENS = 6  # pad, A, C, G, T, mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Sizes of a network."""
+
+    hidden_size: int
+    num_attention_heads: int
+    asv_layers: int
+    sample_layers: int
+    encoder_layers: int
+    target_layers: int
+    count_layers: int
+    embedding_size: int
+    dropout: float
+    max_bp: int
+    patch_size: int
+    token_limit: int
+    asv_chunk_size: int
+    distance: str
+    count_embedding: bool
+    rank_embedding: bool
+    num_outputs: int
+    """Numbers that the target head gives; 0: no such head."""
+    has_count_head: bool
+
+
+@dataclasses.dataclass
+class Output:
+    """What the network says of a micro-batch; None where it was not asked."""
+
+    embeddings: Float[Tensor, "samples size"] | None = None
+    lengths: Float[Tensor, " samples"] | None = None
+    """The samples' own branch length (Faith's diversity, in units of the training mean), as the Tanimoto form has it."""
+    nucleotides: Float[Tensor, "masked 4"] | None = None
+    """Logits of A, C, G, T at the masked positions, in the order of `tokens[mask]`."""
+    counts: Float[Tensor, "samples asvs"] | None = None
+    """Logits of the relative abundance: a softmax over the sample's ASVs."""
+    target: Float[Tensor, "samples outputs"] | None = None
+    scale: float = 1.0
+    """What `embedding_distances` divides by in the tanh form."""
+
+
+def tanh_scale(hidden_size: int) -> float:
+    """10 at 128 dimensions, and growing as their root does, so that it suits vectors of any size."""
+    return 10 * math.sqrt(hidden_size / 128)
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer."""
+
+    def __init__(self, size: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.attention_norm = nn.LayerNorm(size, eps=1e-6)
+        self.queries_keys_values = nn.Linear(size, 3 * size)
+        self.attention_output = nn.Linear(size, size)
+        self.feed_forward_norm = nn.LayerNorm(size, eps=1e-6)
+        self.feed_forward_input = nn.Linear(size, 4 * size)
+        self.feed_forward_output = nn.Linear(4 * size, size)
+
+    def forward(
+        self, states: Float[Tensor, "rows places size"], mask: Bool[Tensor, "rows places"] | None
+    ) -> Float[Tensor, "rows places size"]:
+        """Attend among the places where `mask` is True, everywhere if it is None."""
+        rows, places, size = states.shape
+        projected = self.queries_keys_values(self.attention_norm(states))
+        queries, keys, values = projected.view(rows, places, 3, self.heads, size // self.heads).permute(2, 0, 3, 1, 4)
+        rate = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=None if mask is None else mask[:, None, None, :], dropout_p=rate
+        )
+        attended = self.attention_output(attended.transpose(1, 2).reshape(rows, places, size))
+        states = states + F.dropout(attended, self.dropout, self.training)
+        widened = F.gelu(self.feed_forward_input(self.feed_forward_norm(states)))
+        changed = self.feed_forward_output(F.dropout(widened, self.dropout, self.training))
+        return states + F.dropout(changed, self.dropout, self.training)
+
+
+class Stack(nn.Module):
+    """Layers and a final norm."""
+
+    def __init__(self, size: int, heads: int, layers: int, dropout: float) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(size, heads, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(size, eps=1e-6)
+        self.checkpoints = False
+
+    def forward(
+        self, states: Float[Tensor, "rows places size"], mask: Bool[Tensor, "rows places"] | None
+    ) -> Float[Tensor, "rows places size"]:
+        """Every layer, then the norm."""
+        for block in self.blocks:
+            if self.checkpoints and self.training and torch.is_grad_enabled():
+                states = checkpoint(block, states, mask, use_reentrant=False)  # type: ignore[assignment]
+            else:
+                states = block(states, mask)
+        return self.norm(states)
+
+
+class AttentionPooling(nn.Module):
+    """A weighted mean over the places, with learned weights, then a norm."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(size, 1, bias=False)
+        self.norm = nn.LayerNorm(size, eps=1e-6)
+
+    def forward(
+        self, states: Float[Tensor, "rows places size"], mask: Bool[Tensor, "rows places"] | None
+    ) -> Float[Tensor, "rows size"]:
+        """Pool the places where `mask` is True; a row without any is pooled evenly, so that nothing becomes NaN."""
+        scores = self.score(states).squeeze(-1).float() / math.sqrt(states.shape[-1])
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1).to(states.dtype)
+        return self.norm(torch.einsum("rp,rps->rs", weights, states))
+
+
+class AsvEncoder(nn.Module):
+    """The nucleotides of one ASV to a vector, and guesses at those that were hidden.
+
+    With `patch_size` k, k neighbouring nucleotides share one place of the transformer: a k-th of the work and less.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        size, patch = shape.hidden_size, shape.patch_size
+        self.patch_size, self.chunk_size = patch, shape.asv_chunk_size
+        self.max_bp = -(-shape.max_bp // patch) * patch
+        # A patch is read letter by letter: one embedding per (place in the patch, letter).
+        self.letters = nn.Embedding(patch * NUM_TOKENS, size)
+        self.places = nn.Embedding(self.max_bp // patch, size)
+        nn.init.normal_(self.letters.weight, std=1 / math.sqrt(patch))
+        nn.init.normal_(self.places.weight, std=0.5)
+        self.stack = Stack(size, shape.num_attention_heads, shape.asv_layers, shape.dropout)
+        self.pooling = AttentionPooling(size)
+        self.nucleotide_head = nn.Linear(size, 4 * patch)
+
+    def forward(
+        self, tokens: Int[Tensor, "asvs letters"], mask: Bool[Tensor, "asvs letters"] | None
+    ) -> tuple[Float[Tensor, "asvs size"], Float[Tensor, "masked 4"] | None]:
+        """Encode in chunks of `chunk_size` ASVs (0: all at once); in training their activations are computed again.
+
+        `tokens` are 1 to 4, 0 after the end; their number of letters is a multiple of the patch size.
+        """
+        step = self.chunk_size or len(tokens)
+        pooled, logits = [], []
+        for first in range(0, len(tokens), max(1, step)):
+            own = slice(first, first + step)
+            part = (tokens[own], None if mask is None else mask[own])
+            if self.chunk_size and torch.is_grad_enabled() and self.letters.weight.requires_grad:
+                vectors, guesses = checkpoint(self.encode, *part, use_reentrant=False)  # type: ignore[misc]
+            else:
+                vectors, guesses = self.encode(*part)
+            pooled.append(vectors)
+            logits.append(guesses)
+        return torch.cat(pooled), None if mask is None else torch.cat(logits)
+
+    def encode(
+        self, tokens: Int[Tensor, "asvs letters"], mask: Bool[Tensor, "asvs letters"] | None
+    ) -> tuple[Float[Tensor, "asvs size"], Float[Tensor, "masked 4"] | None]:
+        """Encode one chunk."""
+        asvs, letters = tokens.shape
+        patches = letters // self.patch_size
+        shown = tokens.clamp(min=0) if mask is None else tokens.masked_fill(mask, MASK)
+        offsets = torch.arange(self.patch_size, device=tokens.device) * NUM_TOKENS
+        shown = shown.view(asvs, patches, self.patch_size) + offsets
+        if self.patch_size == 1:
+            states = self.letters(shown.squeeze(-1))
+        else:
+            states = F.embedding_bag(shown.view(-1, self.patch_size), self.letters.weight, mode="sum")
+            states = states.view(asvs, patches, -1)
+        states = states + self.places.weight[:patches]
+        is_there = tokens.view(asvs, patches, self.patch_size)[:, :, 0] != PAD
+        # Where all are equally long nothing is hidden, and attention has a faster way.
+        there = None if bool(is_there.all()) else is_there
+        states = self.stack(states, there)
+        guesses = None
+        if mask is not None:
+            rows = mask.any(1)
+            logits = self.nucleotide_head(states[rows]).view(-1, letters, 4)
+            guesses = logits[mask[rows]]
+        return self.pooling(states, there), guesses
+
+
+class UniFracHead(nn.Module):
+    """A sample's embedding, whose distances are to be UniFrac's.
+
+    `tanimoto`: unweighted UniFrac is 1 - S / (a_i + a_j - S) with S the shared branch length, which is an inner product
+    of the samples' branches, and a the samples' own. The embedding stands for the branches (S = e_i . e_j), and what of
+    a sample's length is shared with nobody needs no dimensions: a = |e|^2 + a private length.
+    `tanh`: tanh(|e_i - e_j| / scale) of the pooled vectors themselves.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.is_tanimoto = shape.distance == "tanimoto"
+        if self.is_tanimoto:
+            # Pooling is a mean, which forgets how many there were; the number of ASVs is given back.
+            self.direction = nn.Linear(shape.hidden_size + 1, shape.embedding_size)
+            self.private = nn.Linear(shape.hidden_size + 1, 1)
+            self.volume = nn.Linear(shape.hidden_size + 1, 1)
+            nn.init.zeros_(self.volume.weight)
+            nn.init.zeros_(self.volume.bias)
+
+    def forward(
+        self, pooled: Float[Tensor, "samples size"], num_asvs: Float[Tensor, " samples"]
+    ) -> tuple[Float[Tensor, "samples embedding"], Float[Tensor, " samples"] | None]:
+        """The embeddings, and the samples' own lengths in the Tanimoto form."""
+        if not self.is_tanimoto:
+            return pooled, None
+        features = torch.cat([pooled, num_asvs.to(pooled.dtype).log1p()[:, None] - 4], 1)
+        volume = self.volume(features).float().exp()
+        direction = self.direction(features).float()
+        embeddings = direction * (volume / direction.shape[1]).sqrt()
+        private = F.softplus(self.private(features).float()) * volume
+        return embeddings, (embeddings.square().sum(1) + private.squeeze(1))
+
+
+def embedding_distances(
+    embeddings: Float[Tensor, "samples size"], lengths: Float[Tensor, " samples"] | None, scale: float
+) -> Float[Tensor, "samples samples"]:
+    """Distances between all pairs of embeddings, in UniFrac's range; see UniFracHead."""
+    embeddings = embeddings.float()
+    if lengths is None:
+        difference = embeddings[:, None] - embeddings[None, :]
+        # The root of 0 has no gradient: a sample's distance to itself, or to its double, stays just above.
+        return torch.tanh(difference.square().sum(-1).clamp(min=1e-8).sqrt() / scale)
+    shared = embeddings @ embeddings.T
+    union = lengths[:, None] + lengths[None, :] - shared
+    return 1 - shared / union.clamp(min=1e-6)
+
+
+class MicrobiomeModel(nn.Module):
+    """All stacks of a stage."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        size, heads, dropout = shape.hidden_size, shape.num_attention_heads, shape.dropout
+        self.shape = shape
+        self.frozen = False
+        # How many letters of an ASV the places were trained for: a longer study cannot inherit them.
+        self.register_buffer("trained_letters", torch.zeros(1, dtype=torch.int64))
+        self.trained_letters: Tensor
+        self.asv_encoder = AsvEncoder(shape)
+        # A place that belongs to no ASV: attention to it tells an ASV how few relatives it has.
+        self.nobody = nn.Parameter(torch.randn(size) * 0.02)
+        if shape.count_embedding:
+            self.count_embedding = nn.Linear(1, size)
+        if shape.rank_embedding:
+            self.rank_embedding = nn.Embedding(shape.token_limit, size)
+        self.sample_encoder = Stack(size, heads, shape.sample_layers, dropout)
+        self.encoder = Stack(size, heads, shape.encoder_layers, dropout)
+        self.pooling = AttentionPooling(size)
+        self.unifrac_head = UniFracHead(shape)
+        if shape.has_count_head:
+            self.count_encoder = Stack(size, heads, shape.count_layers, dropout)
+            self.count_head = nn.Linear(size, 1)
+        if shape.num_outputs:
+            # Stage 1 knows only who is there; a target can depend on how many.
+            self.target_abundance = nn.Linear(1, size)
+            self.target_encoder = Stack(size, heads, shape.target_layers, dropout)
+            self.target_pooling = AttentionPooling(size)
+            self.target_head = nn.Linear(size, shape.num_outputs)
+
+    BASE = ("asv_encoder", "nobody", "count_embedding", "rank_embedding", "sample_encoder", "encoder", "pooling",
+            "unifrac_head")  # fmt: skip
+
+    def leave_out(self, nucleotides: bool, embeddings: bool) -> None:
+        """Do not train what no loss reaches: data-parallel training would wait for its gradients."""
+        if nucleotides:
+            self.asv_encoder.nucleotide_head.requires_grad_(False)
+        if embeddings:
+            for part in (self.encoder, self.pooling, self.unifrac_head):
+                part.requires_grad_(False)
+            if not self.shape.has_count_head and not self.shape.num_outputs:
+                self.sample_encoder.requires_grad_(False)
+                self.nobody.requires_grad_(False)
+                self.asv_encoder.pooling.requires_grad_(False)
+
+    def inherit(self, tensors: dict[str, Tensor], longest: int) -> None:
+        """Take the base of a pre-trained model, whose places must reach to the `longest` ASV.
+
+        Raises ConfigError where the sizes differ.
+        """
+        trained = int(tensors["trained_letters"]) if "trained_letters" in tensors else longest
+        if trained < longest:
+            raise ConfigError(
+                f"The weights come from ASVs of {trained} nucleotides, these have {longest}: what comes after was never "
+                f"trained.\nType --data.max_bp {trained}."
+            )
+        own = self.state_dict()
+        for name, value in own.items():
+            if name.split(".")[0] not in self.BASE:
+                continue
+            if name not in tensors:
+                raise ConfigError(f"The weights to start from have no {name}: give this run the same model settings.")
+            given = tensors[name]
+            if name == "asv_encoder.places.weight":
+                given = given[: len(value)]
+            if given.shape != value.shape:
+                raise ConfigError(
+                    f"{name} is {tuple(given.shape)} in the weights to start from and {tuple(value.shape)} here: give "
+                    "this run the same preset and model settings."
+                )
+            value.copy_(given)
+        self.trained_letters.fill_(trained)
+
+    def freeze_base(self) -> None:
+        """Leave stage 1 as it is: no gradient, no dropout, no optimiser state."""
+        self.frozen = True
+        for name in self.BASE:
+            part = getattr(self, name, None)
+            if part is not None:
+                part.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> MicrobiomeModel:
+        """As in torch, but for what is frozen: it stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            for name in self.BASE:
+                if isinstance(getattr(self, name, None), nn.Module):
+                    getattr(self, name).eval()
+        return self
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None) -> None:
+        """Compute every layer's activations again in the backward pass."""
+        for part in self.modules():
+            if isinstance(part, Stack):
+                part.checkpoints = True
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "asvs letters"],
+        mask: Bool[Tensor, "asvs letters"] | None,
+        asvs: Int[Tensor, "samples places"],
+        is_there: Bool[Tensor, "samples places"],
+        abundance: Float[Tensor, "samples places"],
+        wants_embeddings: bool = True,
+    ) -> Output:
+        """Encode the distinct ASVs once, and each sample from those it has: `asvs` are rows of `tokens`."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            vectors, guesses = self.asv_encoder(tokens, mask)
+            states = vectors[asvs] * is_there[..., None].to(vectors.dtype)  # (samples, places, size)
+            if self.shape.count_embedding:
+                states = states + self.count_embedding((abundance * 1000).log1p()[..., None].to(states.dtype))
+            if self.shape.rank_embedding:
+                states = states + self.rank_embedding.weight[: states.shape[1]]
+            nobody = self.nobody.to(states.dtype).expand(len(states), 1, -1)
+            everywhere = F.pad(is_there, (1, 0), value=True)
+            states = self.sample_encoder(torch.cat([nobody, states], 1), everywhere)
+            output = Output(nucleotides=guesses, scale=tanh_scale(self.shape.hidden_size))
+            if wants_embeddings:
+                pooled = self.pooling(self.encoder(states, everywhere), everywhere)
+                with torch.autocast(tokens.device.type, enabled=False):
+                    output.embeddings, output.lengths = self.unifrac_head(pooled.float(), is_there.sum(1).float())
+        if self.shape.has_count_head:
+            output.counts = self.count_head(self.count_encoder(states, everywhere))[:, 1:].squeeze(-1).float()
+        if self.shape.num_outputs:
+            shares = F.pad((abundance * 1000).log1p(), (1, 0))[..., None]
+            encoded = self.target_encoder(states + self.target_abundance(shares.to(states.dtype)), everywhere)
+            output.target = self.target_head(self.target_pooling(encoded, everywhere)).float()
+        return output

@@ -1,0 +1,555 @@
+"""Microbiome: a sequence encoder learns UniFrac distances and hidden nucleotides, then predicts what is known of samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from tyro.conf import Suppress
+
+from runner.errors import ConfigError
+from runner.recipe import Batch, Loss
+
+if TYPE_CHECKING:
+    from recipes.microbiome.data import Example, Examples, Fitted, Study
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """The samples, and how they are cut into splits."""
+
+    table: str | None = None
+    """BIOM table of reads (.biom or QIIME 2 .qza); none: the embedded study, made from a seed."""
+    sequences: str | None = None
+    """FASTA file (or .qza) of the ASVs; none: the table's feature ids are the sequences."""
+    tree: str | None = None
+    """Newick tree (or .qza) whose tips are the table's feature ids; UniFrac is measured on it."""
+    metadata: str | None = None
+    """Tab-separated metadata, sample ids in the first column."""
+    target: str | None = None
+    """Metadata column to predict; of the embedded study: target (a number) or half (a class)."""
+    task: Literal["auto", "regression", "classification"] = "auto"
+    """What the target is; auto: a regression where every value is a number."""
+    group: str | None = None
+    """Metadata column of subjects or sites: a group is never cut between splits."""
+    split: Literal["grouped", "random"] = "grouped"
+    """Whether groups stay together; random cuts through them, which leaks."""
+    split_file: str | None = None
+    """JSON file of the split: test_ids, validation_ids, or folds (lists of sample ids)."""
+    validation_fraction: float = 0.2
+    """Share of the samples that training is judged by."""
+    test_fraction: float = 0.0
+    """Share of the samples that is kept for the end."""
+    num_folds: int = 0
+    """Folds of a cross-validation; 0: shares instead."""
+    fold: int = 0
+    """Which fold is held out, counted from 0."""
+    split_seed: int = 0
+    """Seed of the split, and of what is drawn in evaluation."""
+    rarefy_depth: int = 0
+    """Reads drawn from each sample without replacement, anew at every visit in training; 0: all reads."""
+    min_reads: int = 1
+    """Samples with fewer reads are left out."""
+    max_bp: int = 150
+    """Nucleotides of an ASV that the model reads; the rest is cut."""
+    distance: Literal["unweighted", "weighted", "weighted_normalized"] = "unweighted"
+    """Kind of UniFrac to learn."""
+    distance_from: Literal["auto", "batch", "matrix"] = "auto"
+    """UniFrac per micro-batch, or looked up in one matrix; auto: a matrix up to 4096 samples without rarefaction."""
+    demo_samples: int = 240
+    """Embedded study: samples."""
+    demo_asvs: int = 300
+    """Embedded study: ASVs."""
+    demo_seed: int = 0
+    """Embedded study: seed of everything in it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The network."""
+
+    hidden_size: int = 128
+    """Width of every stack."""
+    num_attention_heads: int = 4
+    """Heads of every attention."""
+    asv_layers: int = 4
+    """Layers over the nucleotides of an ASV."""
+    sample_layers: int = 4
+    """Layers over the ASVs of a sample."""
+    encoder_layers: int = 4
+    """Further layers towards the embedding, which the predictor does not read."""
+    count_layers: int = 4
+    """Layers of the count head."""
+    target_layers: int = 4
+    """Layers of the target head."""
+    embedding_size: int = 128
+    """Numbers in an embedding of the Tanimoto form; the tanh form has hidden_size."""
+    dropout: float = 0.1
+    """Share dropped in every stack."""
+    token_limit: int = 1024
+    """ASVs of a sample that the model reads, the most abundant first."""
+    patch_size: int = 1
+    """Neighbouring nucleotides that share one place of the ASV encoder; 5 is some ten times faster than 1."""
+    asv_chunk_size: int = 0
+    """ASVs encoded at a time, their activations computed again in the backward pass; 0: all at once."""
+    nuc_mask: float = 0.15
+    """Share of the nucleotides hidden in an ASV that is masked."""
+    masked_asvs: float = 1.0
+    """Share of a micro-batch's distinct ASVs that are masked in training; the others are seen whole."""
+    distance: Literal["tanimoto", "tanh"] = "tanimoto"
+    """Distance of two embeddings: tanimoto, UniFrac's own form, or tanh of the Euclidean distance, the guide's."""
+    count_embedding: bool = False
+    """Tell the sample encoder the relative abundance of each ASV."""
+    rank_embedding: bool = False
+    """Tell the sample encoder the rank of each ASV by abundance; without it a sample is a set."""
+    freeze_base: bool = False
+    """Stage predict: leave the pre-trained encoder as it is, without gradient, dropout and optimiser state."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Settings and verbs of microbiome."""
+
+    stage: Literal["pretrain", "predict"] = "pretrain"
+    """pretrain: UniFrac and nucleotides, without labels; predict: the target, mostly with --init_from a pretraining."""
+    unifrac_penalty: float = 1.0
+    """Weight of the UniFrac loss: mean squared error over the pairs of a micro-batch."""
+    nuc_penalty: float = 1.0
+    """Weight of the nucleotide loss: mean cross-entropy over the hidden nucleotides, in nats."""
+    count_penalty: float = 1.0
+    """Weight of the count loss of stage predict: divergence of the relative abundances, in nats."""
+    target_penalty: float = 1.0
+    """Weight of the target loss: smooth L1 of the standardised target, or cross-entropy of the classes."""
+    data_settings: DataSettings = DataSettings()
+    model_settings: ModelSettings = ModelSettings()
+    assets: Suppress[Path | None] = None
+    """Folder of what was fitted; the runner's to set."""
+
+    best_metric: ClassVar[str] = "loss"
+    couples_examples: ClassVar[bool] = True
+    memory_advice: ClassVar[str] = (
+        "Lower --micro_batch_size or --model.token_limit, or set --model.asv_chunk_size 64 (or lower)."
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("unifrac_penalty", "nuc_penalty", "count_penalty", "target_penalty"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}: type --{name} with a number of at least 0.")
+        sizes = self.model_settings
+        if sizes.hidden_size % sizes.num_attention_heads:
+            raise ConfigError(
+                f"model.hidden_size is {sizes.hidden_size}, which {sizes.num_attention_heads} heads do not divide: "
+                "change one of them."
+            )
+        if self.wants_counts and (sizes.count_embedding or sizes.rank_embedding):
+            given = "count" if sizes.count_embedding else "rank"
+            raise ConfigError(
+                f"model.{given}_embedding shows the model what the count loss asks of it: leave it out, or type "
+                "--count_penalty 0."
+            )
+
+    @staticmethod
+    def presets() -> Mapping[str, Mapping[str, Any]]:
+        """Named settings."""
+        from recipes.microbiome.presets import presets
+
+        return presets()
+
+    # Which losses there are ---------------------------------------------------------------------------
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether stage 1's part is left as it is."""
+        return self.stage == "predict" and self.model_settings.freeze_base
+
+    @property
+    def wants_unifrac(self) -> bool:
+        """Whether the UniFrac loss is asked for; a frozen base could learn nothing from it."""
+        return self.unifrac_penalty > 0 and not self.is_frozen and (self.stage == "pretrain" or self._has_tree)
+
+    @property
+    def wants_nucleotides(self) -> bool:
+        """Whether the nucleotide loss is asked for."""
+        return self.nuc_penalty > 0 and self.model_settings.nuc_mask > 0 and not self.is_frozen
+
+    @property
+    def wants_counts(self) -> bool:
+        """Whether the count loss is asked for."""
+        return self.stage == "predict" and self.count_penalty > 0
+
+    @property
+    def wants_target(self) -> bool:
+        """Whether the target loss is asked for."""
+        return self.stage == "predict" and self.target_penalty > 0
+
+    @property
+    def _has_tree(self) -> bool:
+        return self.data_settings.table is None or self.data_settings.tree is not None
+
+    @functools.cached_property
+    def source(self) -> DataSettings:
+        """The data settings, with the embedded study's own target where it is the study."""
+        if self.data_settings.table is None and self.stage == "predict" and self.data_settings.target is None:
+            return dataclasses.replace(self.data_settings, target="target")
+        return self.data_settings
+
+    # Data ---------------------------------------------------------------------------------------------
+
+    @property
+    def study(self) -> Study:
+        """What the settings name; read once."""
+        from recipes.microbiome.data import read_study
+
+        if self.wants_unifrac and not self._has_tree:
+            raise ConfigError(
+                "The UniFrac loss was asked for without a tree: type --data.tree tree.nwk, or --unifrac_penalty 0."
+            )
+        if self.wants_target and self.source.target is None:
+            raise ConfigError(
+                "Stage predict has no target: type --data.metadata metadata.tsv --data.target COLUMN, or "
+                "--target_penalty 0."
+            )
+        return read_study(self.source)
+
+    @functools.cached_property
+    def splits(self) -> dict[str, Any]:
+        """Rows of the study by split."""
+        from recipes.microbiome.data import partition
+
+        return partition(self.study, self.source)
+
+    def prepare(self, folder: Path) -> Recipe:
+        """Fit the normalisation and the column majority on the training samples, or take what is there."""
+        bound = dataclasses.replace(self, assets=folder)
+        # Another stage's file can be there as well, inherited with its weights; it is not ours.
+        if _read_fitted(folder, self.fingerprint) is None:
+            fitted = bound._fit()
+            content = {"settings": self.fingerprint, "fitted": fitted.to_json()}
+            (folder / "microbiome.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        return bound
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings that what is fitted depends on."""
+        return {"stage": self.stage, **dataclasses.asdict(self.source)}
+
+    @functools.cached_property
+    def fitted(self) -> Fitted:
+        """What `prepare` fitted."""
+        found = _read_fitted(self.assets, self.fingerprint) if self.assets is not None else None
+        return found or self._fit()
+
+    def _fit(self) -> Fitted:
+        from recipes.microbiome.data import fit, leaking_groups
+
+        study, splits = self.study, self.splits
+        for note in study.notes:
+            print(f"data: {note}", flush=True)
+        leaking = leaking_groups(study, self.source, splits)
+        if leaking:
+            print(
+                f"warning: {leaking} groups ({self.source.group}) have samples both in training and held out, so the "
+                "scores flatter; --data.split grouped without a split_file keeps them together.",
+                flush=True,
+            )
+        return fit(study, self.source, splits["train"], self.wants_target)
+
+    def data(self, split: str) -> Examples:
+        """The samples of a split."""
+        import numpy as np
+
+        from recipes.microbiome.data import Examples
+
+        rows = self.splits.get(split, np.zeros(0, int))
+        return Examples(self.study, rows, self.source.rarefy_depth, split == "train", self.source.split_seed)
+
+    @functools.cached_property
+    def distance_matrix(self) -> tuple[Any, Any] | None:
+        """(place of each study row, distances between the training samples), where one matrix is to serve them.
+
+        What is held out is not in it.
+        """
+        import numpy as np
+
+        from recipes.microbiome.unifrac import distances
+
+        rows = self.splits["train"]
+        auto = self.source.distance_from == "auto" and len(rows) <= 4096
+        if self.source.rarefy_depth or not (auto or self.source.distance_from == "matrix"):
+            return None
+        assert self.study.phylogeny is not None
+        place = np.full(len(self.study.sample_ids), -1)
+        place[rows] = np.arange(len(rows))
+        matrix = distances(self.study.counts[rows], self.study.phylogeny, self.source.distance)
+        return place, matrix.astype(np.float32)
+
+    def batch_distances(self, examples: list[Example]) -> Any:
+        """(examples, examples): UniFrac of the very reads that the examples hold, float32."""
+        import numpy as np
+
+        from recipes.microbiome.data import counts_of
+        from recipes.microbiome.unifrac import distances
+
+        if examples[0].scored is None and self.distance_matrix is not None:
+            place, matrix = self.distance_matrix
+            rows = place[[example.sample for example in examples]]
+            return matrix[np.ix_(rows, rows)]
+        assert self.study.phylogeny is not None
+        table = counts_of(examples, self.study.counts.shape[1])
+        return distances(table, self.study.phylogeny, self.source.distance).astype(np.float32)
+
+    def collate(self, examples: list[Example]) -> Batch:
+        """The distinct ASVs of the examples, what each example has of them, and the losses' targets."""
+        import numpy as np
+        import torch
+
+        from recipes.microbiome.data import distinct_asvs, target_values
+
+        distinct, rows, reads = distinct_asvs(examples, self.model_settings.token_limit)
+        tokens, training = self.letters(distinct), examples[0].scored is None
+        totals = np.array([example.counts.sum() for example in examples], np.float32)
+        tensors = {
+            "asvs": torch.from_numpy(rows),
+            "is_there": torch.from_numpy(reads > 0),
+            "abundance": torch.from_numpy(reads / totals[:, None]),
+            "tokens": torch.from_numpy(tokens),
+        }
+        if self.wants_nucleotides:
+            tensors["mask"] = torch.from_numpy(self._mask(tokens, distinct, training))
+        if self.wants_unifrac:
+            tensors["distances"] = torch.from_numpy(self.batch_distances(examples))
+        if self.wants_target:
+            values = target_values(self.study, self.source, self.fitted)
+            assert values is not None
+            own = values[[example.sample for example in examples]]
+            if not self.fitted.classes:
+                own = (own - self.fitted.mean) / self.fitted.deviation
+            tensors["target"] = torch.from_numpy(own.astype(np.int64 if self.fitted.classes else np.float32))
+        return Batch(tensors, weight=len(examples), tokens=int((tokens > 0).sum()), extra={"examples": examples})
+
+    def letters(self, asvs: Any) -> Any:
+        """(asvs, letters): tokens, as many columns as the longest needs, in whole patches."""
+        import numpy as np
+
+        from recipes.microbiome.data import tokenize
+
+        tokens = tokenize([self.study.sequences[asv] for asv in asvs], self.source.max_bp)
+        surplus = -tokens.shape[1] % self.model_settings.patch_size
+        return np.pad(tokens, ((0, 0), (0, surplus))).astype(np.int32)
+
+    def _mask(self, tokens: Any, asvs: Any, training: bool) -> Any:
+        """What is hidden: by the runner's seed in training, by the ASV in evaluation, so that it stays the same."""
+        import numpy as np
+
+        from recipes.microbiome.data import mask_letters
+
+        rate = self.model_settings.nuc_mask
+        if not training:
+            own = [mask_letters(row[None], rate, np.random.default_rng((self.source.split_seed, int(asv))))
+                   for row, asv in zip(tokens, asvs, strict=True)]  # fmt: skip
+            return np.concatenate(own) if own else np.zeros(tokens.shape, bool)
+        random = np.random.default_rng(np.random.randint(2**31))
+        mask = mask_letters(tokens, rate, random)
+        mask[random.random(len(tokens)) >= self.model_settings.masked_asvs] = False
+        return mask
+
+    # Model --------------------------------------------------------------------------------------------
+
+    def model(self) -> Any:
+        """The stacks of this stage; what no loss reaches does not train."""
+        from recipes.microbiome.model import MicrobiomeModel, Shape
+
+        sizes = {
+            field.name: getattr(self.model_settings, field.name)
+            for field in dataclasses.fields(self.model_settings)
+            if field.name not in ("nuc_mask", "masked_asvs", "freeze_base")
+        }
+        outputs = 0
+        if self.wants_target:
+            outputs = len(self.fitted.classes) or 1
+        model = MicrobiomeModel(
+            Shape(**sizes, max_bp=self.source.max_bp, num_outputs=outputs, has_count_head=self.wants_counts)
+        )
+        longest = max((len(sequence) for sequence in self.study.sequences), default=0) if self.assets else 0
+        model.trained_letters.fill_(min(longest, self.source.max_bp))
+        model.leave_out(nucleotides=not self.wants_nucleotides, embeddings=not self.wants_unifrac)
+        if self.is_frozen:
+            model.freeze_base()
+        return model
+
+    def inherit(self, model: Any, tensors: dict[str, Any]) -> None:
+        """Take stage 1's encoder; the heads of this stage stay fresh."""
+        model.inherit(tensors, min(max(map(len, self.study.sequences)), self.source.max_bp))
+
+    def loss(self, model: Any, batch: Batch) -> Loss:
+        """The weighted losses of the micro-batch, each a mean over what it scores, times the number of samples."""
+        import torch
+        import torch.nn.functional as F
+
+        from recipes.microbiome.model import embedding_distances
+
+        size = len(batch["asvs"])
+        output = model(
+            batch["tokens"],
+            batch.tensors.get("mask"),
+            batch["asvs"],
+            batch["is_there"],
+            batch["abundance"],
+            wants_embeddings=self.wants_unifrac,
+        )
+        losses: dict[str, Any] = {}
+        logs: dict[str, Any] = {}
+        with torch.autocast(batch["asvs"].device.type, enabled=False):
+            if self.wants_unifrac:
+                assert output.embeddings is not None
+                predicted = embedding_distances(output.embeddings, output.lengths, output.scale)
+                upper = torch.triu_indices(size, size, 1, device=predicted.device)
+                errors = (predicted - batch["distances"])[upper[0], upper[1]].square()
+                losses["unifrac"] = self.unifrac_penalty * errors.sum() / max(1, len(errors))
+                # A sample alone has no pair: that is no loss of nothing, but none.
+                logs["unifrac_loss"] = errors.detach().mean() if len(errors) else torch.nan
+            if self.wants_nucleotides:
+                hidden = batch["tokens"][batch["mask"]].long() - 1
+                guesses = output.nucleotides.float()
+                losses["nucleotide"] = self.nuc_penalty * F.cross_entropy(guesses, hidden, reduction="sum")
+                losses["nucleotide"] = losses["nucleotide"] / max(1, len(hidden))
+                if len(hidden):
+                    logs["nucleotide_accuracy"] = (guesses.argmax(1) == hidden).float().mean()
+                    logs["nucleotide_loss"] = losses["nucleotide"].detach() / self.nuc_penalty
+                else:
+                    logs |= {"nucleotide_accuracy": torch.nan, "nucleotide_loss": torch.nan}
+            if self.wants_counts:
+                logits = output.counts.masked_fill(~batch["is_there"], -1e4).log_softmax(1)
+                shares = batch["abundance"] / batch["abundance"].sum(1, keepdim=True)
+                divergence = (torch.xlogy(shares, shares) - shares * logits).sum(1).mean()
+                losses["count"] = self.count_penalty * divergence
+                logs["count_loss"] = divergence.detach()
+            if self.wants_target:
+                losses["target"] = self.target_penalty * self._target_loss(output.target, batch["target"])
+                logs["target_loss"] = losses["target"].detach() / self.target_penalty
+            if not losses:
+                raise ConfigError("Every penalty is 0: there is nothing to learn. Give one of them a value above 0.")
+            total = torch.stack(list(losses.values())).sum()
+        return Loss(total * size, batch.weight, logs)
+
+    def _target_loss(self, guess: Any, target: Any) -> Any:
+        import torch.nn.functional as F
+
+        if self.fitted.classes:
+            # A class that training has not seen cannot be scored by the loss; the metrics count it as wrong.
+            known = target >= 0
+            total = F.cross_entropy(guess, target.clamp(min=0), reduction="none")
+            return (total * known).sum() / known.sum().clamp(min=1)
+        return F.smooth_l1_loss(guess.squeeze(1), target)
+
+    # Use ----------------------------------------------------------------------------------------------
+
+    def predict(self, model: Any, batch: Batch) -> list[Any]:
+        """Per sample: embedding, prediction in the target's unit, and how many hidden nucleotides were found."""
+        import numpy as np
+        import torch
+
+        examples: list[Example] = batch.extra["examples"]
+        device = batch["asvs"].device
+        output = model(batch["tokens"], None, batch["asvs"], batch["is_there"], batch["abundance"])
+        rows: list[dict[str, Any]] = []
+        for number, example in enumerate(examples):
+            row: dict[str, Any] = {"sample": self.study.sample_ids[example.sample], "row": example.sample}
+            row["embedding"] = output.embeddings[number].float().tolist()
+            if output.lengths is not None:
+                row["length"] = float(output.lengths[number])
+            if self.source.group is not None and self.source.group in self.study.metadata:
+                row["group"] = self.study.metadata[self.source.group][example.sample]
+            rows.append(row)
+        if self.wants_target:
+            from recipes.microbiome.data import target_values
+
+            values = target_values(self.study, self.source, self.fitted)
+            if self.fitted.classes:
+                guesses = output.target.softmax(1).tolist()
+            else:
+                guesses = (output.target.squeeze(1) * self.fitted.deviation + self.fitted.mean).tolist()
+            for row, guess in zip(rows, guesses, strict=True):
+                row["predicted"] = guess
+                if values is not None:
+                    row["target"] = float(values[row["row"]])
+        scored = [example.scored for example in examples if example.scored is not None and len(example.scored)]
+        if self.wants_nucleotides and scored:
+            asvs = np.concatenate(scored)
+            tokens = self.letters(asvs)
+            mask = self._mask(tokens, asvs, training=False)
+            _, guesses = model.asv_encoder(torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device))
+            majority = np.broadcast_to(_padded(self.fitted.majority, tokens.shape[1]), tokens.shape)
+            found = np.zeros(tokens.shape, bool)
+            found[mask] = guesses.argmax(1).cpu().numpy() + 1 == tokens[mask]
+            by_majority = mask & (majority == tokens)
+            counts = np.stack([asvs, mask.sum(1), found.sum(1), by_majority.sum(1)], 1)
+            start = 0
+            for row, example in zip(rows, examples, strict=True):
+                own = len(example.scored) if example.scored is not None else 0
+                row["nucleotides"] = counts[start : start + own].tolist()
+                start += own
+        return rows
+
+    def score(self, rows: list[Any]) -> dict[str, float]:
+        """UniFrac over all pairs of the split, nucleotides beside the column majority, and the target."""
+        from recipes.microbiome.score import nucleotide_scores, target_scores
+
+        scores: dict[str, float] = {}
+        if self.wants_unifrac:
+            scores |= self._distance_scores(rows)
+        if self.wants_nucleotides and rows and "nucleotides" in rows[0]:
+            seen = set(self.study.counts[self.splits["train"]].indices.tolist())
+            found = {asv: counts for row in rows for asv, *counts in row["nucleotides"]}
+            scores |= nucleotide_scores(found, seen)
+        if self.wants_target and rows:
+            scores |= target_scores(rows, not self.fitted.classes, "group" in rows[0])
+        return scores
+
+    def _distance_scores(self, rows: list[Any]) -> dict[str, float]:
+        from recipes.microbiome.score import distance_scores
+
+        true, predicted = self.compare_distances(rows)
+        return distance_scores(true, predicted)
+
+    def compare_distances(self, rows: list[Any]) -> tuple[Any, Any]:
+        """(UniFrac, distances of the embeddings) between all samples of `rows`, each (samples, samples)."""
+        import numpy as np
+        import torch
+
+        from recipes.microbiome.data import Examples
+        from recipes.microbiome.model import embedding_distances, tanh_scale
+        from recipes.microbiome.unifrac import distances
+
+        own = np.array([row["row"] for row in rows], int)
+        examples = Examples(self.study, own, self.source.rarefy_depth, False, self.source.split_seed)
+        assert self.study.phylogeny is not None
+        true = distances(examples.table(), self.study.phylogeny, self.source.distance)
+        embeddings = torch.tensor([row["embedding"] for row in rows])
+        lengths = torch.tensor([row["length"] for row in rows]) if "length" in rows[0] else None
+        predicted = embedding_distances(embeddings, lengths, tanh_scale(self.model_settings.hidden_size))
+        return true, predicted.double().numpy()
+
+
+def _read_fitted(folder: Path | None, fingerprint: dict[str, Any]) -> Fitted | None:
+    """What was fitted with these settings; None where it was not, or with others."""
+    from recipes.microbiome.data import Fitted
+
+    file = folder / "microbiome.json" if folder is not None else None
+    if file is None or not file.is_file():
+        return None
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return Fitted.from_json(content["fitted"]) if content["settings"] == fingerprint else None
+
+
+def _padded(majority: tuple[int, ...], columns: int) -> Any:
+    """The majority's letters for so many columns; 0, which is no letter, beyond what training had."""
+    import numpy as np
+
+    letters = np.zeros(columns, np.int32)
+    letters[: min(columns, len(majority))] = majority[:columns]
+    return letters
