@@ -16,15 +16,15 @@ import numpy as np
 import scipy.sparse
 
 from recipes.microbiome import unifrac
-from recipes.microbiome.unifrac import Phylogeny
+from recipes.microbiome.unifrac import Phylogeny, as_rows
 from runner.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from recipes.microbiome.recipe import DataSettings
 
 # What stands in metadata where nothing was measured.
-MISSING = {"", "na", "nan", "n/a", "none", "null", "missing", "not applicable", "not collected", "not provided",
-           "missing: not collected", "missing: not provided", "restricted access", "unspecified", "unknown"}  # fmt: skip
+MISSING = {"", "na", "nan", "n/a", "none", "null", "missing", "not applicable", "not collected", "not provided"}
+MISSING |= {"missing: not collected", "missing: not provided", "restricted access", "unspecified", "unknown"}
 TOKEN_OF = np.zeros(256, np.int8)
 TOKEN_OF[[ord(letter) for letter in "ACGT"]] = [1, 2, 3, 4]
 
@@ -36,8 +36,8 @@ class Study:
     sample_ids: tuple[str, ...]
     sequences: tuple[str, ...]
     """The ASVs, in upper case, of A, C, G and T alone."""
-    counts: scipy.sparse.csr_matrix
-    """(samples, ASVs): reads; every sample has some."""
+    counts: Any
+    """(samples, ASVs), sparse rows: reads; every sample has some."""
     phylogeny: Phylogeny | None
     """Its tips are the ASVs, in order."""
     metadata: Mapping[str, tuple[str, ...]]
@@ -95,8 +95,8 @@ def open_study(
 ) -> Study:
     """Read the files of a study, and leave out what cannot be used: it is counted in `Study.notes`.
 
-    Files are `.biom` (HDF5 or JSON), `.fasta`, `.nwk` and `.tsv`, or QIIME 2 artifacts (`.qza`) that hold them. A sample
-    stays if it has `min_reads` reads of usable ASVs and a value in every column of `needed`.
+    Files are `.biom` (HDF5 or JSON), `.fasta`, `.nwk` and `.tsv`, or QIIME 2 artifacts (`.qza`) that hold them. A
+    sample stays if it has `min_reads` reads of usable ASVs and a value in every column of `needed`.
     Raises DataError where nothing is left.
     """
     sample_ids, feature_ids, counts = read_table(Path(table))
@@ -111,11 +111,11 @@ def open_study(
     _note(notes, len(feature_ids) - len(named), f"of {len(feature_ids)} ASVs have no sequence in {sequences}", named)
     clean = {name: letters[name].strip().upper().replace("U", "T") for name in named}
     kept = [name for name in named if clean[name] and not set(clean[name]) - set("ACGT")]
-    what = "of {} ASVs have letters other than A, C, G and T".format(len(named))
+    what = f"of {len(named)} ASVs have letters other than A, C, G and T"
     if not kept:
         raise DataError(
-            f"{len(named)} of {len(named)} ASVs in {table} have letters other than A, C, G and T, such as "
-            f"{named[0][:32]!r};\nwanted: sequences as feature ids, or their file: type --data.sequences rep-seqs.fasta."
+            f"All {len(named)} ASVs of {table} have other letters than A, C, G and T, like {feature_ids[0][:32]!r};\n"
+            "wanted: sequences as feature ids, or their file: type --data.sequences rep-seqs.fasta."
         )
     _note(notes, len(named) - len(kept), what, kept)
     phylogeny = read_tree(Path(tree)) if tree is not None else None
@@ -125,7 +125,8 @@ def open_study(
         if not on_tree:
             raise DataError(
                 f"None of the {len(kept)} ASVs of {table} is a tip of {tree}: it has tips like "
-                f"{phylogeny.names[0][:32]!r}, the table ids like {kept[0][:32]!r}.\nType --data.tree with this table's tree."
+                f"{phylogeny.names[0][:32]!r}, the table ids like {kept[0][:32]!r}.\n"
+                "Type --data.tree with this table's tree."
             )
         _note(notes, len(kept) - len(on_tree), f"of {len(kept)} ASVs are no tips of {tree}", on_tree)
         kept = on_tree
@@ -162,10 +163,10 @@ def open_study(
             "Lower --data.rarefy_depth or --data.min_reads."
         )
     rows = rows[enough]
-    counts = scipy.sparse.csr_matrix(counts[rows])
+    counts = as_rows(counts[rows])
     # ASVs that only left-out samples had are no part of the study.
     used = np.flatnonzero(np.asarray((counts > 0).sum(0)).reshape(-1))
-    counts = scipy.sparse.csr_matrix(counts[:, used])
+    counts = as_rows(counts[:, used])
     kept = [kept[number] for number in used]
     phylogeny = phylogeny.rows_of(kept) if phylogeny is not None else None
     chosen: dict[str, tuple[str, ...]] = {}
@@ -201,7 +202,7 @@ def from_artifact(path: Path, name: str) -> bytes:
         return artifact.read(inside[0])
 
 
-def read_table(path: Path) -> tuple[list[str], list[str], scipy.sparse.csr_matrix]:
+def read_table(path: Path) -> tuple[list[str], list[str], Any]:
     """(sample ids, feature ids, (samples, features) reads) of a BIOM table, HDF5 or JSON, or of a `.qza` with one."""
     content = from_artifact(path, "feature-table.biom")
     try:
@@ -219,11 +220,15 @@ def read_table(path: Path) -> tuple[list[str], list[str], scipy.sparse.csr_matri
         else:
             raise ValueError(f"it begins with {content[:12]!r}")
     except ModuleNotFoundError as error:
-        raise DataError(f"Reading {path} needs the package {error.name}: pip install 'relay-runner[microbiome]'.") from None
+        raise DataError(
+            f"Reading {path} needs the package {error.name}: pip install 'relay-runner[microbiome]'."
+        ) from None
     except Exception as error:
         summary = " ".join(str(error).split())[:120]
-        raise DataError(f"{path} cannot be read as BIOM: {summary}\nType --data.table with a .biom or .qza file.") from None
-    counts = scipy.sparse.csr_matrix(table.matrix_data.T)
+        raise DataError(
+            f"{path} cannot be read as BIOM: {summary}\nType --data.table with a .biom or .qza file."
+        ) from None
+    counts = as_rows(table.matrix_data).T.tocsr()
     counts.eliminate_zeros()
     if not counts.nnz:
         raise DataError(f"{path} holds {counts.shape[0]} samples and no reads.")
@@ -253,15 +258,17 @@ def read_tree(path: Path) -> Phylogeny:
 
 
 def read_metadata(path: Path) -> dict[str, tuple[str, ...]]:
-    """Columns of a tab-separated file, the first of which holds the samples' ids; `#q2:types` and comments are skipped."""
+    """Columns of a tab-separated file, the samples' ids first; lines with # (QIIME 2's types, comments) are skipped."""
     if not path.is_file():
         raise DataError(f"There is no file {path}: check the path given to --data.metadata.")
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     lines = list(csv.reader(io.StringIO(text), delimiter="\t"))
-    header, *rows = lines or [[]]
+    header, rows = (lines[0], lines[1:]) if lines else ([], [])
     rows = [row for row in rows if row and row[0] and not row[0].startswith("#")]
     if len(header) < 2 or not rows:
-        raise DataError(f"{path} holds {len(rows)} samples and {len(header)} columns; wanted: tab-separated, ids first.")
+        raise DataError(
+            f"{path} holds {len(rows)} samples and {len(header)} columns; wanted: tab-separated, ids first."
+        )
     ids = [row[0] for row in rows]
     if len(set(ids)) < len(ids):
         twice = next(name for name in ids if ids.count(name) > 1)
@@ -331,7 +338,9 @@ def _by_share(units: np.ndarray, settings: DataSettings) -> dict[str, np.ndarray
     rows = [np.flatnonzero(units == unit) for unit in order]
     if settings.num_folds:
         if not 0 <= settings.fold < settings.num_folds or settings.num_folds < 2:
-            raise ConfigError(f"fold is {settings.fold} of {settings.num_folds}: type --data.fold from 0 to num_folds - 1.")
+            raise ConfigError(
+                f"fold is {settings.fold} of {settings.num_folds}: type --data.fold from 0 to num_folds - 1."
+            )
         # The largest units first, each to the smallest fold, so that folds are alike in size.
         folds: list[list[int]] = [[] for _ in range(settings.num_folds)]
         for own in sorted(rows, key=len, reverse=True):
@@ -380,12 +389,14 @@ class Fitted:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Fitted:
         """The inverse of `to_json`."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in content.items()})
+        return dataclasses.replace(
+            cls(**content), classes=tuple(content["classes"]), majority=tuple(content["majority"])
+        )
 
 
 def fit(study: Study, settings: DataSettings, rows: np.ndarray, wants_target: bool) -> Fitted:
     """Fit on the training samples `rows`."""
-    own = scipy.sparse.csr_matrix(study.counts[rows])
+    own = as_rows(study.counts[rows])
     asvs = np.unique(own.indices)
     tokens = tokenize([study.sequences[asv] for asv in asvs], settings.max_bp)
     votes = np.stack([(tokens == letter).sum(0) for letter in range(1, 5)])
@@ -400,11 +411,13 @@ def fit(study: Study, settings: DataSettings, rows: np.ndarray, wants_target: bo
     if settings.task == "classification" or (settings.task == "auto" and numbers is None):
         classes = tuple(sorted(set(cells)))
         if len(classes) < 2:
-            raise DataError(f"Every training sample has the {settings.target} {classes[0]!r}: nothing to tell apart.")
+            raise DataError(f"Every training sample has the {settings.target} {cells[0]!r}: nothing to tell apart.")
         return Fitted(classes=classes, majority=majority, diversity=diversity)
     if numbers is None:
         wrong = next(cell for cell in cells if _numbers([cell]) is None)
-        raise DataError(f"The column {settings.target!r} holds {wrong!r}; wanted: numbers, or --data.task classification.")
+        raise DataError(
+            f"The column {settings.target!r} holds {wrong!r}; wanted: numbers, or --data.task classification."
+        )
     return Fitted(float(numbers.mean()), float(numbers.std()) or 1.0, (), majority, diversity)
 
 
@@ -504,13 +517,13 @@ class Examples:
             first.append(np.array(own, int))
         return first
 
-    def table(self) -> scipy.sparse.csr_matrix:
+    def table(self) -> Any:
         """(samples of the split, ASVs): the reads as the examples hold them; in evaluation only."""
         assert not self.training
         return counts_of([self[index] for index in range(len(self))], self.study.counts.shape[1])
 
 
-def counts_of(examples: Sequence[Example], num_asvs: int) -> scipy.sparse.csr_matrix:
+def counts_of(examples: Sequence[Example], num_asvs: int) -> Any:
     """(examples, ASVs): their reads as a sparse table."""
     pointers = np.cumsum([0, *(len(example.asvs) for example in examples)])
     columns = np.concatenate([example.asvs for example in examples])

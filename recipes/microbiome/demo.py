@@ -8,6 +8,7 @@ is the gradient, measured with some error. Samples come from sites, whose condit
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -21,8 +22,8 @@ LETTERS = np.array(list("ACGT"))
 class Demo:
     """A study as made."""
 
-    counts: scipy.sparse.csr_matrix
-    """(samples, ASVs): reads."""
+    counts: Any
+    """(samples, ASVs), sparse rows: reads."""
     sequences: list[str]
     phylogeny: Phylogeny
     """Its tips are the sequences, in order."""

@@ -1,7 +1,7 @@
 """The network: nucleotides to an ASV, ASVs to a sample, a sample to an embedding, and the heads.
 
-Every stack is a pre-norm transformer on scaled dot-product attention. A sample is a set: nothing says in which order its
-ASVs come, unless the rank embedding is asked for.
+Every stack is a pre-norm transformer on scaled dot-product attention. A sample is a set: nothing says in which order
+its ASVs come, unless the rank embedding is asked for.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Output:
 
     embeddings: Float[Tensor, "samples size"] | None = None
     lengths: Float[Tensor, " samples"] | None = None
-    """The samples' own branch length (Faith's diversity, in units of the training mean), as the Tanimoto form has it."""
+    """The samples' own branch length, in a unit of the model's, as the Tanimoto form has it."""
     nucleotides: Float[Tensor, "masked 4"] | None = None
     """Logits of A, C, G, T at the masked positions, in the order of `tokens[mask]`."""
     counts: Float[Tensor, "samples asvs"] | None = None
@@ -310,8 +310,8 @@ class MicrobiomeModel(nn.Module):
         trained = int(tensors["trained_letters"]) if "trained_letters" in tensors else longest
         if trained < longest:
             raise ConfigError(
-                f"The weights come from ASVs of {trained} nucleotides, these have {longest}: what comes after was never "
-                f"trained.\nType --data.max_bp {trained}."
+                f"The weights come from ASVs of {trained} nucleotides, these have {longest}: the places beyond were "
+                f"never trained.\nType --data.max_bp {trained}."
             )
         own = self.state_dict()
         for name, value in own.items():

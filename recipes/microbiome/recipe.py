@@ -1,4 +1,4 @@
-"""Microbiome: a sequence encoder learns UniFrac distances and hidden nucleotides, then predicts what is known of samples."""
+"""Microbiome: an encoder of sequences learns UniFrac and hidden nucleotides, then predicts what is known of samples."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def class_scores(true: np.ndarray, probabilities: np.ndarray) -> dict[str, float
     present = np.unique(true)
     scores = {
         "target_accuracy": float((guess == true).mean()),
-        "target_macro_f1": float(f1_score(true, guess, average="macro", labels=present, zero_division=0)),
+        "target_macro_f1": float(f1_score(true, guess, average="macro", labels=present, zero_division=0.0)),  # type: ignore[arg-type]
     }
     areas = [roc_auc_score(true == each, probabilities[:, each]) for each in present] if len(present) > 1 else []
     if len(areas) == 2 and probabilities.shape[1] == 2:

@@ -31,8 +31,8 @@ class Phylogeny:
 
     names: tuple[str, ...]
     """The tips; the rows of `ancestors`."""
-    ancestors: scipy.sparse.csr_matrix
-    """(tips, branches): 1 where the branch leads to the tip, from the tip's own branch up to the root's."""
+    ancestors: Any
+    """(tips, branches), sparse: 1 where the branch leads to the tip, from the tip's own branch up to the root's."""
     lengths: np.ndarray
     """(branches,): in the unit of the tree, mostly substitutions per site."""
 
@@ -65,7 +65,9 @@ class Phylogeny:
             root: Any = TreeNode.read([text], format="newick", convert_underscores=False)
         except Exception as error:
             summary = " ".join(str(error).split())[:120]
-            raise DataError(f"{source} cannot be read as newick: {summary}\nType --data.tree with a .nwk file.") from None
+            raise DataError(
+                f"{source} cannot be read as newick: {summary}\nType --data.tree with a .nwk file."
+            ) from None
         nodes: list[Any] = list(root.postorder(include_self=True))
         place = {id(node): number for number, node in enumerate(nodes)}
         parents = [place[id(node.parent)] if node.parent is not None else -1 for node in nodes]
@@ -91,12 +93,17 @@ class Phylogeny:
         return dataclasses.replace(self, names=chosen, ancestors=self.ancestors[[place[name] for name in chosen]])
 
 
+def as_rows(matrix: Any) -> Any:
+    """The matrix as scipy's sparse rows; typed as Any, because scipy's own types do not know its methods."""
+    return scipy.sparse.csr_matrix(matrix)
+
+
 def branch_presence(counts: Any, phylogeny: Phylogeny) -> tuple[np.ndarray, np.ndarray]:
     """Which branches the samples have: (samples, branches found) of 0 and 1, and those branches' lengths.
 
     `counts` is a sparse (samples, tips); branches that no sample has are left out.
     """
-    present = scipy.sparse.csr_matrix(counts).astype(np.float32).sign() @ phylogeny.ancestors
+    present = (as_rows(counts) > 0).astype(np.float32) @ phylogeny.ancestors
     found = np.unique(present.indices)
     dense = (present[:, found].toarray() > 0).astype(np.float64)
     return dense, phylogeny.lengths[found]
@@ -104,17 +111,16 @@ def branch_presence(counts: Any, phylogeny: Phylogeny) -> tuple[np.ndarray, np.n
 
 def branch_shares(counts: Any, phylogeny: Phylogeny) -> tuple[np.ndarray, np.ndarray]:
     """The share of each sample's reads below each branch: (samples, branches found), and the branches' lengths."""
-    counts = scipy.sparse.csr_matrix(counts).astype(np.float64)
+    counts = as_rows(counts).astype(np.float64)
     totals = np.maximum(np.asarray(counts.sum(1)).reshape(-1, 1), 1e-300)
-    below = scipy.sparse.csr_matrix(counts.multiply(1 / totals)) @ phylogeny.ancestors.astype(np.float64)
-    below = scipy.sparse.csr_matrix(below)
+    below = as_rows(as_rows(counts.multiply(1 / totals)) @ phylogeny.ancestors.astype(np.float64))
     found = np.unique(below.indices)
     return below[:, found].toarray(), phylogeny.lengths[found]
 
 
 def faith_diversity(counts: Any, phylogeny: Phylogeny) -> np.ndarray:
     """(samples,): Faith's phylogenetic diversity, the length of all branches that a sample has."""
-    counts = scipy.sparse.csr_matrix(counts)
+    counts = as_rows(counts)
     return np.concatenate(
         [np.zeros(0), *(np.matmul(*branch_presence(counts[rows], phylogeny)) for rows in _blocks(counts, phylogeny))]
     )
@@ -125,7 +131,7 @@ def distances(counts: Any, phylogeny: Phylogeny, metric: Metric = "unweighted") 
 
     `counts` is a sparse (samples, tips) of reads; its columns are the phylogeny's tips in order.
     """
-    counts = scipy.sparse.csr_matrix(counts)
+    counts = as_rows(counts)
     if metric == "unweighted":
         return _unweighted(counts, phylogeny)
     return _weighted(counts, phylogeny, normalized=metric == "weighted_normalized")
@@ -138,7 +144,7 @@ def _unweighted(counts: Any, phylogeny: Phylogeny) -> np.ndarray:
         shared = (presence * lengths) @ presence.T
     else:
         # The same product, with the branches cut into groups: sums over branches add up.
-        present = scipy.sparse.csc_matrix(counts.astype(np.float32).sign() @ phylogeny.ancestors)
+        present: Any = scipy.sparse.csc_matrix((counts > 0).astype(np.float32) @ phylogeny.ancestors)
         shared = np.zeros((size, size))
         width = max(1, LARGEST_BLOCK // size)
         for first in range(0, present.shape[1], width):
