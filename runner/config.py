@@ -95,6 +95,14 @@ class RunSettings:
     """Weights & Biases: name of the run; the output folder's name when not given."""
     upload_to: str | None = None
     """URL (s3://, gs://, abfs://, file://, ...) that checkpoints are copied to in the background."""
+    cloud_provider: Literal["aws", "gcp", "azure"] | None = None
+    """Another spelling of upload_to: the provider; the bucket and the prefix are the two settings below."""
+    cloud_bucket: str | None = None
+    """Another spelling of upload_to: the bucket, or Azure's container."""
+    cloud_prefix: str | None = None
+    """Another spelling of upload_to: the folder in the bucket."""
+    cloud_region: str | None = None
+    """Amazon's region of the bucket, where AWS_DEFAULT_REGION does not say it."""
     num_workers: int = 0
     """Processes that prepare micro-batches ahead, per training process; 0: prepare them in the loop."""
     max_train_examples: int | None = None
@@ -144,6 +152,22 @@ class RunSettings:
             object.__setattr__(self, "max_steps", None)
         if self.num_train_epochs is not None and not self.num_train_epochs > 0:
             raise ConfigError(f"num_train_epochs is {self.num_train_epochs}: type a number above 0.")
+
+        self._resolve_cloud()
+
+    def _resolve_cloud(self) -> None:
+        """Make upload_to of cloud_provider, cloud_bucket and cloud_prefix."""
+        if self.cloud_provider is None:
+            if self.cloud_bucket or self.cloud_prefix:
+                raise ConfigError("cloud_bucket came without cloud_provider: type --cloud_provider aws, gcp or azure.")
+            return
+        if not self.cloud_bucket:
+            raise ConfigError("cloud_provider came without a bucket: type --cloud_bucket NAME, or --upload_to URL.")
+        scheme = {"aws": "s3", "gcp": "gs", "azure": "abfs"}[self.cloud_provider]
+        url = "/".join(part.strip("/") for part in (self.cloud_bucket, self.cloud_prefix) if part)
+        if self.upload_to not in (None, f"{scheme}://{url}"):
+            raise ConfigError(f"upload_to is {self.upload_to}, cloud_* say {scheme}://{url}: give one of the two.")
+        object.__setattr__(self, "upload_to", f"{scheme}://{url}")
 
     @property
     def schedule_names(self) -> tuple[str, ...]:

@@ -8,7 +8,8 @@
     |   `-- OutOfMemory       even the smallest part of a micro-batch does not fit
     |-- DivergedError     status 3: the numbers went bad
     |   `-- BadStep           they did in one step, and the run is to go back and leave it out
-    `-- Interrupted       status 75: a signal came, and a complete checkpoint was saved
+    |-- Interrupted       status 75: a signal came, and a complete checkpoint was saved
+    `-- UploadError       status 1: the training is finished, but not all of it is where it was to be copied
 
 A message has three parts: what came, what was wanted, what to type. It fits in three lines.
 """
@@ -56,3 +57,7 @@ class Interrupted(RelayError):
     """A signal asked the run to stop; everything is saved."""
 
     exit_status = 75
+
+
+class UploadError(RelayError):
+    """The training is finished and whole on this machine, but its copies are not."""

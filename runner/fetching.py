@@ -107,7 +107,7 @@ class FoundAgain:
 
 
 def _revived(kind: type, recipe: Any, content: dict[str, Any]) -> Any:
-    reader = kind.__new__(kind)
+    reader = object.__new__(kind)
     reader.__dict__.update(content)
     return reader
 

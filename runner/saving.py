@@ -5,7 +5,6 @@ import os
 import platform
 import shutil
 import uuid
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import nn
 
 from runner import checkpoint
 from runner.checkpoint import State
+from runner.storage import Uploader
 
 
 class Saver:
@@ -26,8 +26,8 @@ class Saver:
         self.assets = assets
         self.keep = keep
         self.is_main = is_main
-        self.after: list[Callable[[Path], None]] = []
-        """Called in the background with each checkpoint that is complete."""
+        self.uploader: Uploader | None = None
+        """Copies each checkpoint that is complete to `upload_to`."""
         self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
         self.pending: Future[None] | None = None
         self.saved_step = -1
@@ -64,8 +64,8 @@ class Saver:
         if state.best_step == state.step:
             checkpoint.point(self.output_dir / "checkpoint-best", folder)
         checkpoint.prune(self.output_dir, self.keep, state.best_step)
-        for follow_up in self.after:
-            follow_up(folder)
+        if self.uploader is not None:
+            self.uploader.add(folder, state.best_step)
 
 
 def versions(num_processes: int) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from runner import checkpoint, loop
+from runner import checkpoint, loop, storage
 from runner.checkpoint import State
 from runner.config import Config, RunSettings, write_yaml
-from runner.errors import BadStep, CheckpointError, ConfigError, DataError, DivergedError
+from runner.errors import BadStep, CheckpointError, ConfigError, DataError, DivergedError, UploadError
 from runner.fetching import is_stream
 from runner.hardware import Hardware, open_hardware, seed_everything
 from runner.lanes import Lanes, check_batch, check_world, key
@@ -24,6 +24,7 @@ from runner.log import Ledger, Metrics, Progress
 from runner.saving import Saver, save_final
 from runner.sharding import shard
 from runner.signals import Signals
+from runner.storage import Uploader
 from runner.tree import Tree
 
 
@@ -33,6 +34,8 @@ def run(config: Config) -> None:
     hardware = open_hardware(config.run)
     config = config.with_run(output_dir=_output_dir(config, hardware))
     output_dir = Path(config.run.output_dir or "")
+    if config.run.cloud_region:
+        os.environ.setdefault("AWS_DEFAULT_REGION", config.run.cloud_region)
     found, state = _resume_point(config.run, output_dir, hardware)
     config = config.with_run(batch_size=_batch_size(config, state, hardware))
     settings = config.run
@@ -53,14 +56,34 @@ def run(config: Config) -> None:
         return
     _open_files(run, config)
     _start_trackers(run, config)
+    if settings.upload_to and hardware.is_main:
+        run.saver.uploader = Uploader(settings.upload_to, output_dir, settings.save_total_limit, run.progress.say)
+        if found is not None:
+            run.saver.uploader.add(found, state.best_step)
     torch.autograd.set_detect_anomaly(settings.debug)
-    while True:
-        try:
-            loop.train(run)
-            break
-        except BadStep as bad:
-            go_back(run, str(bad))
-    _finish(run, config, output_dir)
+    try:
+        while not _trained(run):
+            pass
+        _finish(run, config, output_dir)
+    except BaseException:
+        _close_uploads(run)
+        raise
+    missing = _close_uploads(run)
+    if missing:
+        raise UploadError(
+            f"Not uploaded to {settings.upload_to}: {'; '.join(f'{name} ({why})' for name, why in missing.items())}.\n"
+            f"All of it is in {output_dir}; the same command with --resume_from_checkpoint auto uploads it again."
+        )
+
+
+def _trained(run: loop.Run) -> bool:
+    """Train to the end; False where the run went back, and is to train again."""
+    try:
+        loop.train(run)
+    except BadStep as bad:
+        go_back(run, str(bad))
+        return False
+    return True
 
 
 def first_weights(recipe: Any, settings: RunSettings) -> nn.Module:
@@ -318,7 +341,7 @@ def _resume_point(settings: RunSettings, output_dir: Path, hardware: Hardware) -
     answer: list[Any] = [None, None]
     if hardware.is_main and settings.resume_from_checkpoint:
         try:
-            answer[0] = _find_checkpoint(settings.resume_from_checkpoint, output_dir)
+            answer[0] = _find_checkpoint(settings.resume_from_checkpoint, output_dir, settings.upload_to)
         except CheckpointError as error:
             answer[1] = str(error)
     found, wrong = hardware.from_main(answer)
@@ -327,16 +350,14 @@ def _resume_point(settings: RunSettings, output_dir: Path, hardware: Hardware) -
     return (found, checkpoint.read_state(found)) if found else (None, State())
 
 
-def _find_checkpoint(wish: str, output_dir: Path) -> Path | None:
+def _find_checkpoint(wish: str, output_dir: Path, upload_to: str | None) -> Path | None:
     if wish == "auto":
-        found, skipped = checkpoint.newest(output_dir)
-        for sentence in skipped:
-            print(f"warning: {sentence}", flush=True)
-        if found is None and skipped:
-            raise CheckpointError(
-                f"No checkpoint in {output_dir} is whole: {skipped[0]}\n"
-                "Start anew with another --output_dir, or restore the files."
-            )
+        return _newest_checkpoint(output_dir, upload_to)
+    if storage.is_url(wish):
+        found, skipped = storage.newest(wish, output_dir)
+        _warn(skipped)
+        if found is None:
+            raise CheckpointError(f"There is no whole checkpoint at {wish}: type the URL of a run or of a checkpoint.")
         return found
     folder = checkpoint.follow(Path(wish))
     if not folder.is_dir():
@@ -350,6 +371,28 @@ def _find_checkpoint(wish: str, output_dir: Path) -> Path | None:
             f"{folder} cannot be used: {wrong}.\nType --resume_from_checkpoint auto for the newest whole one."
         )
     return folder
+
+
+def _newest_checkpoint(output_dir: Path, upload_to: str | None) -> Path | None:
+    """The newest whole one, here or where it was uploaded to; None where there has never been any."""
+    found, skipped = checkpoint.newest(output_dir)
+    _warn(skipped)
+    if upload_to is not None:
+        here = checkpoint.step_of(found) if found is not None else -1
+        elsewhere, skipped_there = storage.newest(upload_to, output_dir, newer_than=here)
+        _warn(skipped_there)
+        found, skipped = elsewhere or found, skipped + skipped_there
+    if found is None and skipped:
+        raise CheckpointError(
+            f"No checkpoint in {output_dir} is whole: {skipped[0]}\n"
+            "Start anew with another --output_dir, or restore the files."
+        )
+    return found
+
+
+def _warn(sentences: list[str]) -> None:
+    for sentence in sentences:
+        print(f"warning: {sentence}", flush=True)
 
 
 def _batch_size(config: Config, state: State, hardware: Hardware) -> int:
@@ -473,9 +516,18 @@ def _finish(run: loop.Run, config: Config, output_dir: Path) -> None:
         files = {"config.yaml": _yaml_text(config), "README.md": model_card(run, config)}
         final = save_final(output_dir, run.bare_model, tensors, output_dir / "assets", files)
         print(f"finished at step {run.state.step}: {final}", flush=True)
+        if run.saver.uploader is not None:
+            run.saver.uploader.add(final)
     if run.settings.report_to != "none":
         accelerator.end_training()
     accelerator.wait_for_everyone()
+
+
+def _close_uploads(run: loop.Run) -> dict[str, str]:
+    """Wait for the last copies, after a signal no longer than torchrun does; returns what is missing, and why."""
+    if run.saver.uploader is None:
+        return {}
+    return run.saver.uploader.close(20.0 if run.signals.number else 600.0)
 
 
 def model_card(run: loop.Run, config: Config) -> str:

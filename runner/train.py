@@ -42,6 +42,10 @@ def main(arguments: list[str] | None = None, program: str = "relay train") -> in
 def check_output(config: Config) -> None:
     """Raises ConfigError where the run would write over another one."""
     output_dir = config.run.output_dir
+    if config.run.upload_to is not None:
+        from runner.storage import check_url
+
+        check_url(config.run.upload_to)
     if output_dir is None or config.run.resume_from_checkpoint or config.run.dry_run:
         return
     path = Path(output_dir)

@@ -12,14 +12,18 @@ SHORT = ("--recipe", TOY, "--max_steps", "24", "--batch_size", "16", "--micro_ba
 SHORT += ("--eval_steps", "10", "--save_steps", "5", "--mixed_precision", "no", "--learning_rate", "0.01")
 
 
-def train(folder: Path, *arguments: str, processes: int = 1, **environment: str) -> str:
+def train(folder: Path, *arguments: str, processes: int = 1, environment: dict[str, str] | None = None) -> str:
     """Run a short training of the toy recipe to its good end; the number of processes is checked."""
     words = [*SHORT, "--output_dir", str(folder), *arguments]
     return trials.train(words, processes, folder.with_suffix(".log"), environment)
 
 
 def interrupted(
-    folder: Path, interruption: trials.Interruption, *arguments: str, processes: int = 1, **environment: str
+    folder: Path,
+    interruption: trials.Interruption,
+    *arguments: str,
+    processes: int = 1,
+    environment: dict[str, str] | None = None,
 ) -> list[int]:
     """Run a short training that is interrupted; returns the exit status of every process."""
     words = [*SHORT, "--output_dir", str(folder), "--resume_from_checkpoint", "auto", *arguments]

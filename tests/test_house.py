@@ -19,7 +19,7 @@ import yaml
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -29,8 +29,8 @@ LAYERS = {
     "plain": {"errors", "config", "recipe", "registry", "lanes", "schedule", "log", "signals"},
     "torch": {"optim", "tree", "memory", "sharding"},
     "accelerate": {"hardware", "checkpoint", "storage", "evaluation", "loop", "saving", "fetching"},
-    "run": {"session", "trained", "trials"},
-    "entry": {"train", "commands", "__main__"},
+    "run": {"session", "trained"},
+    "entry": {"train", "trials", "commands", "__main__"},
 }
 KNOW_ACCELERATE = {"hardware", "checkpoint", "loop", "evaluation"}
 # What a plain file may import beyond the standard library and numpy, and then only inside a function.

@@ -77,7 +77,7 @@ def test_weights_go_from_one_process_over_ddp_and_fsdp_and_back(tmp_path: Path) 
         flags = ("--max_steps", "25", "--save_steps", "1", "--resume_from_checkpoint", "auto")
         kill = Interruption("fetch", 5 * (number + 1), process=processes - 1)
         if number < len(stages) - 1:
-            interrupted(run, kill, *flags, processes=processes, ACCELERATE_USE_FSDP=fsdp)
+            interrupted(run, kill, *flags, processes=processes, environment={"ACCELERATE_USE_FSDP": fsdp})
         else:
             train(run, *flags, processes=processes)
     assert difference(weights(run), weights(whole)) < 1e-6
