@@ -190,6 +190,7 @@ class Uploader:
         self.remote: Remote | None = None
         self.missing: dict[str, str] = {}
         """What could not be copied, and why."""
+        self.is_gone = False
         self.waiting: queue.Queue[tuple[Path, int | None] | None] = queue.Queue()
         self.thread = threading.Thread(target=self._work, name="upload", daemon=True)
         self.thread.start()
@@ -209,28 +210,40 @@ class Uploader:
     def _work(self) -> None:
         while (task := self.waiting.get()) is not None:
             folder, best_step = task
-            is_best = folder.name == f"checkpoint-{best_step}"
-            if checkpoint.step_of(folder) >= 0 and not is_best and self._newer_waits():
-                continue
-            self._copy(folder, best_step)
+            if not self._is_superseded(folder):
+                self._copy(folder, best_step)
 
-    def _newer_waits(self) -> bool:
+    def _is_superseded(self, folder: Path) -> bool:
+        """Whether a newer checkpoint waits already, by which this one is not the best either."""
+        if checkpoint.step_of(folder) < 0:
+            return False
         with self.waiting.mutex:
-            return any(task is not None and checkpoint.step_of(task[0]) >= 0 for task in self.waiting.queue)
+            newer = [task for task in self.waiting.queue if task is not None and checkpoint.step_of(task[0]) >= 0]
+        return bool(newer) and newer[-1][1] != checkpoint.step_of(folder)
 
     def _copy(self, folder: Path, best_step: int | None) -> None:
-        for attempt in range(ATTEMPTS):
+        # Where the last one failed altogether the server is gone: it is asked once, until it answers again.
+        attempts = 1 if self.is_gone else ATTEMPTS
+        for attempt in range(attempts):
             try:
                 self._try(folder, best_step)
-                self.missing.pop(folder.name, None)
+                # What is older than a checkpoint that arrived is not missed.
+                step = checkpoint.step_of(folder)
+                gone = [
+                    name for name in self.missing if -1 < checkpoint.step_of(Path(name)) <= step or name == folder.name
+                ]
+                for name in gone:
+                    del self.missing[name]
+                self.is_gone = False
                 return
             except Exception as error:
                 if not folder.exists():
                     # Pruned here while it was on its way: a newer one is there and comes next.
                     return
                 self.missing[folder.name] = f"{type(error).__name__}: {str(error)[:200]}"
-                if attempt + 1 < ATTEMPTS:
+                if attempt + 1 < attempts:
                     time.sleep(0.5 * 2**attempt)
+        self.is_gone = True
         self.say(f"warning: {folder.name} is not uploaded to {self.url}: {self.missing[folder.name]}")
 
     def _try(self, folder: Path, best_step: int | None) -> None:

@@ -92,7 +92,7 @@ def test_killed_here_and_resumed_from_the_url_on_another_world(tmp_path: Path, s
     assert remote.exists("final/model.safetensors") and remote.read("checkpoint-latest") == "checkpoint-24"
     best = checkpoint.read_state(run / "checkpoint-24").best_step
     assert remote.read("checkpoint-best") == f"checkpoint-{best}"
-    assert set(remote.steps()) <= {20, 24, best} and {24, best} <= set(remote.steps())
+    assert {24, best} <= set(remote.steps()) and len(remote.steps()) <= 3 and 5 not in remote.steps()
     # No secret in anything that was written.
     for path in [*run.rglob("*.yaml"), *run.rglob("*.json*"), run.with_suffix(".log")]:
         assert "a-secret-for-the-test" not in path.read_text(encoding="utf-8")
