@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse
 
-from recipes.microbiome import unifrac
 from recipes.microbiome.unifrac import Phylogeny, as_rows
 from runner.errors import ConfigError, DataError
 
@@ -379,8 +378,8 @@ class Fitted:
     """None for a regression."""
     majority: tuple[int, ...] = ()
     """The most frequent letter (1 to 4) of each column of the training ASVs."""
-    diversity: float = 1.0
-    """Mean Faith's diversity of the training samples."""
+    letters: int = 0
+    """Length of the longest training ASV, as far as the model reads it."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON."""
@@ -401,24 +400,22 @@ def fit(study: Study, settings: DataSettings, rows: np.ndarray, wants_target: bo
     tokens = tokenize([study.sequences[asv] for asv in asvs], settings.max_bp)
     votes = np.stack([(tokens == letter).sum(0) for letter in range(1, 5)])
     majority = tuple(int(letter) for letter in votes.argmax(0) + 1)
-    diversity = 1.0
-    if study.phylogeny is not None:
-        diversity = float(unifrac.faith_diversity(own, study.phylogeny).mean()) or 1.0
+    letters = tokens.shape[1]
     if not wants_target or settings.target is None:
-        return Fitted(majority=majority, diversity=diversity)
+        return Fitted(majority=majority, letters=letters)
     cells = [study.metadata[settings.target][row] for row in rows]
     numbers = _numbers(cells)
     if settings.task == "classification" or (settings.task == "auto" and numbers is None):
         classes = tuple(sorted(set(cells)))
         if len(classes) < 2:
             raise DataError(f"Every training sample has the {settings.target} {cells[0]!r}: nothing to tell apart.")
-        return Fitted(classes=classes, majority=majority, diversity=diversity)
+        return Fitted(classes=classes, majority=majority, letters=letters)
     if numbers is None:
         wrong = next(cell for cell in cells if _numbers([cell]) is None)
         raise DataError(
             f"The column {settings.target!r} holds {wrong!r}; wanted: numbers, or --data.task classification."
         )
-    return Fitted(float(numbers.mean()), float(numbers.std()) or 1.0, (), majority, diversity)
+    return Fitted(float(numbers.mean()), float(numbers.std()) or 1.0, (), majority, letters)
 
 
 def _numbers(cells: Sequence[str]) -> np.ndarray | None:

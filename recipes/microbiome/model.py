@@ -210,35 +210,56 @@ class AsvEncoder(nn.Module):
 class UniFracHead(nn.Module):
     """A sample's embedding, whose distances are to be UniFrac's.
 
-    `tanimoto`: unweighted UniFrac is 1 - S / (a_i + a_j - S) with S the shared branch length, which is an inner product
-    of the samples' branches, and a the samples' own. The embedding stands for the branches (S = e_i . e_j), and what of
-    a sample's length is shared with nobody needs no dimensions: a = |e|^2 + a private length.
+    Unweighted UniFrac is 1 - S / (a_i + a_j - S), where S is the branch length that two samples share, an inner product
+    of their branches, and a the length that each has: a Tanimoto distance.
+    `branches`: the embedding holds learned branches. An ASV is below a branch with some probability, and the branch is
+    in a sample when any of its ASVs is below it: P = 1 - prod(1 - p), e = P * sqrt(length), a = sum(P * length) and what
+    each ASV has of its own.
+    `tanimoto`: the embedding is any vector, read off the pooled sample; a = |e|^2 and a private length.
     `tanh`: tanh(|e_i - e_j| / scale) of the pooled vectors themselves.
     """
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.is_tanimoto = shape.distance == "tanimoto"
-        if self.is_tanimoto:
+        self.kind, size = shape.distance, shape.hidden_size
+        if self.kind == "branches":
+            self.below = nn.Linear(size, shape.embedding_size)
+            # A sample of some fifty ASVs starts with half of the branches.
+            nn.init.constant_(self.below.bias, -4.5)
+            self.branch_length = nn.Parameter(torch.zeros(shape.embedding_size))
+            self.own_length = nn.Linear(size, 1)
+            nn.init.constant_(self.own_length.bias, -3.0)
+        if self.kind == "tanimoto":
             # Pooling is a mean, which forgets how many there were; the number of ASVs is given back.
-            self.direction = nn.Linear(shape.hidden_size + 1, shape.embedding_size)
-            self.private = nn.Linear(shape.hidden_size + 1, 1)
-            self.volume = nn.Linear(shape.hidden_size + 1, 1)
+            self.direction = nn.Linear(size + 1, shape.embedding_size)
+            self.private = nn.Linear(size + 1, 1)
+            self.volume = nn.Linear(size + 1, 1)
             nn.init.zeros_(self.volume.weight)
             nn.init.zeros_(self.volume.bias)
 
     def forward(
-        self, pooled: Float[Tensor, "samples size"], num_asvs: Float[Tensor, " samples"]
+        self,
+        states: Float[Tensor, "samples asvs size"],
+        pooled: Float[Tensor, "samples size"] | None,
+        is_there: Bool[Tensor, "samples asvs"],
     ) -> tuple[Float[Tensor, "samples embedding"], Float[Tensor, " samples"] | None]:
-        """The embeddings, and the samples' own lengths in the Tanimoto form."""
-        if not self.is_tanimoto:
+        """The embeddings, and the samples' own lengths in the forms that have them. Source: our own."""
+        if self.kind == "branches":
+            logits = self.below(states).masked_fill(~is_there[..., None], -1e4)
+            presence = 1 - torch.exp(-F.softplus(logits).sum(1))  # (samples, branches)
+            length = F.softplus(self.branch_length) / len(self.branch_length)
+            own = (F.softplus(self.own_length(states).squeeze(-1)) * is_there).sum(1) / len(self.branch_length)
+            return presence * length.sqrt(), presence @ length + own
+        assert pooled is not None
+        if self.kind == "tanh":
             return pooled, None
-        features = torch.cat([pooled, num_asvs.to(pooled.dtype).log1p()[:, None] - 4], 1)
-        volume = self.volume(features).float().exp()
-        direction = self.direction(features).float()
+        num_asvs = is_there.sum(1, keepdim=True).float()
+        features = torch.cat([pooled, num_asvs.log1p() - 4], 1)
+        volume = self.volume(features).exp()
+        direction = self.direction(features)
         embeddings = direction * (volume / direction.shape[1]).sqrt()
-        private = F.softplus(self.private(features).float()) * volume
-        return embeddings, (embeddings.square().sum(1) + private.squeeze(1))
+        private = F.softplus(self.private(features)) * volume
+        return embeddings, embeddings.square().sum(1) + private.squeeze(1)
 
 
 def embedding_distances(
@@ -275,7 +296,8 @@ class MicrobiomeModel(nn.Module):
             self.rank_embedding = nn.Embedding(shape.token_limit, size)
         self.sample_encoder = Stack(size, heads, shape.sample_layers, dropout)
         self.encoder = Stack(size, heads, shape.encoder_layers, dropout)
-        self.pooling = AttentionPooling(size)
+        if shape.distance != "branches":
+            self.pooling = AttentionPooling(size)
         self.unifrac_head = UniFracHead(shape)
         if shape.has_count_head:
             self.count_encoder = Stack(size, heads, shape.count_layers, dropout)
@@ -295,8 +317,9 @@ class MicrobiomeModel(nn.Module):
         if nucleotides:
             self.asv_encoder.nucleotide_head.requires_grad_(False)
         if embeddings:
-            for part in (self.encoder, self.pooling, self.unifrac_head):
-                part.requires_grad_(False)
+            for name in ("encoder", "pooling", "unifrac_head"):
+                if hasattr(self, name):
+                    getattr(self, name).requires_grad_(False)
             if not self.shape.has_count_head and not self.shape.num_outputs:
                 self.sample_encoder.requires_grad_(False)
                 self.nobody.requires_grad_(False)
@@ -376,9 +399,11 @@ class MicrobiomeModel(nn.Module):
             states = self.sample_encoder(torch.cat([nobody, states], 1), everywhere)
             output = Output(nucleotides=guesses, scale=tanh_scale(self.shape.hidden_size))
             if wants_embeddings:
-                pooled = self.pooling(self.encoder(states, everywhere), everywhere)
+                encoded = self.encoder(states, everywhere).float()
+                # In full precision: distances are differences of nearly equal numbers.
                 with torch.autocast(tokens.device.type, enabled=False):
-                    output.embeddings, output.lengths = self.unifrac_head(pooled.float(), is_there.sum(1).float())
+                    pooled = self.pooling(encoded, everywhere) if hasattr(self, "pooling") else None
+                    output.embeddings, output.lengths = self.unifrac_head(encoded[:, 1:], pooled, is_there)
         if self.shape.has_count_head:
             output.counts = self.count_head(self.count_encoder(states, everywhere))[:, 1:].squeeze(-1).float()
         if self.shape.num_outputs:

@@ -100,8 +100,8 @@ class ModelSettings:
     """Share of the nucleotides hidden in an ASV that is masked."""
     masked_asvs: float = 1.0
     """Share of a micro-batch's distinct ASVs that are masked in training; the others are seen whole."""
-    distance: Literal["tanimoto", "tanh"] = "tanimoto"
-    """Distance of two embeddings: tanimoto, UniFrac's own form, or tanh of the Euclidean distance, the guide's."""
+    distance: Literal["branches", "tanimoto", "tanh"] = "branches"
+    """Distance of embeddings: shared learned branches; tanimoto, of any vectors; tanh of Euclid's, the guide's."""
     count_embedding: bool = False
     """Tell the sample encoder the relative abundance of each ASV."""
     rank_embedding: bool = False
@@ -374,8 +374,7 @@ class Recipe:
         model = MicrobiomeModel(
             Shape(**sizes, max_bp=self.source.max_bp, num_outputs=outputs, has_count_head=self.wants_counts)
         )
-        longest = max((len(sequence) for sequence in self.study.sequences), default=0) if self.assets else 0
-        model.trained_letters.fill_(min(longest, self.source.max_bp))
+        model.trained_letters.fill_(self.fitted.letters)
         model.leave_out(nucleotides=not self.wants_nucleotides, embeddings=not self.wants_unifrac)
         if self.is_frozen:
             model.freeze_base()
@@ -383,7 +382,7 @@ class Recipe:
 
     def inherit(self, model: Any, tensors: dict[str, Any]) -> None:
         """Take stage 1's encoder; the heads of this stage stay fresh."""
-        model.inherit(tensors, min(max(map(len, self.study.sequences)), self.source.max_bp))
+        model.inherit(tensors, self.fitted.letters)
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """The weighted losses of the micro-batch, each a mean over what it scores, times the number of samples."""
