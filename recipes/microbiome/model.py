@@ -54,6 +54,9 @@ class Output:
     embeddings: Float[Tensor, "samples size"] | None = None
     lengths: Float[Tensor, " samples"] | None = None
     """The samples' own branch length, in a unit of the model's, as the Tanimoto form has it."""
+    asv_embeddings: Float[Tensor, "asvs size"] | None = None
+    """The same of each distinct ASV, as a sample that has nothing else."""
+    asv_lengths: Float[Tensor, " asvs"] | None = None
     nucleotides: Float[Tensor, "masked 4"] | None = None
     """Logits of A, C, G, T at the masked positions, in the order of `tokens[mask]`."""
     counts: Float[Tensor, "samples asvs"] | None = None
@@ -213,8 +216,8 @@ class UniFracHead(nn.Module):
     Unweighted UniFrac is 1 - S / (a_i + a_j - S), where S is the branch length that two samples share, an inner product
     of their branches, and a the length that each has: a Tanimoto distance.
     `branches`: the embedding holds learned branches. An ASV is below a branch with some probability, and the branch is
-    in a sample when any of its ASVs is below it: P = 1 - prod(1 - p), e = P * sqrt(length), a = sum(P * length) and what
-    each ASV has of its own.
+    in a sample when any of its ASVs is below it: P = 1 - prod(1 - p), e = P * sqrt(length), a = sum(P * length) and
+    what each ASV has of its own.
     `tanimoto`: the embedding is any vector, read off the pooled sample; a = |e|^2 and a private length.
     `tanh`: tanh(|e_i - e_j| / scale) of the pooled vectors themselves.
     """
@@ -224,7 +227,8 @@ class UniFracHead(nn.Module):
         self.kind, size = shape.distance, shape.hidden_size
         if self.kind == "branches":
             self.below = nn.Linear(size, shape.embedding_size)
-            # A sample of some fifty ASVs starts with half of the branches.
+            # A sample of some fifty ASVs starts with half of the branches, not the same ones for all.
+            nn.init.normal_(self.below.weight, std=2.5 / math.sqrt(size))
             nn.init.constant_(self.below.bias, -4.5)
             self.branch_length = nn.Parameter(torch.zeros(shape.embedding_size))
             self.own_length = nn.Linear(size, 1)
@@ -377,6 +381,18 @@ class MicrobiomeModel(nn.Module):
             if isinstance(part, Stack):
                 part.checkpoints = True
 
+    def embed(
+        self, states: Float[Tensor, "samples places size"], mask: Bool[Tensor, "samples places"] | None
+    ) -> tuple[Float[Tensor, "samples embedding"], Float[Tensor, " samples"] | None]:
+        """The embeddings of encoded samples, whose first place is nobody's."""
+        encoded = self.encoder(states, mask).float()
+        # In full precision: distances are differences of nearly equal numbers.
+        with torch.autocast(states.device.type, enabled=False):
+            if mask is None:
+                mask = torch.ones(encoded.shape[:2], dtype=torch.bool, device=encoded.device)
+            pooled = self.pooling(encoded, mask) if hasattr(self, "pooling") else None
+            return self.unifrac_head(encoded[:, 1:], pooled, mask[:, 1:])
+
     def forward(
         self,
         tokens: Int[Tensor, "asvs letters"],
@@ -385,6 +401,7 @@ class MicrobiomeModel(nn.Module):
         is_there: Bool[Tensor, "samples places"],
         abundance: Float[Tensor, "samples places"],
         wants_embeddings: bool = True,
+        wants_asvs: bool = False,
     ) -> Output:
         """Encode the distinct ASVs once, and each sample from those it has: `asvs` are rows of `tokens`."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
@@ -399,11 +416,14 @@ class MicrobiomeModel(nn.Module):
             states = self.sample_encoder(torch.cat([nobody, states], 1), everywhere)
             output = Output(nucleotides=guesses, scale=tanh_scale(self.shape.hidden_size))
             if wants_embeddings:
-                encoded = self.encoder(states, everywhere).float()
-                # In full precision: distances are differences of nearly equal numbers.
-                with torch.autocast(tokens.device.type, enabled=False):
-                    pooled = self.pooling(encoded, everywhere) if hasattr(self, "pooling") else None
-                    output.embeddings, output.lengths = self.unifrac_head(encoded[:, 1:], pooled, is_there)
+                output.embeddings, output.lengths = self.embed(states, everywhere)
+            if wants_asvs:
+                alone = vectors[:, None]
+                if self.shape.count_embedding:
+                    whole = torch.ones(len(alone), 1, 1, dtype=alone.dtype, device=alone.device) * 1000
+                    alone = alone + self.count_embedding(whole.log1p())
+                alone = torch.cat([self.nobody.to(alone.dtype).expand(len(alone), 1, -1), alone], 1)
+                output.asv_embeddings, output.asv_lengths = self.embed(self.sample_encoder(alone, None), None)
         if self.shape.has_count_head:
             output.counts = self.count_head(self.count_encoder(states, everywhere))[:, 1:].squeeze(-1).float()
         if self.shape.num_outputs:

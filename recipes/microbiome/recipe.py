@@ -118,6 +118,8 @@ class Recipe:
     """pretrain: UniFrac and nucleotides, without labels; predict: the target, mostly with --init_from a pretraining."""
     unifrac_penalty: float = 1.0
     """Weight of the UniFrac loss: mean squared error over the pairs of a micro-batch."""
+    asv_penalty: float = 0.0
+    """Weight of the same loss over the micro-batch's ASVs, each as a sample of its own: many more pairs, at no cost."""
     nuc_penalty: float = 1.0
     """Weight of the nucleotide loss: mean cross-entropy over the hidden nucleotides, in nats."""
     count_penalty: float = 1.0
@@ -136,7 +138,7 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
-        for name in ("unifrac_penalty", "nuc_penalty", "count_penalty", "target_penalty"):
+        for name in ("unifrac_penalty", "asv_penalty", "nuc_penalty", "count_penalty", "target_penalty"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: type --{name} with a number of at least 0.")
         sizes = self.model_settings
@@ -322,6 +324,12 @@ class Recipe:
             tensors["mask"] = torch.from_numpy(self._mask(tokens, distinct, training))
         if self.wants_unifrac:
             tensors["distances"] = torch.from_numpy(self.batch_distances(examples))
+            if self.asv_penalty:
+                from recipes.microbiome.unifrac import tip_distances
+
+                assert self.study.phylogeny is not None
+                apart = tip_distances(self.study.phylogeny, distinct)
+                tensors["asv_distances"] = torch.from_numpy(apart.astype(np.float32))
         if self.wants_target:
             values = target_values(self.study, self.source, self.fitted)
             assert values is not None
@@ -399,6 +407,7 @@ class Recipe:
             batch["is_there"],
             batch["abundance"],
             wants_embeddings=self.wants_unifrac,
+            wants_asvs="asv_distances" in batch.tensors,
         )
         losses: dict[str, Any] = {}
         logs: dict[str, Any] = {}
@@ -411,6 +420,12 @@ class Recipe:
                 losses["unifrac"] = self.unifrac_penalty * errors.sum() / max(1, len(errors))
                 # A sample alone has no pair: that is no loss of nothing, but none.
                 logs["unifrac_loss"] = errors.detach().mean() if len(errors) else torch.nan
+                if output.asv_embeddings is not None:
+                    predicted = embedding_distances(output.asv_embeddings, output.asv_lengths, output.scale)
+                    upper = torch.triu_indices(len(predicted), len(predicted), 1, device=predicted.device)
+                    errors = (predicted - batch["asv_distances"])[upper[0], upper[1]].square()
+                    losses["asv"] = self.asv_penalty * errors.sum() / max(1, len(errors))
+                    logs["asv_loss"] = errors.detach().mean() if len(errors) else torch.nan
             if self.wants_nucleotides:
                 hidden = batch["tokens"][batch["mask"]].long() - 1
                 guesses = output.nucleotides.float()
@@ -460,7 +475,7 @@ class Recipe:
             row: dict[str, Any] = {"sample": self.study.sample_ids[example.sample], "row": example.sample}
             row["embedding"] = output.embeddings[number].float().tolist()
             if output.lengths is not None:
-                row["length"] = float(output.lengths[number])
+                row["length"] = output.lengths[number].item()
             if self.source.group is not None and self.source.group in self.study.metadata:
                 row["group"] = self.study.metadata[self.source.group][example.sample]
             rows.append(row)
@@ -508,6 +523,51 @@ class Recipe:
         if self.wants_target and rows:
             scores |= target_scores(rows, not self.fitted.classes, "group" in rows[0])
         return scores
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Request:
+        """A study to describe; without a table, the one that the model was trained on."""
+
+        table: str | None = None
+        """BIOM table (.biom or .qza) of the samples."""
+        sequences: str | None = None
+        """FASTA file (or .qza) of its ASVs; none: the feature ids are the sequences."""
+        tree: str | None = None
+        """Newick tree (or .qza), to compare with UniFrac."""
+        metadata: str | None = None
+        """Tab-separated metadata, to compare with what is known, and for colours."""
+        color_by: str | None = None
+        """Metadata column that colours the embedding; none: the target."""
+        into: Path = Path("predictions")
+        """Folder for predictions.tsv, embeddings.tsv, ordination.txt and report.html."""
+
+    def answer(self, model: Any, request: Request) -> str:
+        """Write the tables and figures of a study, and say how well they agree with what is known."""
+        from recipes.microbiome.data import open_study
+        from recipes.microbiome.use import write
+
+        if request.table is not None:
+            needs = max(1, self.source.rarefy_depth)
+            study = open_study(request.table, request.sequences, request.tree, request.metadata, min_reads=needs)
+            parts: list[str] = []
+        else:
+            study = self.study
+            parts = [""] * len(study.sample_ids)
+            for split, rows in self.splits.items():
+                for row in rows:
+                    parts[row] = split
+        if request.color_by is not None and request.color_by not in study.metadata:
+            raise ConfigError(
+                f"There is no metadata column {request.color_by!r}: type --color_by with one of "
+                f"{', '.join(list(study.metadata)[:12]) or 'those in --metadata'}."
+            )
+        longest = max(map(len, study.sequences))
+        if min(longest, self.source.max_bp) > int(model.trained_letters):
+            raise ConfigError(
+                f"These ASVs have {longest} nucleotides, the model learned from {int(model.trained_letters)}.\n"
+                "Trim them to that length, or train with longer ones."
+            )
+        return write(model, self, study, request.into, request.color_by, parts)
 
     def _distance_scores(self, rows: list[Any]) -> dict[str, float]:
         from recipes.microbiome.score import distance_scores

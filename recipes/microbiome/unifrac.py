@@ -137,6 +137,14 @@ def distances(counts: Any, phylogeny: Phylogeny, metric: Metric = "unweighted") 
     return _weighted(counts, phylogeny, normalized=metric == "weighted_normalized")
 
 
+def tip_distances(phylogeny: Phylogeny, tips: np.ndarray) -> np.ndarray:
+    """(chosen, chosen): unweighted UniFrac between samples of one tip each, of the tips with the numbers `tips`."""
+    above = phylogeny.ancestors[tips].astype(np.float64)
+    # Sparse, for a tip has few of the branches, and two tips share fewer.
+    shared = np.asarray((above.multiply(phylogeny.lengths).tocsr() @ above.T).todense())
+    return _from_shared(shared)
+
+
 def _unweighted(counts: Any, phylogeny: Phylogeny) -> np.ndarray:
     size = counts.shape[0]
     if size * phylogeny.ancestors.shape[1] <= LARGEST_BLOCK:
@@ -150,6 +158,11 @@ def _unweighted(counts: Any, phylogeny: Phylogeny) -> np.ndarray:
         for first in range(0, present.shape[1], width):
             part = (present[:, first : first + width].toarray() > 0).astype(np.float64)
             shared += (part * phylogeny.lengths[first : first + width]) @ part.T
+    return _from_shared(shared)
+
+
+def _from_shared(shared: np.ndarray) -> np.ndarray:
+    """Distances from shared lengths, whose diagonal holds the samples' own."""
     own = np.diag(shared)
     union = own[:, None] + own[None, :] - shared
     result = 1 - np.divide(shared, union, out=np.ones_like(shared), where=union > 0)

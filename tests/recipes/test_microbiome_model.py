@@ -21,7 +21,8 @@ def recipe_of(stage: Any = "pretrain", penalties: dict[str, float] | None = None
     small |= {f"{name}_layers": 1 for name in ("asv", "sample", "encoder", "count", "target")}
     small |= {"patch_size": 4, **sizes}
     data = DataSettings(demo_samples=60, demo_asvs=50)
-    return Recipe(stage=stage, data_settings=data, model_settings=ModelSettings(**small), **(penalties or {}))
+    weights: dict[str, Any] = dict(penalties or {})
+    return Recipe(stage=stage, data_settings=data, model_settings=ModelSettings(**small), **weights)
 
 
 def batch_of(recipe: Recipe, rows: Any = range(6), split: str = "train") -> Any:
@@ -248,7 +249,7 @@ def test_the_count_loss_is_0_only_for_the_true_abundances() -> None:
     assert float(recipe.loss(model, batch).logs["count_loss"]) > 0.1
     for name in ("count_embedding", "rank_embedding"):
         with pytest.raises(ConfigError, match=name):
-            recipe_of("predict", **{name: True})
+            recipe_of("predict", None, **{name: True})
 
 
 def test_classes_and_numbers_have_their_own_losses_and_scores() -> None:
@@ -260,7 +261,8 @@ def test_classes_and_numbers_have_their_own_losses_and_scores() -> None:
         model = recipe.model().eval()
         assert math.isfinite(recipe.loss(model, batch_of(recipe)).sum.item())
         data = recipe.data("validation")
-        rows = recipe.predict(model, recipe.collate([data[row] for row in range(len(data))]))
+        with torch.no_grad():
+            rows = recipe.predict(model, recipe.collate([data[row] for row in range(len(data))]))
         scores = recipe.score(rows)
         assert wanted <= scores.keys() and any(name.endswith("/by_group") for name in scores)
         if target == "target":
