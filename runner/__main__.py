@@ -9,6 +9,8 @@ VERBS = {
     "train": "train a model (the same as accelerate launch runner/train.py)",
     "predict": "answer one request with a trained model",
     "recipes": "list the recipes and their presets",
+    "checkpoints": "list the checkpoints of a run, and verify them",
+    "verify": "prove invariance, resume and durability on this machine",
     "doctor": "what hardware is here, and what would be used",
 }
 

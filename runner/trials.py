@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+PLAIN_SUM = "RELAY_TRIAL_PLAIN_SUM"
+"""The variable that makes a training leave out auxiliary losses, and names the dtype it computes in."""
 PHASES = ("fetch", "forward", "backward", "reduce", "evaluate", "save")
 
 
@@ -101,7 +103,20 @@ def train(arguments: Sequence[str], processes: int, log: Path, environment: dict
     return output
 
 
-_preload = ("runner.session", "transformers.modeling_utils", "transformers.generation")
+_preload = ["runner.session", "transformers.modeling_utils", "transformers.generation"]
+
+
+def preload_for(recipe: type) -> None:
+    """Let the server import what a recipe's files do, before the first trial: some of it takes seconds."""
+    import ast
+
+    file = Path(sys.modules[recipe.__module__].__file__ or "")
+    for path in file.parent.glob("*.py") if (file.parent / "__init__.py").exists() else [file]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                _preload.extend(name.name for name in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                _preload.append(node.module)
 
 
 def _server() -> Any:
@@ -109,9 +124,11 @@ def _server() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_preload))
+    context.set_forkserver_preload(list(dict.fromkeys(_preload)))
     # More threads would change bits, and many processes of many threads crawl.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Processes that are killed leave semaphores behind, which multiprocessing's tracker would tell the user.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     return context
 
 
@@ -131,12 +148,41 @@ def _work(
     os.dup2(descriptor, 2)
     from runner.train import main
 
+    if PLAIN_SUM in environment:
+        _compute_plain_sum(environment[PLAIN_SUM])
     if interruption is not None and interruption.process == rank:
         _arm(interruption)
     status = main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _compute_plain_sum(dtype: str) -> None:
+    """Leave out the auxiliary losses, which couple the examples of a lane, and compute in `dtype`."""
+    import torch
+
+    from runner import loop
+    from runner.recipe import Loss
+
+    torch.set_default_dtype(getattr(torch, dtype))
+    if dtype == "float64":
+        torch.nn.functional.grouped_mm = _slow_grouped_mm
+
+    def without_auxiliary(total: Any, weight: float, logs: Any, auxiliary: Any = None) -> Loss:
+        return Loss(total, weight, logs)
+
+    loop.Loss = without_auxiliary  # type: ignore[assignment, misc]
+
+
+def _slow_grouped_mm(rows: Any, weights: Any, *, offs: Any, **options: Any) -> Any:
+    """What torch's grouped product is, for the dtype that it has no kernel for."""
+    import torch
+
+    ends = offs.tolist()
+    starts = [0, *ends[:-1]]
+    pieces = [rows[start:end] @ each for start, end, each in zip(starts, ends, weights.unbind(0), strict=True)]
+    return torch.cat([*pieces, rows.new_zeros(len(rows) - ends[-1], weights.shape[-1])])
 
 
 def _arm(interruption: Interruption) -> None:

@@ -39,7 +39,7 @@ def expert_counts(router_logits: Tensor, mask: Tensor, top_k: int) -> Tensor:
     """(experts,): how often each expert was chosen by the tokens that count."""
     chosen = router_logits.detach().topk(top_k, dim=-1).indices
     counts = torch.zeros(router_logits.shape[-1], device=router_logits.device)
-    return counts.index_add_(0, chosen.reshape(-1), mask.float().repeat_interleave(top_k))
+    return counts.index_add_(0, chosen.reshape(-1), mask.to(counts.dtype).repeat_interleave(top_k))
 
 
 def expert_logs(counts: Tensor) -> dict[str, Tensor]:

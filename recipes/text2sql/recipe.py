@@ -177,7 +177,9 @@ class Recipe:
             output_router_logits=True,
             use_cache=False,
         )
-        logits = output.logits[:, :-1].float()  # (batch, time - 1, vocab)
+        # At least fp32, whatever the model computes in.
+        logits = output.logits[:, :-1]  # (batch, time - 1, vocab)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         total = torch.nn.functional.cross_entropy(
             logits.reshape(-1, logits.shape[-1]), batch["labels"][:, 1:].reshape(-1), ignore_index=-100, reduction="sum"
         )

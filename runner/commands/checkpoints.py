@@ -1,0 +1,36 @@
+"""`relay checkpoints DIR`: list the checkpoints of a run, and say whether each is whole."""
+
+import time
+from pathlib import Path
+
+from runner.errors import CheckpointError, ConfigError
+
+
+def main(arguments: list[str]) -> int:
+    """Print a line per checkpoint; returns 1 where one is damaged."""
+    if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
+        if arguments and arguments[0] in ("-h", "--help"):
+            print("usage: relay checkpoints DIR    list the checkpoints of a run, and verify every file's hash")
+            return 0
+        raise ConfigError("relay checkpoints takes the folder of a run: type relay checkpoints runs/NAME.")
+    from runner import checkpoint
+
+    folder = Path(arguments[0])
+    found = checkpoint.complete(folder)
+    if not found:
+        raise CheckpointError(f"There is no checkpoint in {folder}: give the folder of a run.")
+    pointers = {
+        name: checkpoint.follow(folder / f"checkpoint-{name}").name
+        for name in ("latest", "best")
+        if (folder / f"checkpoint-{name}").exists()
+    }
+    damaged = 0
+    for path in found:
+        wrong = checkpoint.damage(path)
+        damaged += wrong is not None
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
+        marks = " ".join(name for name, target in pointers.items() if target == path.name)
+        print(f"{path.name:20} {written}  {size / 1e6:10,.1f} MB  {wrong or 'whole'}  {marks}".rstrip())
+    print(f"{len(found) - damaged} of {len(found)} are whole; --resume_from_checkpoint auto takes the newest of them.")
+    return 1 if damaged else 0

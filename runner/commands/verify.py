@@ -1,0 +1,510 @@
+"""`relay verify`: prove on this machine, for a recipe, what Relay promises about any machine.
+
+Each proof starts real trainings in processes of their own, disturbs them, and compares what they leave. It prints a
+table and a verdict, and ends with status 1 where one trial fails.
+"""
+
+import dataclasses
+import hashlib
+import json
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from runner import lanes as lanes_module
+from runner.config import Config, RunSettings, parse, parse_into, settings_of
+from runner.errors import ConfigError, RelayError
+from runner.trials import PHASES, PLAIN_SUM, Interruption, Trial, preload_for, train
+
+PROOFS = {
+    "invariance": "one hash of the weights for every number of processes, in fp32 and bf16 (--deterministic)",
+    "elastic": "killed at random and resumed on other numbers of processes equals the unbroken run",
+    "torture": "kill -9 in the middle of saves: every restart finds a whole checkpoint, at most one interval back",
+    "bitrot": "every flipped bit of a checkpoint is found, its file named, and the previous checkpoint used",
+    "preempt": "a signal to any process in any phase: saved within a step, status 75, no hang",
+    "reshard": "one process, DDP, FSDP2 on 2 and 4, one process again: the unbroken run's weights",
+    "grads": "one big batch's gradient for every number of processes and lanes, with a ragged end",
+    "ledger": "what a run consumed over all its restarts: repeated 0, missing 0",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerifySettings:
+    """Settings of the proofs; any setting of a training may stand beside them."""
+
+    world: str = "1,2,4"
+    """Numbers of processes, with commas between them."""
+    trials: int = 20
+    """How many times elastic and preempt are tried, in each of their modes."""
+    kills: int = 100
+    """How many saves torture kills."""
+    flips: int = 200
+    """How many bits bitrot flips, one after another."""
+    steps: int = 12
+    """Updates of a training that is compared."""
+    random_seed: int = 0
+    """Seed of what is chosen at random: where to kill, which bit to flip."""
+    keep: bool = False
+    """Leave the folder of the trainings where it is, and say where."""
+
+
+class Failed(RelayError):
+    """A promise is not kept on this machine."""
+
+    exit_status = 1
+
+
+def main(arguments: list[str]) -> None:
+    """Run one proof. Raises Failed where it does not hold."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: relay verify PROOF --recipe NAME [--preset P] [--flag value ...]\n")
+        for name, meaning in PROOFS.items():
+            print(f"  {name:11} {meaning}")
+        print("\nrelay verify ledger RUN takes the folder of a run instead of a recipe. Settings of the proofs:")
+        for setting in settings_of(VerifySettings):
+            print(f"  --{setting.flag} (default {setting.get(VerifySettings())})")
+        return
+    proof, rest = arguments[0], arguments[1:]
+    if proof not in PROOFS:
+        raise ConfigError(f"There is no proof {proof!r}: type relay verify with one of {', '.join(PROOFS)}.")
+    if proof == "ledger":
+        if len(rest) != 1 or rest[0].startswith("-"):
+            raise ConfigError("relay verify ledger takes the folder of a run: type relay verify ledger runs/NAME.")
+        _verdict("ledger", check_ledger(Path(rest[0])))
+        return
+    settings, flags = _split(rest)
+    folder = Path(tempfile.mkdtemp(prefix=f"relay-verify-{proof}-"))
+    try:
+        bench = Bench(folder, settings, flags)
+        print(
+            f"relay verify {proof}: {bench.config.recipe_name}, preset {bench.config.preset or 'default'}", flush=True
+        )
+        started = time.monotonic()
+        rows = getattr(sys.modules[__name__], f"check_{proof}")(bench)
+        _verdict(proof, rows, f"{time.monotonic() - started:.0f} s")
+    finally:
+        if settings.keep:
+            print(f"the trainings are in {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _split(arguments: list[str]) -> tuple[VerifySettings, list[str]]:
+    """Our own settings, and the words that are the training's."""
+    names = {setting.flag for setting in settings_of(VerifySettings)}
+    own: list[str] = []
+    others: list[str] = []
+    target = others
+    for word in arguments:
+        if word.startswith("--"):
+            target = own if word[2:].partition("=")[0].replace("-", "_") in names else others
+        target.append(word)
+    return parse_into(VerifySettings, own, "relay verify PROOF"), others
+
+
+@dataclasses.dataclass
+class Row:
+    """One line of a proof's table."""
+
+    what: str
+    result: str
+    holds: bool
+
+
+def _verdict(proof: str, rows: Iterator[Row], took: str = "") -> None:
+    """Print rows as they come, then the verdict. Raises Failed where one does not hold."""
+    good = total = 0
+    for row in rows:
+        total += 1
+        good += row.holds
+        print(f"  {'ok    ' if row.holds else 'FAILED'}  {row.what:58}  {row.result}", flush=True)
+    print(f"{proof}: {good} of {total} hold{'.' if good == total else ': FAILED.'}", flush=True)
+    if good < total or not total:
+        raise Failed(f"relay verify {proof} failed in {total - good} of {total} trials.")
+
+
+class Bench:
+    """Starts the trainings of a proof, all of the same recipe and settings."""
+
+    def __init__(self, folder: Path, settings: VerifySettings, flags: list[str]) -> None:
+        self.folder, self.settings = folder, settings
+        self.random = random.Random(settings.random_seed)
+        try:
+            self.worlds = [int(word) for word in settings.world.split(",")]
+        except ValueError:
+            raise ConfigError(f"world is {settings.world!r}: type --world 1,2,4.") from None
+        given = parse(flags, "relay verify PROOF")
+        preload_for(type(given.recipe))
+        defaults = {
+            "batch_size": "8",
+            "micro_batch_size": "2",
+            "logging_steps": "1",
+            "max_eval_examples": "4",
+            "learning_rate": "0.001",
+            "mixed_precision": "no",
+        }
+        self.flags = list(flags)
+        for name, value in defaults.items():
+            if name not in given.explicit:
+                self.flags += [f"--{name}", value]
+        if "model.dropout" in {setting.flag for setting in settings_of(type(given.recipe))}:
+            self.flags += [] if "model.dropout" in given.explicit else ["--model.dropout", "0.1"]
+        self.config: Config = parse(self.flags)
+        run: RunSettings = self.config.run
+        num_lanes = (run.batch_size or 0) // run.micro_batch_size
+        wrong = [world for world in self.worlds if num_lanes % world]
+        if wrong:
+            raise ConfigError(f"{num_lanes} lanes are not shared evenly by {wrong[0]} processes: type another --world.")
+        self.assets: Path | None = None
+
+    def words(self, name: str, *flags: str, steps: int | None = None) -> list[str]:
+        """The command line of a training into the folder `name`."""
+        folder = self.folder / name
+        if self.assets is not None and not (folder / "assets").exists():
+            # What is fitted on the training split is the same for all: fit it once.
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(self.assets, folder / "assets")
+        length = ["--max_steps", str(steps or self.settings.steps), "--eval_steps", "0", "--save_steps", "0"]
+        return [*self.flags, *length, "--output_dir", str(folder), "--resume_from_checkpoint", "auto", *flags]
+
+    def run(self, name: str, processes: int, *flags: str, steps: int | None = None, sharded: bool = False) -> Path:
+        """A training to its good end; returns its folder."""
+        environment = {"ACCELERATE_USE_FSDP": "true"} if sharded else {}
+        train(self.words(name, *flags, steps=steps), processes, self.folder / f"{name}.log", environment)
+        if self.assets is None and (self.folder / name / "assets").is_dir():
+            self.assets = self.folder / name / "assets"
+        return self.folder / name
+
+    def disturbed(
+        self,
+        name: str,
+        processes: int,
+        interruption: Interruption,
+        *flags: str,
+        steps: int | None = None,
+        sharded: bool = False,
+        limit_seconds: float = 300.0,
+    ) -> tuple[list[int], str]:
+        """A training that is interrupted: the exit statuses, and what it printed."""
+        environment = {"ACCELERATE_USE_FSDP": "true"} if sharded else {}
+        log = self.folder / f"{name}.log"
+        trial = Trial(self.words(name, *flags, steps=steps), processes, log, environment, interruption)
+        return trial.wait(limit_seconds), trial.output()
+
+
+def final_weights(folder: Path) -> dict[str, Any]:
+    """The weights of the last checkpoint of a run, by name."""
+    from runner import checkpoint
+
+    found, _ = checkpoint.newest(folder)
+    if found is None:
+        raise Failed(f"{folder} has no whole checkpoint.")
+    return checkpoint.read_tensors(found / "model.safetensors")
+
+
+def hash_of(tensors: dict[str, Any]) -> str:
+    """A short hash of names and bits."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().view(-1).view(_bytes()).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _bytes() -> Any:
+    import torch
+
+    return torch.uint8
+
+
+def gap(left: dict[str, Any], right: dict[str, Any]) -> float:
+    """Length of the difference of all tensors together, relative to the length of the right ones."""
+    if left.keys() != right.keys():
+        raise Failed("the two have other tensors.")
+    difference = sum(float((left[name].double() - right[name].double()).square().sum()) for name in left)
+    length = sum(float(right[name].double().square().sum()) for name in right)
+    return (difference / max(length, 1e-300)) ** 0.5
+
+
+def check_invariance(bench: Bench) -> Iterator[Row]:
+    """One hash per precision."""
+    for precision in ("no", "bf16"):
+        first = None
+        for world in bench.worlds:
+            flags = ("--deterministic", "True", "--mixed_precision", precision)
+            found = hash_of(final_weights(bench.run(f"{precision}-{world}", world, *flags)))
+            first = first or found
+            yield Row(f"precision {precision}, {world} processes", found, found == first)
+
+
+def check_elastic(bench: Bench) -> Iterator[Row]:
+    """At least three kills in each trial, and another world at every restart."""
+    steps = max(bench.settings.steps, 8)
+    for mode, flags, limit in (("deterministic", ("--deterministic", "True"), 0.0), ("plain", (), 1e-5)):
+        whole = final_weights(bench.run(f"{mode}-whole", 1, *flags, steps=steps))
+        for number in range(bench.settings.trials):
+            name = f"{mode}-{number}"
+            kills = sorted(bench.random.sample(range(1, steps), 3 + (number % 2)))
+            path = []
+            for step in kills:
+                world = bench.random.choice(bench.worlds)
+                phase = bench.random.choice(("fetch", "forward", "backward", "reduce"))
+                kill = Interruption(phase, step, process=bench.random.randrange(world))
+                statuses, output = bench.disturbed(name, world, kill, *flags, "--save_steps", "1", steps=steps)
+                if -signal.SIGKILL not in statuses:
+                    raise Failed(f"trial {number} ended with {statuses} instead of being killed:\n{output[-1500:]}")
+                path.append(f"{world}@{step}")
+            world = bench.random.choice(bench.worlds)
+            found = final_weights(bench.run(name, world, *flags, "--save_steps", "1", steps=steps))
+            distance = gap(found, whole)
+            shown = "the same bits" if distance == 0 else f"gap {distance:.1e}"
+            yield Row(f"{mode}, processes@killed: {' '.join(path)} end {world}", shown, distance <= limit)
+            shutil.rmtree(bench.folder / name)
+
+
+def check_torture(bench: Bench) -> Iterator[Row]:
+    """One run, killed in save after save."""
+    from runner import checkpoint
+
+    steps = 3 * bench.settings.kills + 3
+    folder = bench.folder / "run"
+    flags = ("--save_steps", "1", "--max_eval_examples", "1")
+    if "save_total_limit" not in bench.config.explicit:
+        flags += ("--save_total_limit", "1")
+    save_seconds = 0.05
+    at = 0
+    for number in range(bench.settings.kills):
+        target = at + 2
+        delay = bench.random.uniform(0, save_seconds)
+        kill = Interruption("save", target, delay_seconds=delay)
+        statuses, output = bench.disturbed("run", 1, kill, *flags, steps=steps)
+        if bench.assets is None:
+            bench.assets = folder / "assets"
+        if statuses != [-signal.SIGKILL]:
+            yield Row(f"kill {number + 1}", f"ended with {statuses}: {output[-300:]}", False)
+            return
+        found, skipped = checkpoint.newest(folder)
+        reached = checkpoint.step_of(found) if found else -1
+        # The kill comes in the save of `target` or, after a long delay, of a later step.
+        holds = found is not None and not skipped and reached >= target - 1
+        yield Row(f"kill {number + 1}: {delay * 1000:.0f} ms into saving step {target}", f"resumes at {reached}", holds)
+        if not holds:
+            return
+        at = reached
+    bench.run("run", 1, *flags, steps=at + 2)
+    yield Row("the run goes on to its end", f"step {at + 2}", True)
+
+
+def check_bitrot(bench: Bench) -> Iterator[Row]:
+    """Flip a bit, look for the newest checkpoint, flip it back."""
+    from runner import checkpoint
+
+    folder = bench.run("run", 1, "--save_steps", "2", steps=4)
+    newest, previous = folder / "checkpoint-4", folder / "checkpoint-2"
+    files = sorted(path for path in newest.rglob("*") if path.is_file())
+    found_all: dict[str, list[bool]] = {}
+    for _ in range(bench.settings.flips):
+        path = bench.random.choice(files)
+        name = path.relative_to(newest).as_posix()
+        place, bit = bench.random.randrange(path.stat().st_size), 1 << bench.random.randrange(8)
+        with path.open("r+b") as file:
+            _flip(file, place, bit)
+            found, skipped = checkpoint.newest(folder)
+            _flip(file, place, bit)
+        named = len(skipped) == 1 and name in skipped[0] and "damaged" in skipped[0]
+        found_all.setdefault(name, []).append(found == previous and named)
+    for name, results in sorted(found_all.items()):
+        yield Row(name, f"{sum(results)} of {len(results)} flips found and named", all(results))
+    found, skipped = checkpoint.newest(folder)
+    yield Row("all flipped back", f"{found.name if found else None} is whole", found == newest and not skipped)
+
+
+def _flip(file: Any, place: int, bit: int) -> None:
+    file.seek(place)
+    byte = file.read(1)[0]
+    file.seek(place)
+    file.write(bytes([byte ^ bit]))
+    file.flush()
+
+
+def check_preempt(bench: Bench) -> Iterator[Row]:
+    """Any process, any phase, any of the three signals."""
+    from runner import checkpoint
+
+    bench.run("assets", 1, steps=1)
+    for number in range(bench.settings.trials):
+        phase, world = PHASES[number % len(PHASES)], bench.random.choice(bench.worlds)
+        # Only the main process writes.
+        rank = 0 if phase == "save" else bench.random.randrange(world)
+        step = bench.random.randrange(1, 5)
+        sent = bench.random.choice((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1))
+        name = f"trial-{number}"
+        flags = ("--eval_steps", "2", "--save_steps", "2" if phase == "save" else "0")
+        stop = Interruption(phase, step, process=rank, signal=sent)
+        started = time.monotonic()
+        try:
+            statuses, _ = bench.disturbed(name, world, stop, *flags, steps=50, limit_seconds=120.0)
+        except TimeoutError:
+            statuses = []
+        found, skipped = checkpoint.newest(bench.folder / name)
+        reached = checkpoint.step_of(found) if found else -1
+        # Evaluation and saving come first at the next even step.
+        first = step + step % 2 if phase in ("evaluate", "save") else step
+        holds = statuses == [75] * world and not skipped and first <= reached <= first + 1
+        what = f"{sent.name} to process {rank} of {world} in {phase} of step {step + 1}"
+        shown = f"status {sorted(set(statuses))}, saved at {reached}, {time.monotonic() - started:.1f} s"
+        yield Row(what, shown, holds)
+        shutil.rmtree(bench.folder / name)
+
+
+def check_reshard(bench: Bench) -> Iterator[Row]:
+    """Five steps in each kind of group."""
+    stages = ((1, False, "one process"), (2, False, "DDP on 2"), (2, True, "FSDP2 on 2"), (4, True, "FSDP2 on 4"))
+    whole = bench.run("whole", 1, "--save_steps", "5", steps=25)
+    for number, (world, sharded, what) in enumerate(stages):
+        stop = Interruption("fetch", 5 * (number + 1), process=world - 1, signal=signal.SIGTERM)
+        statuses, output = bench.disturbed("run", world, stop, steps=25, sharded=sharded)
+        expected = f"{world} process" if world == 1 else f"{world} processes{', sharded' if sharded else ','}"
+        if statuses != [75] * world or expected not in output:
+            raise Failed(f"{what} ended with {statuses}:\n{output[-1500:]}")
+        distance = _gap_at(bench.folder / "run", whole, 5 * (number + 1))
+        yield Row(f"{what}, steps {5 * number + 1} to {5 * number + 5}", f"gap {distance:.1e}", distance <= 1e-6)
+    distance = _gap_at(bench.run("run", 1, steps=25), whole, 25)
+    yield Row("one process again, steps 21 to 25", f"gap {distance:.1e}", distance <= 1e-6)
+
+
+def _gap_at(folder: Path, whole: Path, step: int) -> float:
+    from runner import checkpoint
+
+    left, right = (checkpoint.read_tensors(run / f"checkpoint-{step}" / "model.safetensors") for run in (folder, whole))
+    return gap(left, right)
+
+
+def check_grads(bench: Bench) -> Iterator[Row]:
+    """Adam's first moment after one step is a tenth of the gradient: compare it with that of one lane."""
+    batch = bench.config.run.batch_size or 8
+    known = {setting.flag for setting in settings_of(type(bench.config.recipe))}
+    quiet = ["--max_grad_norm", "0", "--adam_beta1", "0.9", "--save_steps", "1"]
+    # Dropout draws by lane, so it is turned off; auxiliary losses, which couple the examples of a lane, are too.
+    quiet += ["--model.dropout", "0"] if "model.dropout" in known else []
+    for precision, limit in (("float64", 1e-12), ("float32", 1e-6)):
+        environment = {PLAIN_SUM: precision}
+        for what, length in (("full", ["--max_steps", "1"]), ("ragged", [*_ragged(batch)])):
+            flags = [*quiet, *length]
+            whole = _gradient(bench, f"{precision}-{what}-whole", 1, batch, flags, environment)
+            for world in bench.worlds:
+                for micro in (size for size in (1, 2, 4) if (batch // size) % world == 0 and size < batch):
+                    name = f"{precision}-{what}-{world}-{micro}"
+                    distance = gap(_gradient(bench, name, world, micro, flags, environment), whole)
+                    text = (
+                        f"{precision}, {what} batch, {world} processes, {batch // micro // world} lanes each of {micro}"
+                    )
+                    yield Row(text, f"gap {distance:.1e}", distance <= limit)
+
+
+def _ragged(batch: int) -> list[str]:
+    """One step that the data do not fill: all but three of its examples."""
+    return ["--max_steps", "-1", "--num_train_epochs", "1", "--max_train_examples", str(batch - 3)]
+
+
+def _gradient(
+    bench: Bench, name: str, world: int, micro: int, flags: list[str], environment: dict[str, str]
+) -> dict[str, Any]:
+    from runner import checkpoint
+
+    words = [*bench.words(name, *flags), "--micro_batch_size", str(micro)]
+    train(words, world, bench.folder / f"{name}.log", environment)
+    if bench.assets is None and (bench.folder / name / "assets").is_dir():
+        bench.assets = bench.folder / name / "assets"
+    tensors = checkpoint.read_tensors(bench.folder / name / "checkpoint-1" / "optimizer.safetensors")
+    return {key: value for key, value in tensors.items() if key.endswith("/exp_avg")}
+
+
+def check_ledger(run: Path) -> Iterator[Row]:
+    """Make the order of a run again from its settings, and compare it with the checksums of what it consumed."""
+    from runner.log import read_lines
+
+    lines = read_lines(run / "ledger.jsonl")
+    if not lines:
+        raise ConfigError(f"{run} has no ledger.jsonl: give the folder of a run of Relay.")
+    recorded: dict[int, int] = {}
+    starts = [line["start"] for line in lines if "start" in line]
+    for line in lines:
+        if "steps" in line:
+            digits = line["steps"]
+            for place in range(len(digits) // 16):
+                recorded[line["first_step"] + place] = int(digits[16 * place : 16 * place + 16], 16)
+    config = parse(["--config", str(run / "config.yaml")])
+    recipe = config.recipe
+    if hasattr(recipe, "prepare"):
+        recipe = recipe.prepare(run / "assets")
+    data = recipe.data("train")
+    steps = range(max(recorded, default=-1) + 1)
+    missing = [step for step in steps if step not in recorded]
+    yield Row(f"{len(steps)} steps over {len(starts)} starts", f"{len(missing)} not recorded", not missing)
+    again = _streamed(data, starts, steps) if hasattr(data, "read") else _by_index(data, starts, steps)
+    wrong, seen = [], []
+    for step, (checksum, consumed) in zip(steps, again, strict=True):
+        wrong += [step + 1] if recorded.get(step) != checksum else []
+        seen += consumed
+    result = f"{len(wrong)} steps consumed something else" + (f", first step {wrong[0]}" if wrong else "")
+    yield Row(f"{len(seen):,} examples, in the order that the seed says", result, not wrong)
+    if hasattr(data, "read") or not hasattr(data, "order"):
+        repeated, left_out = _census(seen, starts, hasattr(data, "read"))
+        holds = not repeated and not left_out
+        yield Row("every epoch", f"repeated {repeated}, missing {left_out}", holds)
+
+
+def _by_index(data: Any, starts: list[dict[str, Any]], steps: range) -> Iterator[tuple[int, list[Any]]]:
+    for step in steps:
+        start = [each for each in starts if each["step"] <= step][-1]
+        size = start["batch_size"], start["micro_batch_size"], start["seed"]
+        order = data.order(*size) if hasattr(data, "order") else None
+        made = lanes_module.Lanes(
+            start["num_examples"], *size, start["total_examples"], frozenset(start["excluded"]), order
+        )
+        consumed = [made.indices(step, lane) for lane in range(made.num_lanes)]
+        total = sum(_checksum(step, lane, ids) for lane, ids in enumerate(consumed))
+        yield total % 2**64, [index for ids in consumed for index in ids]
+
+
+def _streamed(data: Any, starts: list[dict[str, Any]], steps: range) -> Iterator[tuple[int, list[Any]]]:
+    first = starts[0]
+    num_lanes = first["batch_size"] // first["micro_batch_size"]
+    readers = [data.read(lane, num_lanes, first["seed"], None) for lane in range(num_lanes)]
+    for step in steps:
+        excluded = set([each for each in starts if each["step"] <= step][-1]["excluded"])
+        total, seen = 0, []
+        for lane, reader in enumerate(readers):
+            consumed = []
+            while len(consumed) < first["micro_batch_size"]:
+                cursor = json.loads(json.dumps(next(reader)[1]))
+                if json.dumps([lane, cursor]) not in excluded:
+                    consumed.append(cursor)
+            total += _checksum(step, lane, consumed)
+            seen += [json.dumps([lane, cursor]) for cursor in consumed]
+        yield total % 2**64, seen
+
+
+def _checksum(step: int, lane: int, consumed: list[Any]) -> int:
+    return lanes_module.key(step, "consumed", lane, json.dumps(consumed))
+
+
+def _census(seen: list[Any], starts: list[dict[str, Any]], is_stream: bool) -> tuple[int, int]:
+    """Examples that came twice within an epoch, and those that an epoch never brought."""
+    if is_stream:
+        return len(seen) - len(set(seen)), 0
+    num_examples, excluded = starts[0]["num_examples"], set(starts[-1]["excluded"])
+    kept = num_examples - len(excluded)
+    repeated = missing = 0
+    for first in range(0, len(seen), kept):
+        epoch = seen[first : first + kept]
+        repeated += len(epoch) - len(set(epoch))
+        missing += kept - len(set(epoch)) if len(epoch) == kept else 0
+    return repeated, missing
