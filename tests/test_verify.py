@@ -39,7 +39,7 @@ def test_the_ledger_of_a_killed_run_is_clean_and_a_changed_one_is_not(
         interrupted(run, Interruption("backward", step), *flags, processes=processes)
     train(run, *flags, "--resume_from_checkpoint", "auto", processes=4)
     assert main(["verify", "ledger", str(run)]) == 0
-    assert "30 steps over 3 starts" in capsys.readouterr().out
+    assert "30 steps over" in capsys.readouterr().out
     lines = [json.loads(line) for line in (run / "ledger.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = next(line for line in lines if "steps" in line)
     steps["steps"] = ("0" if steps["steps"][0] != "0" else "1") + steps["steps"][1:]

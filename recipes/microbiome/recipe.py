@@ -528,16 +528,16 @@ class Recipe:
     class Request:
         """A study to describe; without a table, the one that the model was trained on."""
 
-        table: str | None = None
-        """BIOM table (.biom or .qza) of the samples."""
-        sequences: str | None = None
-        """FASTA file (or .qza) of its ASVs; none: the feature ids are the sequences."""
-        tree: str | None = None
+        table: str = ""
+        """BIOM table (.biom or .qza) of the samples; empty: those of the training."""
+        sequences: str = ""
+        """FASTA file (or .qza) of its ASVs; empty: the feature ids are the sequences."""
+        tree: str = ""
         """Newick tree (or .qza), to compare with UniFrac."""
-        metadata: str | None = None
+        metadata: str = ""
         """Tab-separated metadata, to compare with what is known, and for colours."""
-        color_by: str | None = None
-        """Metadata column that colours the embedding; none: the target."""
+        color_by: str = ""
+        """Metadata column that colours the embedding; empty: the target."""
         into: Path = Path("predictions")
         """Folder for predictions.tsv, embeddings.tsv, ordination.txt and report.html."""
 
@@ -546,9 +546,10 @@ class Recipe:
         from recipes.microbiome.data import open_study
         from recipes.microbiome.use import write
 
-        if request.table is not None:
+        if request.table:
+            sequences, tree, metadata = request.sequences or None, request.tree or None, request.metadata or None
             needs = max(1, self.source.rarefy_depth)
-            study = open_study(request.table, request.sequences, request.tree, request.metadata, min_reads=needs)
+            study = open_study(request.table, sequences, tree, metadata, min_reads=needs)
             parts: list[str] = []
         else:
             study = self.study
@@ -556,7 +557,7 @@ class Recipe:
             for split, rows in self.splits.items():
                 for row in rows:
                     parts[row] = split
-        if request.color_by is not None and request.color_by not in study.metadata:
+        if request.color_by and request.color_by not in study.metadata:
             raise ConfigError(
                 f"There is no metadata column {request.color_by!r}: type --color_by with one of "
                 f"{', '.join(list(study.metadata)[:12]) or 'those in --metadata'}."
@@ -567,7 +568,7 @@ class Recipe:
                 f"These ASVs have {longest} nucleotides, the model learned from {int(model.trained_letters)}.\n"
                 "Trim them to that length, or train with longer ones."
             )
-        return write(model, self, study, request.into, request.color_by, parts)
+        return write(model, self, study, request.into, request.color_by or None, parts)
 
     def _distance_scores(self, rows: list[Any]) -> dict[str, float]:
         from recipes.microbiome.score import distance_scores
