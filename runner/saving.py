@@ -4,6 +4,7 @@ import copy
 import os
 import platform
 import shutil
+import sys
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -82,6 +83,12 @@ def versions(num_processes: int) -> dict[str, Any]:
     }
 
 
+def quiet_transformers() -> None:
+    """Turn off the progress bars of loading and saving: they come in between the run's own lines."""
+    if "transformers" in sys.modules:
+        sys.modules["transformers"].logging.disable_progress_bar()
+
+
 def save_final(
     output_dir: Path, model: nn.Module, tensors: dict[str, torch.Tensor], assets: Path, files: dict[str, str]
 ) -> Path:
@@ -95,6 +102,7 @@ def save_final(
     if assets.is_dir():
         shutil.copytree(assets, draft, dirs_exist_ok=True)
     if hasattr(model, "save_pretrained"):
+        quiet_transformers()
         model.save_pretrained(draft, state_dict=tensors)  # type: ignore[operator]
     else:
         checkpoint.save_file(tensors, draft / "model.safetensors", metadata={"format": "pt"})

@@ -35,12 +35,14 @@ def load(folder: Path, recipe: Any) -> tuple[Any, Any]:
     import torch
 
     from runner.hardware import best_device_type
+    from runner.saving import quiet_transformers
 
     folder = resolve(folder)
     assets = folder / "assets" if (folder / "assets").is_dir() else folder
     if hasattr(recipe, "prepare"):
         recipe = recipe.prepare(assets)
     model = recipe.model()
+    quiet_transformers()
     if (folder / "config.json").is_file():
         model = type(model).from_pretrained(folder)
     else:
