@@ -42,6 +42,8 @@ class Shape:
     distance: str
     count_embedding: bool
     rank_embedding: bool
+    target_from: str
+    target_dropout: float
     num_outputs: int
     """Numbers that the target head gives; 0: no such head."""
     has_count_head: bool
@@ -241,6 +243,24 @@ class UniFracHead(nn.Module):
             nn.init.zeros_(self.volume.weight)
             nn.init.zeros_(self.volume.bias)
 
+    def branch_features(
+        self,
+        states: Float[Tensor, "samples asvs size"],
+        is_there: Bool[Tensor, "samples asvs"],
+        abundance: Float[Tensor, "samples asvs"],
+    ) -> Float[Tensor, "samples features"]:
+        """What a target may depend on, in the form `branches`: which branches a sample has, and its share below each.
+
+        Roots of shares, as in Hellinger's distance, so that the rare count; both times the root of the branch's length,
+        so that their inner products are alike to UniFrac's.
+        """
+        logits = self.below(states.float())
+        hidden = logits.masked_fill(~is_there[..., None], -1e4)
+        presence = 1 - torch.exp(-F.softplus(hidden).sum(1))
+        shares = torch.einsum("sa,sab->sb", abundance, torch.sigmoid(logits)).clamp(min=1e-6).sqrt()
+        weight = F.softplus(self.branch_length).sqrt()
+        return torch.cat([presence * weight, shares * weight], 1)
+
     def forward(
         self,
         states: Float[Tensor, "samples asvs size"],
@@ -307,11 +327,15 @@ class MicrobiomeModel(nn.Module):
             self.count_encoder = Stack(size, heads, shape.count_layers, dropout)
             self.count_head = nn.Linear(size, 1)
         if shape.num_outputs:
-            # Stage 1 knows only who is there; a target can depend on how many.
-            self.target_abundance = nn.Linear(1, size)
-            self.target_encoder = Stack(size, heads, shape.target_layers, dropout)
-            self.target_pooling = AttentionPooling(size)
-            self.target_head = nn.Linear(size, shape.num_outputs)
+            if shape.target_from == "branches":
+                self.target_head = nn.Linear(2 * shape.embedding_size, shape.num_outputs)
+                nn.init.zeros_(self.target_head.weight)
+            else:
+                # Stage 1 knows only who is there; a target can depend on how many.
+                self.target_abundance = nn.Linear(1, size)
+                self.target_encoder = Stack(size, heads, shape.target_layers, dropout)
+                self.target_pooling = AttentionPooling(size)
+                self.target_head = nn.Linear(size, shape.num_outputs)
 
     BASE = ("asv_encoder", "nobody", "count_embedding", "rank_embedding", "sample_encoder", "encoder", "pooling",
             "unifrac_head")  # fmt: skip
@@ -322,8 +346,10 @@ class MicrobiomeModel(nn.Module):
             self.asv_encoder.nucleotide_head.requires_grad_(False)
         if embeddings:
             for name in ("encoder", "pooling", "unifrac_head"):
-                if hasattr(self, name):
+                if hasattr(self, name) and not (self.reads_branches and name != "pooling"):
                     getattr(self, name).requires_grad_(False)
+            if self.reads_branches:
+                self.unifrac_head.own_length.requires_grad_(False)
             if not self.shape.has_count_head and not self.shape.num_outputs:
                 self.sample_encoder.requires_grad_(False)
                 self.nobody.requires_grad_(False)
@@ -381,15 +407,18 @@ class MicrobiomeModel(nn.Module):
             if isinstance(part, Stack):
                 part.checkpoints = True
 
+    @property
+    def reads_branches(self) -> bool:
+        """Whether the target is read off the learned branches."""
+        return self.shape.num_outputs > 0 and self.shape.target_from == "branches"
+
     def embed(
-        self, states: Float[Tensor, "samples places size"], mask: Bool[Tensor, "samples places"] | None
+        self, states: Float[Tensor, "samples places size"], mask: Bool[Tensor, "samples places"]
     ) -> tuple[Float[Tensor, "samples embedding"], Float[Tensor, " samples"] | None]:
         """The embeddings of encoded samples, whose first place is nobody's."""
-        encoded = self.encoder(states, mask).float()
         # In full precision: distances are differences of nearly equal numbers.
         with torch.autocast(states.device.type, enabled=False):
-            if mask is None:
-                mask = torch.ones(encoded.shape[:2], dtype=torch.bool, device=encoded.device)
+            encoded = states.float()
             pooled = self.pooling(encoded, mask) if hasattr(self, "pooling") else None
             return self.unifrac_head(encoded[:, 1:], pooled, mask[:, 1:])
 
@@ -415,18 +444,26 @@ class MicrobiomeModel(nn.Module):
             everywhere = F.pad(is_there, (1, 0), value=True)
             states = self.sample_encoder(torch.cat([nobody, states], 1), everywhere)
             output = Output(nucleotides=guesses, scale=tanh_scale(self.shape.hidden_size))
+            # A third stack, which the count head and the target's own stack do not read.
+            encoded = self.encoder(states, everywhere) if wants_embeddings or self.reads_branches else states
             if wants_embeddings:
-                output.embeddings, output.lengths = self.embed(states, everywhere)
+                output.embeddings, output.lengths = self.embed(encoded, everywhere)
             if wants_asvs:
                 alone = vectors[:, None]
                 if self.shape.count_embedding:
                     whole = torch.ones(len(alone), 1, 1, dtype=alone.dtype, device=alone.device) * 1000
                     alone = alone + self.count_embedding(whole.log1p())
                 alone = torch.cat([self.nobody.to(alone.dtype).expand(len(alone), 1, -1), alone], 1)
-                output.asv_embeddings, output.asv_lengths = self.embed(self.sample_encoder(alone, None), None)
+                alone = self.encoder(self.sample_encoder(alone, None), None)
+                both = torch.ones(alone.shape[:2], dtype=torch.bool, device=alone.device)
+                output.asv_embeddings, output.asv_lengths = self.embed(alone, both)
         if self.shape.has_count_head:
             output.counts = self.count_head(self.count_encoder(states, everywhere))[:, 1:].squeeze(-1).float()
-        if self.shape.num_outputs:
+        if self.reads_branches:
+            with torch.autocast(tokens.device.type, enabled=False):
+                features = self.unifrac_head.branch_features(encoded[:, 1:], is_there, abundance)
+                output.target = self.target_head(F.dropout(features, self.shape.target_dropout, self.training))
+        elif self.shape.num_outputs:
             shares = F.pad((abundance * 1000).log1p(), (1, 0))[..., None]
             encoded = self.target_encoder(states + self.target_abundance(shares.to(states.dtype)), everywhere)
             output.target = self.target_head(self.target_pooling(encoded, everywhere)).float()

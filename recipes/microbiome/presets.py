@@ -30,6 +30,7 @@ def presets() -> dict[str, dict[str, Any]]:
         **optimizer,
         "model.hidden_size": 128,
         "model.distance": "tanh",
+        "model.target_from": "tokens",
         "asv_penalty": 0.0,
         "learning_rate": 1e-4,
         "batch_size": 8,

@@ -106,6 +106,10 @@ class ModelSettings:
     """Tell the sample encoder the relative abundance of each ASV."""
     rank_embedding: bool = False
     """Tell the sample encoder the rank of each ASV by abundance; without it a sample is a set."""
+    target_from: Literal["branches", "tokens"] = "branches"
+    """What the target is read off: the learned branches, by a line, or the sample by a stack of its own, the guide's."""
+    target_dropout: float = 0.0
+    """Share of the branches that are dropped before the target is read off them."""
     freeze_base: bool = False
     """Stage predict: leave the pre-trained encoder as it is, without gradient, dropout and optimiser state."""
 
@@ -146,6 +150,11 @@ class Recipe:
             raise ConfigError(
                 f"model.hidden_size is {sizes.hidden_size}, which {sizes.num_attention_heads} heads do not divide: "
                 "change one of them."
+            )
+        if self.stage == "predict" and sizes.target_from == "branches" and sizes.distance != "branches":
+            raise ConfigError(
+                f"model.target_from branches needs branches, and model.distance is {sizes.distance}: type "
+                "--model.target_from tokens."
             )
         if self.wants_counts and (sizes.count_embedding or sizes.rank_embedding):
             given = "count" if sizes.count_embedding else "rank"
