@@ -107,7 +107,7 @@ class ModelSettings:
     rank_embedding: bool = False
     """Tell the sample encoder the rank of each ASV by abundance; without it a sample is a set."""
     target_from: Literal["branches", "tokens"] = "branches"
-    """What the target is read off: the learned branches, by a line, or the sample by a stack of its own, the guide's."""
+    """What a target is read off: learned branches, by a line, or the sample, by a stack of its own (the guide's)."""
     target_dropout: float = 0.0
     """Share of the branches that are dropped before the target is read off them."""
     freeze_base: bool = False
