@@ -52,7 +52,8 @@ def unifrac(num_samples: int, num_asvs: int) -> None:
     apart = np.abs(ours - theirs.data).max()
     print(
         f"{num_samples} x {num_asvs}: matrix product {our_cpu:.4f} s CPU ({our_wall:.4f} s), "
-        f"scikit-bio {their_cpu:.3f} s CPU ({their_wall:.3f} s), {their_cpu / our_cpu:.0f} times; largest difference {apart:.1e}",
+        f"scikit-bio {their_cpu:.3f} s CPU ({their_wall:.3f} s), {their_cpu / our_cpu:.0f} times; "
+        f"largest difference {apart:.1e}",
         flush=True,
     )
 

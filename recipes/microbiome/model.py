@@ -57,7 +57,7 @@ class Output:
     lengths: Float[Tensor, " samples"] | None = None
     """The samples' own branch length, in a unit of the model's, as the Tanimoto form has it."""
     asv_embeddings: Float[Tensor, "asvs size"] | None = None
-    """The same of each distinct ASV, as a sample that has nothing else."""
+    """The same of ASVs, each as a sample that has nothing else."""
     asv_lengths: Float[Tensor, " asvs"] | None = None
     nucleotides: Float[Tensor, "masked 4"] | None = None
     """Logits of A, C, G, T at the masked positions, in the order of `tokens[mask]`."""
@@ -430,9 +430,12 @@ class MicrobiomeModel(nn.Module):
         is_there: Bool[Tensor, "samples places"],
         abundance: Float[Tensor, "samples places"],
         wants_embeddings: bool = True,
-        wants_asvs: bool = False,
+        alone: Int[Tensor, " chosen"] | None = None,
     ) -> Output:
-        """Encode the distinct ASVs once, and each sample from those it has: `asvs` are rows of `tokens`."""
+        """Encode the distinct ASVs once, and each sample from those it has: `asvs` are rows of `tokens`.
+
+        The rows `alone` are embedded as samples of their own as well.
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             vectors, guesses = self.asv_encoder(tokens, mask)
             states = vectors[asvs] * is_there[..., None].to(vectors.dtype)  # (samples, places, size)
@@ -448,15 +451,15 @@ class MicrobiomeModel(nn.Module):
             encoded = self.encoder(states, everywhere) if wants_embeddings or self.reads_branches else states
             if wants_embeddings:
                 output.embeddings, output.lengths = self.embed(encoded, everywhere)
-            if wants_asvs:
-                alone = vectors[:, None]
+            if alone is not None:
+                singles = vectors[alone][:, None]
                 if self.shape.count_embedding:
-                    whole = torch.ones(len(alone), 1, 1, dtype=alone.dtype, device=alone.device) * 1000
-                    alone = alone + self.count_embedding(whole.log1p())
-                alone = torch.cat([self.nobody.to(alone.dtype).expand(len(alone), 1, -1), alone], 1)
-                alone = self.encoder(self.sample_encoder(alone, None), None)
-                both = torch.ones(alone.shape[:2], dtype=torch.bool, device=alone.device)
-                output.asv_embeddings, output.asv_lengths = self.embed(alone, both)
+                    whole = torch.full((1, 1, 1), 1000.0, dtype=singles.dtype, device=singles.device)
+                    singles = singles + self.count_embedding(whole.log1p())
+                singles = torch.cat([self.nobody.to(singles.dtype).expand(len(singles), 1, -1), singles], 1)
+                singles = self.encoder(self.sample_encoder(singles, None), None)
+                both = torch.ones(singles.shape[:2], dtype=torch.bool, device=singles.device)
+                output.asv_embeddings, output.asv_lengths = self.embed(singles, both)
         if self.shape.has_count_head:
             output.counts = self.count_head(self.count_encoder(states, everywhere))[:, 1:].squeeze(-1).float()
         if self.reads_branches:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from recipes.microbiome.data import Example, Examples, Fitted, Study
 
 
+# Pairs of ASVs grow as their square: this many make half a million.
+MOST_ASVS_ALONE = 1024
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """The samples, and how they are cut into splits."""
@@ -122,8 +126,8 @@ class Recipe:
     """pretrain: UniFrac and nucleotides, without labels; predict: the target, mostly with --init_from a pretraining."""
     unifrac_penalty: float = 1.0
     """Weight of the UniFrac loss: mean squared error over the pairs of a micro-batch."""
-    asv_penalty: float = 0.0
-    """Weight of the same loss over the micro-batch's ASVs, each as a sample of its own: many more pairs, at no cost."""
+    asv_penalty: float = 1.0
+    """Weight of that loss over (up to 1024) ASVs of the micro-batch, each as a sample of its own; unweighted UniFrac."""
     nuc_penalty: float = 1.0
     """Weight of the nucleotide loss: mean cross-entropy over the hidden nucleotides, in nats."""
     count_penalty: float = 1.0
@@ -333,11 +337,14 @@ class Recipe:
             tensors["mask"] = torch.from_numpy(self._mask(tokens, distinct, training))
         if self.wants_unifrac:
             tensors["distances"] = torch.from_numpy(self.batch_distances(examples))
-            if self.asv_penalty:
+            if self.asv_penalty and self.source.distance == "unweighted":
                 from recipes.microbiome.unifrac import tip_distances
 
                 assert self.study.phylogeny is not None
-                apart = tip_distances(self.study.phylogeny, distinct)
+                random = np.random.default_rng(np.random.randint(2**31) if training else self.source.split_seed)
+                alone = np.sort(random.permutation(len(distinct))[:MOST_ASVS_ALONE])
+                apart = tip_distances(self.study.phylogeny, distinct[alone])
+                tensors["alone"] = torch.from_numpy(alone)
                 tensors["asv_distances"] = torch.from_numpy(apart.astype(np.float32))
         if self.wants_target:
             values = target_values(self.study, self.source, self.fitted)
@@ -416,7 +423,7 @@ class Recipe:
             batch["is_there"],
             batch["abundance"],
             wants_embeddings=self.wants_unifrac,
-            wants_asvs="asv_distances" in batch.tensors,
+            alone=batch.tensors.get("alone"),
         )
         losses: dict[str, Any] = {}
         logs: dict[str, Any] = {}

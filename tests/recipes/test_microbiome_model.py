@@ -147,7 +147,7 @@ def test_doubles_in_a_micro_batch_give_a_finite_gradient(form: str) -> None:
 
 
 def test_the_unifrac_loss_by_hand() -> None:
-    recipe = recipe_of(penalties={"nuc_penalty": 0.0, "unifrac_penalty": 2.0})
+    recipe = recipe_of(penalties={"nuc_penalty": 0.0, "asv_penalty": 0.0, "unifrac_penalty": 2.0})
     model, batch = recipe.model(), batch_of(recipe)
     with torch.no_grad():
         output, loss = run(model, batch), recipe.loss(model, batch)
@@ -372,3 +372,44 @@ def test_weights_that_do_not_fit_are_an_error_that_says_why() -> None:
         recipe.inherit(recipe.model(), dict(recipe_of(hidden_size=32).model().state_dict()))
     with pytest.raises(ConfigError, match="no nobody"):
         recipe.inherit(recipe.model(), {})
+
+
+def test_asvs_as_samples_of_their_own_learn_the_trees_distances(monkeypatch: pytest.MonkeyPatch) -> None:
+    from recipes.microbiome import recipe as module
+    from recipes.microbiome import unifrac
+
+    monkeypatch.setattr(module, "MOST_ASVS_ALONE", 7)
+    recipe = recipe_of()
+    batch = batch_of(recipe)
+    distinct = np.unique(np.concatenate([example.asvs for example in batch.extra["examples"]]))
+    chosen = distinct[batch["alone"].numpy()]
+    assert len(chosen) == 7 < len(distinct)
+    counts = np.zeros((7, len(recipe.study.sequences)))
+    counts[np.arange(7), chosen] = 1
+    assert recipe.study.phylogeny is not None
+    assert np.abs(unifrac.distances(counts, recipe.study.phylogeny) - batch["asv_distances"].numpy()).max() < 1e-6
+    model = recipe.model()
+    with torch.no_grad():
+        loss = recipe.loss(model, batch)
+        output = model(
+            *(batch[name] for name in ("tokens", "mask", "asvs", "is_there", "abundance")), alone=batch["alone"]
+        )
+    apart = embedding_distances(output.asv_embeddings, output.asv_lengths, 1.0)
+    errors = (apart - batch["asv_distances"])[~torch.eye(7, dtype=torch.bool)].square()
+    assert math.isclose(float(loss.logs["asv_loss"]), errors.mean().item(), rel_tol=1e-4)
+
+
+def test_learned_branches_are_in_a_sample_when_one_of_its_asvs_is_below_them() -> None:
+    recipe = recipe_of(sample_layers=0, encoder_layers=0)
+    model, batch = recipe.model().eval(), batch_of(recipe)
+    with torch.no_grad():
+        output = run(model, batch, mask=None)
+        vectors, _ = model.asv_encoder(batch["tokens"], None)
+        below = model.unifrac_head.below(
+            model.encoder(model.sample_encoder(vectors[:, None], None), None)[:, 0]
+        ).sigmoid()
+    lengths = torch.nn.functional.softplus(model.unifrac_head.branch_length) / len(model.unifrac_head.branch_length)
+    for sample in range(6):
+        own = below[batch["asvs"][sample][batch["is_there"][sample]]]
+        expected = (1 - (1 - own).prod(0)) * lengths.sqrt()
+        assert torch.allclose(output.embeddings[sample], expected, atol=1e-5)
