@@ -127,7 +127,7 @@ class Recipe:
     unifrac_penalty: float = 1.0
     """Weight of the UniFrac loss: mean squared error over the pairs of a micro-batch."""
     asv_penalty: float = 1.0
-    """Weight of that loss over (up to 1024) ASVs of the micro-batch, each as a sample of its own; unweighted UniFrac."""
+    """Weight of that loss over (up to 1024) ASVs of the micro-batch, each as a sample of its own; only unweighted."""
     nuc_penalty: float = 1.0
     """Weight of the nucleotide loss: mean cross-entropy over the hidden nucleotides, in nats."""
     count_penalty: float = 1.0
