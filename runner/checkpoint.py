@@ -78,30 +78,38 @@ def clean_name(name: str) -> str:
     return name.removeprefix("module.").replace("_orig_mod.", "")
 
 
-def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+def model_tensors(model: nn.Module, into: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
     """Parameters (tied ones once) and the buffers that count as state, on the CPU, as copies.
 
-    Every process must call it: sharded tensors are gathered.
+    Every process must call it: sharded tensors are gathered. Where `into` has tensors of a former call, they are
+    written over: fresh memory would take longer than the copy.
     """
+    into = into or {}
     persistent = {clean_name(name) for name in model.state_dict(keep_vars=True)}
     named = [*model.named_parameters(), *model.named_buffers()]
-    return {clean_name(name): _whole(value) for name, value in named if clean_name(name) in persistent}
+    kept = [(clean_name(name), value) for name, value in named if clean_name(name) in persistent]
+    return {name: _whole(value, into.get(name)) for name, value in kept}
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's tensors by the name of their parameter. Every process must call it."""
-    tensors = {}
+def optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, into: dict[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """The optimiser's tensors by the name of their parameter, as `model_tensors` gives the model's."""
+    tensors, into = {}, into or {}
     for name, parameter in model.named_parameters():
         for kind, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{clean_name(name)}/{kind}"] = _whole(torch.as_tensor(value))
+            key = f"{clean_name(name)}/{kind}"
+            tensors[key] = _whole(torch.as_tensor(value), into.get(key))
     return tensors
 
 
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
+@torch.no_grad()
+def _whole(tensor: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
     if isinstance(tensor, DTensor):
         tensor = tensor.full_tensor()
-    copy = tensor.detach().to("cpu", copy=True)
-    return copy.contiguous()
+    if into is None or into.shape != tensor.shape or into.dtype != tensor.dtype:
+        into = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+    return into.copy_(tensor)
 
 
 @torch.no_grad()

@@ -32,6 +32,8 @@ class Saver:
         self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
         self.pending: Future[None] | None = None
         self.saved_step = -1
+        self.copied_model: dict[str, torch.Tensor] = {}
+        self.copied_optimizer: dict[str, torch.Tensor] = {}
 
     def save(self, run: Any, is_best: bool) -> None:
         """Copy weights, optimiser and state now, and write them in the background. Every process must call it."""
@@ -47,11 +49,26 @@ class Saver:
         state.written_by = versions(run.hardware.num_processes)
         if run.hardware.accelerator.scaler is not None:
             state.scaler = run.hardware.accelerator.scaler.state_dict()
-        model = checkpoint.model_tensors(run.bare_model)
-        optimizer = checkpoint.optimizer_tensors(run.bare_model, run.optimizer)
         self.saved_step = state.step
+        if not self.is_main and not run.hardware.is_sharded:
+            return
+        # The save before is over, so its memory is free to be written over.
+        model = self.copied_model = checkpoint.model_tensors(run.bare_model, self.copied_model)
+        optimizer = self.copied_optimizer = checkpoint.optimizer_tensors(
+            run.bare_model, run.optimizer, self.copied_optimizer
+        )
         if self.is_main:
             self.pending = self.writer.submit(self._write, model, optimizer, state)
+
+    def reserve(self, run: Any) -> None:
+        """Take the memory of the copies before training starts: the first touch of fresh pages takes seconds."""
+        if not self.is_main:
+            return
+        for name, parameter in run.bare_model.named_parameters():
+            name = checkpoint.clean_name(name)
+            self.copied_model[name] = torch.zeros(parameter.shape, dtype=parameter.dtype)
+            for kind in ("exp_avg", "exp_avg_sq") if parameter.requires_grad else ():
+                self.copied_optimizer[f"{name}/{kind}"] = torch.zeros(parameter.shape, dtype=parameter.dtype)
 
     def wait(self) -> None:
         """Wait for the save in flight; raises what went wrong in it."""

@@ -54,6 +54,7 @@ def run(config: Config) -> None:
     if settings.dry_run:
         _try_one_step(run)
         return
+    run.saver.reserve(run)
     _open_files(run, config)
     _start_trackers(run, config)
     if settings.upload_to and hardware.is_main:

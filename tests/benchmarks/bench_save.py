@@ -1,0 +1,78 @@
+"""How long a save of 750 MB of state stops training: Relay beside torch.save and accelerate's save_state.
+
+make bench, or: OMP_NUM_THREADS=1 python -m pytest tests/benchmarks/bench_save.py -s -o 'python_files=bench_*.py'
+"""
+
+import dataclasses
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from runner.checkpoint import State
+from runner.saving import Saver
+
+ROUNDS = 5
+
+
+@dataclasses.dataclass
+class Hardware:
+    """One process without a loss scale."""
+
+    accelerator: Accelerator
+    num_processes: int = 1
+    is_sharded: bool = False
+
+    def merged(self, own: dict[str, Any]) -> dict[str, Any]:
+        """There are no others."""
+        return own
+
+
+@dataclasses.dataclass
+class Run:
+    """What the saver asks of a run."""
+
+    bare_model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    hardware: Hardware
+    state: State
+    share: range = range(1)
+    ledger: None = None
+
+
+def test_save_stall(tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    model = torch.nn.Sequential(*(torch.nn.Linear(2500, 2500, bias=False) for _ in range(10)))
+    optimizer = torch.optim.AdamW(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    model, optimizer = accelerator.prepare(model, optimizer)
+    size = 3 * sum(parameter.nbytes for parameter in model.parameters())
+    run = Run(model, optimizer, Hardware(accelerator), State())
+    saver = Saver(tmp_path / "relay", "", tmp_path / "none", 1, True)
+    saver.reserve(run)
+    seconds: dict[str, list[float]] = {"relay, stall": [], "relay, to the end": [], "torch.save": [], "save_state": []}
+    for number in range(ROUNDS):
+        run.state.step = number + 1
+        started = time.perf_counter()
+        saver.save(run, is_best=False)
+        seconds["relay, stall"].append(time.perf_counter() - started)
+        saver.wait()
+        seconds["relay, to the end"].append(time.perf_counter() - started)
+        started = time.perf_counter()
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
+        seconds["torch.save"].append(time.perf_counter() - started)
+        started = time.perf_counter()
+        accelerator.save_state(str(tmp_path / "accelerate"))
+        seconds["save_state"].append(time.perf_counter() - started)
+        shutil.rmtree(tmp_path / "accelerate")
+    print(f"\nstate {size / 1e6:.0f} MB, {ROUNDS} rounds, interleaved; seconds, median (least - most)")
+    for name, taken in seconds.items():
+        print(f"  {name:18} {statistics.median(taken):6.2f}  ({min(taken):.2f} - {max(taken):.2f})")
+    # Slower machines have slower disks; what must hold anywhere is that the stall is the small part of a save.
+    assert statistics.median(seconds["relay, stall"]) < statistics.median(seconds["relay, to the end"])
