@@ -194,3 +194,29 @@ def test_the_guides_preset_is_the_guides() -> None:
 def test_metrics_files_are_json(stage_1: Path) -> None:
     for line in (stage_1 / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         assert "NaN" not in line and json.loads(line)
+
+
+def test_figures_colour_numbers_along_a_scale_and_kinds_apart() -> None:
+    from recipes.microbiome.figure import page, scatter
+
+    places = np.arange(6.0)
+    drawn = scatter(places, places, ["1", "2", "3", "4", "5", "6"], "one", "two")
+    assert drawn.count("<circle") == 6 + 5 and drawn.count('fill="#440154"') == 2  # the lowest, and its legend
+    drawn = scatter(places, places, ["a<b", "a<b", "c", "c", "c", "d"], "one", "two")
+    assert drawn.count("<circle") == 6 + 3 and "a&lt;b" in drawn and "a<b" not in drawn
+    assert scatter(places, np.zeros(6), None, "one", "two").count("nan") == 0
+    assert page("Title", [("Heading", drawn)]).count("<svg") == 1
+
+
+def test_a_cross_validation_scores_the_folds_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    from recipes.microbiome import cross_validation
+
+    parts = {
+        Path("one"): (["1", "3"], np.array([1.5, 2.5]), np.zeros((0, 0))),
+        Path("two"): (["10", "12"], np.array([10.0, 13.0]), np.zeros((0, 0))),
+    }
+    monkeypatch.setattr(cross_validation, "held_out", parts.__getitem__)
+    scores = cross_validation.pooled(list(parts))
+    assert scores["target_mae"] == pytest.approx(0.5)
+    # Each fold alone explains little of itself; together they are told apart.
+    assert scores["target_r2"] == pytest.approx(1 - 0.375 / np.var([1, 3, 10, 12]))
