@@ -143,6 +143,9 @@ def _work(
 ) -> None:
     """What a started process does: the training program, its output into a file, its status as its own."""
     os.environ.update(environment)
+    if sys.platform == "linux":
+        # Workers of the data loader are to be this process's children, and to end with it.
+        multiprocessing.set_start_method("fork", force=True)
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

@@ -1,5 +1,6 @@
 """Law 1, law 4 and the exit statuses of a stopped run. Run alone: python -m pytest tests/test_resume.py"""
 
+import pickle  # noqa: TID251
 import signal
 import subprocess
 import sys
@@ -8,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from runner import checkpoint
+from runner import checkpoint, registry
+from runner.fetching import MapReader
+from runner.lanes import Lanes
 from runner.trials import PHASES, Interruption
-from tests.launching import REPOSITORY, interrupted, metrics, output, same_bits, train, weights
+from tests.launching import REPOSITORY, TOY, interrupted, metrics, output, same_bits, train, weights
 
 KINDS = {"map": (), "stream": ("--streamed", "True")}
 
@@ -135,3 +138,14 @@ def test_workers_that_read_ahead_change_nothing(tmp_path: Path, unbroken: Any, k
     interrupted(folder, Interruption("backward", 13), *flags)
     train(folder, *flags, "--resume_from_checkpoint", "auto")
     equals(folder, unbroken[kind, 1])
+
+
+def test_a_recipe_that_is_a_file_is_found_again_in_a_process_that_starts_from_nothing(tmp_path: Path) -> None:
+    # What worker processes do on macOS and Windows, and from Python 3.14 on everywhere.
+    recipe = registry.find(TOY)()
+    reader = MapReader(recipe, recipe.data("train"), Lanes(203, 8, 4, seed=0))
+    (tmp_path / "reader").write_bytes(pickle.dumps(reader))
+    program = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb'))[3, 1].consumed)"
+    words = [sys.executable, "-c", program, str(tmp_path / "reader")]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == str(reader[3, 1].consumed), done.stderr
