@@ -546,6 +546,25 @@ def distinct_asvs(examples: Sequence[Example], token_limit: int) -> tuple[np.nda
     return distinct, rows, reads
 
 
+def model_inputs(
+    study: Study, examples: Sequence[Example], token_limit: int, max_bp: int, patch_size: int
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The distinct ASVs of a micro-batch, and what the model reads: `tokens`, `asvs`, `is_there`, `abundance`.
+
+    `tokens` has as many columns as the longest needs, in whole patches.
+    """
+    distinct, rows, reads = distinct_asvs(examples, token_limit)
+    totals = np.array([[example.counts.sum()] for example in examples], np.float32)
+    tokens = patched(study, distinct, max_bp, patch_size)
+    return distinct, {"asvs": rows, "is_there": reads > 0, "abundance": reads / totals, "tokens": tokens}
+
+
+def patched(study: Study, asvs: np.ndarray, max_bp: int, patch_size: int) -> np.ndarray:
+    """(asvs, letters): tokens of these ASVs, padded to whole patches."""
+    tokens = tokenize([study.sequences[asv] for asv in asvs], max_bp)
+    return np.pad(tokens, ((0, 0), (0, -tokens.shape[1] % patch_size))).astype(np.int32)
+
+
 def mask_letters(tokens: np.ndarray, rate: float, random: np.random.Generator) -> np.ndarray:
     """Which letters to hide: a share `rate` of A, C, G and T, at least one of each sequence."""
     draws = np.where(tokens > 0, random.random(tokens.shape), 2.0)

@@ -64,6 +64,8 @@ class Output:
     counts: Float[Tensor, "samples asvs"] | None = None
     """Logits of the relative abundance: a softmax over the sample's ASVs."""
     target: Float[Tensor, "samples outputs"] | None = None
+    branches: Float[Tensor, "samples features"] | None = None
+    """What the target is read off, before it is standardised; see UniFracHead.branch_features."""
     scale: float = 1.0
     """What `embedding_distances` divides by in the tanh form."""
 
@@ -330,6 +332,11 @@ class MicrobiomeModel(nn.Module):
             if shape.target_from == "branches":
                 self.target_head = nn.Linear(2 * shape.embedding_size, shape.num_outputs)
                 nn.init.zeros_(self.target_head.weight)
+                # Branches differ little between samples beside what all have in common, which would hide the rest.
+                self.register_buffer("branch_centre", torch.zeros(2 * shape.embedding_size))
+                self.register_buffer("branch_spread", torch.ones(2 * shape.embedding_size))
+                self.branch_centre: Tensor
+                self.branch_spread: Tensor
             else:
                 # Stage 1 knows only who is there; a target can depend on how many.
                 self.target_abundance = nn.Linear(1, size)
@@ -382,6 +389,13 @@ class MicrobiomeModel(nn.Module):
                 )
             value.copy_(given)
         self.trained_letters.fill_(trained)
+
+    @torch.no_grad()
+    def standardise(self, features: Float[Tensor, "samples features"]) -> None:
+        """Read the target off the branches' differences between these samples, in units of their spread."""
+        spread = features.std(0)
+        self.branch_centre.copy_(features.mean(0))
+        self.branch_spread.copy_(spread + 0.1 * spread.mean() + 1e-6)
 
     def freeze_base(self) -> None:
         """Leave stage 1 as it is: no gradient, no dropout, no optimiser state."""
@@ -464,7 +478,8 @@ class MicrobiomeModel(nn.Module):
             output.counts = self.count_head(self.count_encoder(states, everywhere))[:, 1:].squeeze(-1).float()
         if self.reads_branches:
             with torch.autocast(tokens.device.type, enabled=False):
-                features = self.unifrac_head.branch_features(encoded[:, 1:], is_there, abundance)
+                output.branches = self.unifrac_head.branch_features(encoded[:, 1:], is_there, abundance)
+                features = (output.branches - self.branch_centre) / self.branch_spread
                 output.target = self.target_head(F.dropout(features, self.shape.target_dropout, self.training))
         elif self.shape.num_outputs:
             shares = F.pad((abundance * 1000).log1p(), (1, 0))[..., None]

@@ -322,17 +322,11 @@ class Recipe:
         import numpy as np
         import torch
 
-        from recipes.microbiome.data import distinct_asvs, target_values
+        from recipes.microbiome.data import model_inputs, target_values
 
-        distinct, rows, reads = distinct_asvs(examples, self.model_settings.token_limit)
-        tokens, training = self.letters(distinct), examples[0].scored is None
-        totals = np.array([example.counts.sum() for example in examples], np.float32)
-        tensors = {
-            "asvs": torch.from_numpy(rows),
-            "is_there": torch.from_numpy(reads > 0),
-            "abundance": torch.from_numpy(reads / totals[:, None]),
-            "tokens": torch.from_numpy(tokens),
-        }
+        distinct, inputs = model_inputs(self.study, examples, *self.reading)
+        tensors = {name: torch.from_numpy(values) for name, values in inputs.items()}
+        tokens, training = inputs["tokens"], examples[0].scored is None
         if self.wants_nucleotides:
             tensors["mask"] = torch.from_numpy(self._mask(tokens, distinct, training))
         if self.wants_unifrac:
@@ -355,15 +349,10 @@ class Recipe:
             tensors["target"] = torch.from_numpy(own.astype(np.int64 if self.fitted.classes else np.float32))
         return Batch(tensors, weight=len(examples), tokens=int((tokens > 0).sum()), extra={"examples": examples})
 
-    def letters(self, asvs: Any) -> Any:
-        """(asvs, letters): tokens, as many columns as the longest needs, in whole patches."""
-        import numpy as np
-
-        from recipes.microbiome.data import tokenize
-
-        tokens = tokenize([self.study.sequences[asv] for asv in asvs], self.source.max_bp)
-        surplus = -tokens.shape[1] % self.model_settings.patch_size
-        return np.pad(tokens, ((0, 0), (0, surplus))).astype(np.int32)
+    @property
+    def reading(self) -> tuple[int, int, int]:
+        """How much of a sample and of an ASV the model reads, and in what patches."""
+        return self.model_settings.token_limit, self.source.max_bp, self.model_settings.patch_size
 
     def _mask(self, tokens: Any, asvs: Any, training: bool) -> Any:
         """What is hidden: by the runner's seed in training, by the ASV in evaluation, so that it stays the same."""
@@ -402,11 +391,35 @@ class Recipe:
         model.leave_out(nucleotides=not self.wants_nucleotides, embeddings=not self.wants_unifrac)
         if self.is_frozen:
             model.freeze_base()
+        # Where a trained model's weights will follow, its data need not be here.
+        places = (self.assets, self.assets.parent) if self.assets is not None else ()
+        if places and not any((place / "model.safetensors").is_file() for place in places):
+            self._standardise(model)
         return model
 
     def inherit(self, model: Any, tensors: dict[str, Any]) -> None:
         """Take stage 1's encoder; the heads of this stage stay fresh."""
         model.inherit(tensors, self.fitted.letters)
+        self._standardise(model)
+
+    def _standardise(self, model: Any) -> None:
+        """Fit the scale of what the target is read off on (up to 512) training samples, as evaluation sees them."""
+        import numpy as np
+        import torch
+
+        from recipes.microbiome.data import Examples
+        from recipes.microbiome.use import batches
+
+        if not model.reads_branches:
+            return
+        rows = np.random.default_rng(self.source.split_seed).permutation(self.splits["train"])[:512]
+        examples = Examples(self.study, rows, self.source.rarefy_depth, False, self.source.split_seed)
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            outputs = [model(*given, wants_embeddings=False) for given in batches(self, self.study, examples)]
+        model.standardise(torch.cat([output.branches for output in outputs]))
+        model.train(training)
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """The weighted losses of the micro-batch, each a mean over what it scores, times the number of samples."""
@@ -483,6 +496,8 @@ class Recipe:
         import numpy as np
         import torch
 
+        from recipes.microbiome.data import patched
+
         examples: list[Example] = batch.extra["examples"]
         device = batch["asvs"].device
         output = model(batch["tokens"], None, batch["asvs"], batch["is_there"], batch["abundance"])
@@ -510,7 +525,7 @@ class Recipe:
         scored = [example.scored for example in examples if example.scored is not None and len(example.scored)]
         if self.wants_nucleotides and scored:
             asvs = np.concatenate(scored)
-            tokens = self.letters(asvs)
+            tokens = patched(self.study, asvs, *self.reading[1:])
             mask = self._mask(tokens, asvs, training=False)
             _, guesses = model.asv_encoder(torch.from_numpy(tokens).to(device), torch.from_numpy(mask).to(device))
             majority = np.broadcast_to(_padded(self.fitted.majority, tokens.shape[1]), tokens.shape)

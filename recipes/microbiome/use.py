@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from recipes.microbiome import figure
-from recipes.microbiome.data import MISSING, Examples, Study, distinct_asvs, tokenize
+from recipes.microbiome.data import MISSING, Examples, Study, model_inputs
 from recipes.microbiome.model import embedding_distances, tanh_scale
 from recipes.microbiome.score import class_scores, distance_scores, regression_scores
 from recipes.microbiome.unifrac import distances
@@ -29,23 +29,24 @@ class Encoded:
     """(samples,) in the target's unit, or (samples, classes) of probabilities."""
 
 
+def batches(recipe: Any, study: Study, examples: Examples, size: int = 16) -> Iterator[list[Any]]:
+    """What the model reads of the samples, without masks, `size` samples at a time."""
+    for first in range(0, len(examples), size):
+        own = [examples[place] for place in range(first, min(first + size, len(examples)))]
+        _, inputs = model_inputs(study, own, *recipe.reading)
+        tokens, *sample = (torch.from_numpy(inputs[name]) for name in ("tokens", "asvs", "is_there", "abundance"))
+        yield [tokens, None, *sample]
+
+
 @torch.no_grad()
-def encode(model: Any, recipe: Any, study: Study, batch_size: int = 32) -> Encoded:
+def encode(model: Any, recipe: Any, study: Study) -> Encoded:
     """Run the model over all samples of a study, rarefied as in evaluation."""
     device = next(model.parameters()).device
-    examples = Examples(
-        study, np.arange(len(study.sample_ids)), recipe.source.rarefy_depth, False, recipe.source.split_seed
-    )
-    patch, limit = recipe.model_settings.patch_size, recipe.model_settings.token_limit
+    depth, seed = recipe.source.rarefy_depth, recipe.source.split_seed
+    examples = Examples(study, np.arange(len(study.sample_ids)), depth, False, seed)
     embeddings, lengths, targets = [], [], []
-    for first in range(0, len(examples), batch_size):
-        own = [examples[number] for number in range(first, min(first + batch_size, len(examples)))]
-        asvs, rows, reads = distinct_asvs(own, limit)
-        tokens = tokenize([study.sequences[asv] for asv in asvs], recipe.source.max_bp)
-        tokens = np.pad(tokens, ((0, 0), (0, -tokens.shape[1] % patch))).astype(np.int32)
-        shares = reads / np.array([[example.counts.sum()] for example in own], np.float32)
-        given = [torch.from_numpy(each).to(device) for each in (tokens, rows, reads > 0, shares)]
-        output = model(given[0], None, *given[1:])
+    for given in batches(recipe, study, examples):
+        output = model(*(each if each is None else each.to(device) for each in given))
         embeddings.append(output.embeddings.float().cpu())
         lengths.append(output.lengths.cpu() if output.lengths is not None else None)
         targets.append(output.target.cpu() if output.target is not None else None)

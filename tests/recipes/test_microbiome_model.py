@@ -322,7 +322,7 @@ def test_a_frozen_base_has_no_gradient_no_dropout_and_no_optimiser_state() -> No
     held = [name for name, parameter in model.named_parameters() if parameter in optimizer.state]
     assert held and not any(name.startswith(of_base) or name == "nobody" for name in held)
     for name, value in model.state_dict().items():
-        unchanged = name.startswith((*of_base, "nobody", "trained_letters"))
+        unchanged = name.startswith((*of_base, "nobody", "trained_letters", "branch_"))
         assert torch.equal(value, before[name]) == unchanged, name
 
 
@@ -358,8 +358,21 @@ def test_stage_2_takes_the_encoder_of_stage_1_and_keeps_its_own_heads() -> None:
     second = recipe.model()
     heads = {name: value.clone() for name, value in second.state_dict().items() if name.startswith(("target", "count"))}
     recipe.inherit(second, dict(first.state_dict()))
-    for name, value in second.state_dict().items():
+    inherited = {name: value for name, value in second.state_dict().items() if not name.startswith("branch_")}
+    for name, value in inherited.items():
         assert torch.equal(value, heads[name] if name in heads else first.state_dict()[name]), name
+
+
+def test_the_target_is_read_off_differences_between_the_training_samples(tmp_path: Any) -> None:
+    recipe = recipe_of("predict", penalties={"count_penalty": 0.0}).prepare(tmp_path)
+    model = recipe.model().eval()
+    with torch.no_grad():
+        branches = run(model, batch_of(recipe, range(len(recipe.data("train")))), mask=None).branches
+    standard = (branches - model.branch_centre) / model.branch_spread
+    assert standard.mean(0).abs().max() < 1e-3 and 0.5 < float(standard.std(0).mean()) < 1
+    # Where trained weights will follow, no data are needed.
+    (tmp_path / "model.safetensors").touch()
+    assert recipe.model().branch_centre.abs().max() == 0
 
 
 def test_weights_that_do_not_fit_are_an_error_that_says_why() -> None:
