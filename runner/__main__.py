@@ -8,6 +8,7 @@ from runner.errors import RelayError
 VERBS = {
     "train": "train a model (the same as accelerate launch runner/train.py)",
     "predict": "answer one request with a trained model",
+    "evaluate": "score a trained model on a split",
     "recipes": "list the recipes and their presets",
     "checkpoints": "list the checkpoints of a run, and verify them",
     "verify": "prove invariance, resume and durability on this machine",

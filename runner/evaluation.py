@@ -24,7 +24,20 @@ def evaluate(
     micro_batch_size: int,
     asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
-    """Mean loss and the recipe's scores over a whole data set; the same on every process. None where it was stopped.
+    """Mean loss and the recipe's scores over a whole data set; the same on every process. None where it was stopped."""
+    found = evaluate_rows(recipe, model, dataset, hardware, micro_batch_size, asked_to_stop)
+    return None if found is None else found[0]
+
+
+def evaluate_rows(
+    recipe: Any,
+    model: torch.nn.Module,
+    dataset: Sequence[Any],
+    hardware: Hardware,
+    micro_batch_size: int,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> tuple[dict[str, float], list[Any]] | None:
+    """The scores, on every process, and on the main process what `predict` gave for every example, in order.
 
     The loss is the sum over all scored things divided by their number, added in the data's order, so that it does
     not depend on the number of processes.
@@ -51,15 +64,17 @@ def evaluate(
     if hardware.num_processes > 1:
         rows, sums = gather_object(rows), gather_object(sums)
     scores: dict[str, float] = {}
+    whole_split: list[Any] = []
     if hardware.is_main:
         once = {number: (total, weight) for number, total, weight in sums}
         ordered = [once[number] for number in sorted(once)]
         scores["loss"] = sum(total for total, _ in ordered) / max(sum(weight for _, weight in ordered), 1e-9)
         by_id = dict(rows)
-        scores |= {name: float(value) for name, value in recipe.score([by_id[id] for id in sorted(by_id)]).items()}
+        whole_split = [by_id[number] for number in sorted(by_id)]
+        scores |= {name: float(value) for name, value in recipe.score(whole_split).items()}
     if hardware.num_processes > 1:
         scores = broadcast_object_list([scores], from_process=0)[0]
-    return scores
+    return scores, whole_split
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

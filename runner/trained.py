@@ -1,5 +1,6 @@
 """A trained model and its recipe, from the folder that a run left."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ def resolve(folder: Path) -> Path:
     return folder
 
 
-def find_recipe(folder: Path) -> Any:
-    """The recipe with the settings of the run."""
-    return parse(["--config", str(resolve(folder) / "config.yaml")]).recipe
+def find_recipe(folder: Path, flags: Sequence[str] = ()) -> Any:
+    """The recipe with the settings of the run, and with what `flags` change of them."""
+    return parse(["--config", str(resolve(folder) / "config.yaml"), *flags]).recipe
 
 
 def load(folder: Path, recipe: Any) -> tuple[Any, Any]:

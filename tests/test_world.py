@@ -92,6 +92,18 @@ def test_cpu_2_starts_two_real_processes(tmp_path: Path) -> None:
     assert "2 processes," in done.stdout
 
 
+def test_fsdp_of_a_launch_config_really_shards(tmp_path: Path) -> None:
+    text = (REPOSITORY / "accelerate_configs" / "gpus_fsdp2.yaml").read_text(encoding="utf-8")
+    text = text.replace("gpu_ids: all", "use_cpu: true").replace("num_processes: 8", "num_processes: 2")
+    (tmp_path / "fsdp.yaml").write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "fsdp.yaml")]
+    command += ["runner/train.py", *SHORT, "--output_dir", str(tmp_path / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 processes, sharded (FSDP2)" in done.stdout
+
+
 def test_one_process_where_two_were_asked_for_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     command += ["runner/train.py", *SHORT, "--output_dir", str(tmp_path / "run")]

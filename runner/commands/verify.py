@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from runner import lanes as lanes_module
+from runner.commands import own_and_others
 from runner.config import Config, RunSettings, parse, parse_into, settings_of
 from runner.errors import ConfigError, RelayError
 from runner.trials import PHASES, PLAIN_SUM, Interruption, Trial, preload_for, train
@@ -97,14 +98,7 @@ def main(arguments: list[str]) -> None:
 
 def _split(arguments: list[str]) -> tuple[VerifySettings, list[str]]:
     """Our own settings, and the words that are the training's."""
-    names = {setting.flag for setting in settings_of(VerifySettings)}
-    own: list[str] = []
-    others: list[str] = []
-    target = others
-    for word in arguments:
-        if word.startswith("--"):
-            target = own if word[2:].partition("=")[0].replace("-", "_") in names else others
-        target.append(word)
+    own, others = own_and_others(VerifySettings, arguments)
     return parse_into(VerifySettings, own, "relay verify PROOF"), others
 
 
