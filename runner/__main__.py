@@ -8,8 +8,11 @@ from runner.errors import RelayError
 VERBS = {
     "train": "train a model (the same as accelerate launch runner/train.py)",
     "predict": "answer one request with a trained model",
+    "plan": "parameters, memory and steps of a training, before it is started",
     "evaluate": "score a trained model on a split",
     "recipes": "list the recipes and their presets",
+    "export": "write a trained model as a folder that other tools load",
+    "report": "write report.html of a run",
     "checkpoints": "list the checkpoints of a run, and verify them",
     "verify": "prove invariance, resume and durability on this machine",
     "doctor": "what hardware is here, and what would be used",

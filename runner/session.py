@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from runner import checkpoint, loop, storage
+from runner import checkpoint, loop, report, storage
 from runner.checkpoint import State
 from runner.config import Config, RunSettings, write_yaml
 from runner.errors import BadStep, CheckpointError, ConfigError, DataError, DivergedError, UploadError
@@ -269,10 +269,13 @@ def _excluded(wish: str | None) -> list[Any]:
 
 def enable_gradient_checkpointing(model: nn.Module) -> None:
     """Turn it on where the model has it. Raises ConfigError where it has not: a wish is not dropped silently."""
-    if not hasattr(model, "gradient_checkpointing_enable"):
+    # The name of transformers 5.23 on, and the one before it.
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    enable = next((getattr(model, name) for name in names if hasattr(model, name)), None)
+    if enable is None:
         raise ConfigError(f"{type(model).__name__} has no gradient checkpointing: leave --gradient_checkpointing out.")
     # The reentrant kind drops the gradient of the router's auxiliary loss.
-    model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    enable({"use_reentrant": False})
 
 
 def assemble(
@@ -516,7 +519,7 @@ def _finish(run: loop.Run, config: Config, output_dir: Path) -> None:
     if run.hardware.is_main:
         files = {"config.yaml": _yaml_text(config), "README.md": model_card(run, config)}
         final = save_final(output_dir, run.bare_model, tensors, output_dir / "assets", files)
-        print(f"finished at step {run.state.step}: {final}", flush=True)
+        print(f"finished at step {run.state.step}: {final}, {report.write(output_dir)}", flush=True)
         if run.saver.uploader is not None:
             run.saver.uploader.add(final)
     if run.settings.report_to != "none":

@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # The layers of runner/, lowest first: a file imports its own layer and those below. A file not named here is
 # taken for one of the layer "torch".
 LAYERS = {
-    "plain": {"errors", "config", "recipe", "registry", "lanes", "schedule", "log", "signals"},
+    "plain": {"errors", "config", "recipe", "registry", "lanes", "schedule", "log", "signals", "report"},
     "torch": {"optim", "tree", "memory", "sharding"},
     "accelerate": {"hardware", "checkpoint", "storage", "evaluation", "loop", "saving", "fetching"},
     "run": {"session", "trained"},

@@ -1,6 +1,5 @@
 """`relay predict`: answer one request with a trained model."""
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ def main(arguments: list[str]) -> None:
             f"The recipe {type(recipe).__module__} has no Request: it cannot answer from the command line."
         )
     request = parse_into(recipe.Request, rest, f"relay predict --checkpoint {folder}")
-    missing = [field.name for field in dataclasses.fields(request) if getattr(request, field.name) is None]
-    assert not missing
     from runner.trained import load
 
     recipe, model = load(folder, recipe)

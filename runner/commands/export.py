@@ -1,0 +1,51 @@
+"""`relay export`: write a trained model as a folder that other tools load."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+from runner.config import parse_into
+from runner.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """Settings of an export."""
+
+    checkpoint: str
+    """Folder of a run, of a checkpoint or of final."""
+    output: str
+    """Folder to write; it must not be there yet."""
+
+
+def main(arguments: list[str]) -> None:
+    """Write model, tokenizer (or what else was fitted) and model card; adapters are merged into their base."""
+    settings: ExportSettings = parse_into(ExportSettings, arguments, "relay export", __doc__)
+    target = Path(settings.output)
+    if target.exists():
+        raise ConfigError(f"{target} is there already: type --output with a new folder.")
+    from runner.trained import find_recipe, load, resolve
+
+    source = resolve(Path(settings.checkpoint))
+    recipe, model = load(source, find_recipe(source))
+    from runner import checkpoint
+
+    target.mkdir(parents=True)
+    assets = source / "assets" if (source / "assets").is_dir() else None
+    if assets is not None:
+        shutil.copytree(assets, target, dirs_exist_ok=True)
+    elif recipe_files := [path for path in source.iterdir() if path.is_file() and path.suffix != ".safetensors"]:
+        for path in recipe_files:
+            shutil.copy2(path, target)
+    (target / checkpoint.MANIFEST).unlink(missing_ok=True)
+    model = model.cpu()
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    if hasattr(recipe, "export"):
+        recipe.export(model, target)
+    elif hasattr(model, "save_pretrained"):
+        model.save_pretrained(target)
+    else:
+        tensors = checkpoint.model_tensors(model)
+        checkpoint.save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    print(f"{target}: {', '.join(sorted(path.name for path in target.iterdir()))}")
