@@ -70,6 +70,9 @@ def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise ConfigError(f"There is no recipe file {path}: give the path of a .py file that holds a class Recipe.")
     module_name = f"{FILE_PREFIX}{path.stem}"
+    known = sys.modules.get(module_name)
+    if known is not None and known.__file__ == str(path.resolve()):
+        return known
     specification = importlib.util.spec_from_file_location(module_name, path.resolve())
     assert specification and specification.loader
     module = importlib.util.module_from_spec(specification)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from runner.config import Precision, parse_into
-from runner.errors import DataError
+from runner.errors import ConfigError, DataError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,10 @@ def main(arguments: list[str]) -> None:
     from runner.config import RunSettings
     from runner.trained import find_recipe, load
 
+    if settings.output is not None and not Path(settings.output).resolve().parent.is_dir():
+        raise ConfigError(f"There is no folder for {settings.output}: type --output with a file in one that is there.")
+    if settings.micro_batch_size < 1:
+        raise ConfigError(f"micro_batch_size is {settings.micro_batch_size}: type a number of at least 1.")
     recipe = find_recipe(Path(settings.checkpoint), others)
     recipe, model = load(Path(settings.checkpoint), recipe)
     from runner.evaluation import evaluate_rows
