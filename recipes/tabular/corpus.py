@@ -1,0 +1,150 @@
+"""Where tables are from: the demo, a folder with a manifest, or a CSV file of yours; and their splits."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recipes.tabular.table import as_numbers, as_text, check_frame, target_task
+from runner.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from recipes.tabular.recipe import DataSettings
+
+MOST_VALIDATION_ROWS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One table with its splits, before anything is fitted."""
+
+    name: str
+    target: str
+    task: Any
+    splits: dict[str, pd.DataFrame]
+
+
+def read(settings: DataSettings) -> list[Source]:
+    """Every table that the settings name. Raises DataError for what is missing or broken."""
+    if settings.train is not None:
+        return [_own(settings)]
+    if settings.corpus is not None:
+        sources = _corpus(settings)
+    else:
+        from recipes.tabular.demo import tables
+
+        sources = []
+        for name, target, frame in tables(settings.demo_rows, settings.split_seed):
+            held_out = np.arange(len(frame)) % 5 == 4
+            sources.append(_cut(name, target, settings.task, frame[~held_out], frame[held_out], settings))
+    return sources
+
+
+def read_frame(path: Path) -> pd.DataFrame:
+    """A CSV, TSV or parquet file. Raises DataError where it is missing, empty or not that."""
+    import pandas as pd
+
+    if not path.is_file():
+        raise DataError(f"There is no file {path}: check the path.")
+    try:
+        if path.suffix == ".parquet":
+            frame = pd.read_parquet(path)
+        else:
+            frame = pd.read_csv(path, sep="\t" if path.suffix in (".tsv", ".tab") else ",", low_memory=False)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path} cannot be read as a table: {error}".splitlines()[0]) from error
+    if path.suffix != ".parquet":
+        # pandas renames the second of two equal columns silently.
+        with path.open(encoding="utf-8", errors="replace") as file:
+            header = file.readline()
+        names = next(iter(csv.reader([header], delimiter="\t" if path.suffix in (".tsv", ".tab") else ",")))
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise DataError(f"{path} has two columns of the name {twice[0]!r}: rename one.")
+    frame.columns = [str(name) for name in frame.columns]
+    return frame
+
+
+def _own(settings: DataSettings) -> Source:
+    path = Path(settings.train or "")
+    if settings.target is None:
+        names = ", ".join(read_frame(path).columns[:12])
+        raise DataError(f"{path} came without a target: type --data.target with the column to predict ({names}).")
+    test = read_frame(Path(settings.test)) if settings.test else None
+    return _cut(path.stem, settings.target, settings.task, read_frame(path), test, settings)
+
+
+def _corpus(settings: DataSettings) -> list[Source]:
+    folder = Path(settings.corpus or "")
+    file = folder / "manifest.json"
+    if not file.is_file():
+        raise DataError(
+            f"{folder} has no manifest.json: a list of tables, each with name, file, target and task.\n"
+            "Type --data.train FILE.csv --data.target COLUMN for a single table."
+        )
+    entries = json.loads(file.read_text(encoding="utf-8"))
+    for place, entry in enumerate(entries):
+        lacks = [key for key in ("name", "file", "target") if key not in entry]
+        if lacks:
+            raise DataError(f"{file}: table {place} has no {lacks[0]!r}; wanted: name, file, target, task.")
+    names = [entry["name"] for entry in entries]
+    wanted = _names(settings.tables) or names
+    unknown = sorted({*wanted, *_names(settings.exclude_tables)} - set(names))
+    if unknown:
+        raise DataError(f"{file} has no table {unknown[0]!r}; it has {', '.join(names)}.")
+    held_out: dict[str, list[int]] = {}
+    for splits in sorted(folder.glob("splits*_test_indices.json")):
+        held_out = json.loads(splits.read_text(encoding="utf-8"))
+    found = []
+    for entry in entries:
+        if entry["name"] not in wanted or entry["name"] in _names(settings.exclude_tables):
+            continue
+        frame = read_frame(folder / entry["file"])
+        is_test = np.zeros(len(frame), bool)
+        is_test[held_out.get(entry["name"], [])] = True
+        task = entry.get("task", "auto") if settings.task == "auto" else settings.task
+        found.append(_cut(entry["name"], entry["target"], task, frame[~is_test], frame[is_test], settings))
+    return found
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
+def _cut(
+    name: str, target: str, task: Any, train: pd.DataFrame, test: pd.DataFrame | None, settings: DataSettings
+) -> Source:
+    """Set aside validation rows (seeded, by class where there are classes); rows without a target are left out."""
+    check_frame(name, train, target)
+    task = target_task(train[target]) if task == "auto" else task
+    train = _labelled(train, target, task)
+    check_frame(name, train, target)
+    count = min(round(len(train) * settings.validation_fraction), MOST_VALIDATION_ROWS)
+    random = np.random.default_rng([settings.split_seed, *name.encode()])
+    order = random.permutation(len(train))
+    if task == "classification" and count:
+        # Rows of a class, spread evenly over the places: the first `count` have each class by its share.
+        labels = as_text(train[target]).to_numpy()[order]
+        rank = np.zeros(len(order))
+        for label in set(labels):
+            own = np.flatnonzero(labels == label)
+            rank[own] = (np.arange(len(own)) + 0.5) / len(own)
+        order = order[np.argsort(rank, kind="stable")]
+    held = np.zeros(len(train), bool)
+    held[order[:count]] = True
+    rest = train[~held] if count < len(train) else train
+    splits = {"train": rest, "validation": train[held], "test": train.iloc[:0] if test is None else test}
+    return Source(name, target, task, {split: frame.reset_index(drop=True) for split, frame in splits.items()})
+
+
+def _labelled(frame: pd.DataFrame, target: str, task: str) -> pd.DataFrame:
+    if task == "regression":
+        return frame[np.isfinite(as_numbers(frame[target]))]
+    return frame[as_text(frame[target]).notna().to_numpy()]

@@ -1,0 +1,296 @@
+"""The network: texts of cells, each distinct one encoded once; numbers fused in; target tokens attend to the cells.
+
+Shapes: B rows, S tokens of a row (targets, then cells), U distinct texts, L their tokens, D width, C classes.
+Sources: TabSTAR, arXiv 2505.18125, section 3 (v1.0 layout); `tabstar` 1.2.2 for the fusion "sum".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recipes.tabular.table import CHANNELS
+
+
+class Attention(nn.Module):
+    """Multi-head attention by four plain projections, so that adapters reach all of them."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, states: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+        """(B, S, D) to (B, S, D); `mask` (B, 1, 1, S) is true where there is a token."""
+        batch, length, width = states.shape
+        split = [
+            part(states).view(batch, length, self.heads, width // self.heads).transpose(1, 2)
+            for part in (self.query, self.key, self.value)
+        ]
+        mixed = functional.scaled_dot_product_attention(*split, attn_mask=mask, dropout_p=dropout)
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer layer with ReLU, as nn.TransformerEncoderLayer(norm_first=True) computes it."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads)
+        self.linear1, self.linear2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, S, D) to (B, S, D)."""
+        rate = self.dropout.p if self.training else 0.0
+        states = states + self.dropout(self.attention(self.norm1(states), mask, rate))
+        return states + self.dropout(self.linear2(self.dropout(self.linear1(self.norm2(states)).relu())))
+
+
+class Fusion(nn.Module):
+    """Put the value of a numeric cell into the vector of its text; a cell without a value stays as its text is.
+
+    "transformer": TabSTAR v1.0, text and value as two tokens of one layer, their mean. "sum": v1.1,
+    LN(text) w + LN(value), with one learned w.
+    """
+
+    def __init__(self, width: int, kind: str, dropout: float) -> None:
+        super().__init__()
+        self.kind = kind
+        self.up, self.down = nn.Linear(CHANNELS, 2 * width), nn.Linear(2 * width, width)
+        self.dropout = nn.Dropout(dropout)
+        if kind == "transformer":
+            self.block = Block(width, 2, dropout)
+        else:
+            self.text_norm, self.number_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, texts: Tensor, numbers: Tensor) -> Tensor:
+        """(B, S, D) and (B, S, 6) to (B, S, D)."""
+        values = self.down(self.dropout(self.up(numbers).relu()))
+        if self.kind == "transformer":
+            pairs = torch.stack([texts, values], dim=2).flatten(0, 1)
+            return self.block(pairs).mean(1).view_as(texts)
+        # A cell of text has no value: its six numbers are all 0, the last of a numeric cell is 1.
+        is_number = numbers[..., -1:]
+        return self.text_norm(texts) * self.scale + self.number_norm(values) * is_number
+
+
+class Head(nn.Module):
+    """One number per target token, shared by all tables."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, 1)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(..., D) to (...)."""
+        return self.down(self.up(states).relu()).squeeze(-1)
+
+
+class Adapted(nn.Module):
+    """A linear layer with a low-rank addition. Source: Hu et al. 2021, arXiv 2106.09685, eq. 3."""
+
+    def __init__(self, layer: nn.Linear, rank: int, alpha: float, dropout: float) -> None:
+        super().__init__()
+        self.layer = layer.requires_grad_(False)
+        self.lora_a = nn.Parameter(torch.empty(rank, layer.in_features))
+        self.lora_b = nn.Parameter(torch.zeros(layer.out_features, rank))
+        nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
+        self.scale = alpha / rank
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        low = functional.linear(self.dropout(states), self.lora_a)
+        return self.layer(states) + functional.linear(low, self.lora_b) * self.scale
+
+
+class FrozenStates:
+    """What the frozen lower layers make of each text: computed once, alone, so that it never depends on its neighbours.
+
+    In memory, or in a folder (memory-mapped, one file per encoder, shared by later runs). Exact: float32.
+    """
+
+    def __init__(self, folder: Path | None, width: int, fingerprint: str) -> None:
+        self.width = width
+        self.places: dict[str, tuple[int, int]] = {}
+        self.memory: dict[str, Tensor] = {}
+        self.file: Path | None = None
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.file, self.index = folder / f"{fingerprint}.bin", folder / f"{fingerprint}.jsonl"
+            self._read_index()
+            self.file.touch()
+
+    def _read_index(self) -> None:
+        if self.file is None or not self.file.is_file() or not self.index.is_file():
+            return
+        size = self.file.stat().st_size // (4 * self.width)
+        for line in self.index.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                key, first, length, check = json.loads(line)
+                # A line is written after its states; one that was cut, or whose states were, is computed again.
+                if first + length <= size and check == first + length:
+                    self.places[key] = (first, length)
+
+    def get(self, key: str) -> Tensor | None:
+        """(tokens, D) of a text, or None."""
+        if self.file is None:
+            return self.memory.get(key)
+        if key in self.memory:
+            return self.memory[key]
+        if key not in self.places or not self.file.is_file():
+            return None
+        first, length = self.places[key]
+        mapped = np.memmap(self.file, np.float32, "r", offset=4 * self.width * first, shape=(length, self.width))
+        return torch.from_numpy(np.array(mapped))
+
+    def put(self, key: str, states: Tensor) -> None:
+        """Keep the (tokens, D) of a text."""
+        if self.file is None:
+            self.memory[key] = states
+            return
+        import fcntl
+
+        # Several processes append to one file.
+        with self.file.open("ab") as data, self.index.open("a", encoding="utf-8") as index:
+            fcntl.flock(data, fcntl.LOCK_EX)
+            data.seek(0, 2)
+            first = -(-data.tell() // (4 * self.width))
+            data.write(b"\0" * (first * 4 * self.width - data.tell()))
+            data.write(states.contiguous().numpy().tobytes())
+            data.flush()
+            index.write(json.dumps([key, first, len(states), first + len(states)]) + "\n")
+        self.places[key] = (first, len(states))
+
+
+class TextEncoder(nn.Module):
+    """A BERT over the distinct texts of a micro-batch; its lower layers may be frozen, and are then cached."""
+
+    def __init__(
+        self, bert: Any, width: int, pooling: str, frozen_layers: int, chunk_size: int, cache: Path | None = None
+    ) -> None:
+        super().__init__()
+        self.bert = bert
+        self.pooling, self.frozen_layers, self.chunk_size, self.cache = pooling, frozen_layers, chunk_size, cache
+        text_width = bert.config.hidden_size
+        self.project = nn.Identity() if text_width == width else nn.Linear(text_width, width)
+        self._states: FrozenStates | None = None
+        self._version = -1
+        if frozen_layers:
+            for module in (bert.embeddings, *bert.encoder.layer[:frozen_layers]):
+                module.requires_grad_(False)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """(U, L) token ids, sorted by length, and (U,) lengths to (U, D)."""
+        pieces = []
+        for first in range(0, len(tokens), self.chunk_size):
+            sizes = lengths[first : first + self.chunk_size]
+            chunk = tokens[first : first + self.chunk_size, : int(sizes.max())]
+            mask = torch.arange(chunk.shape[1], device=tokens.device) < sizes[:, None]
+            if self.frozen_layers:
+                states = self._lower(chunk, sizes)
+            else:
+                states = self.bert.embeddings(input_ids=chunk)
+            # Where every text is as long, no mask: a text alone and a text in a chunk are then the same sum.
+            bias = None if bool(mask.all()) else mask[:, None, None, :]
+            for layer in self.bert.encoder.layer[self.frozen_layers :]:
+                states = layer(states, bias)
+                states = states[0] if isinstance(states, tuple) else states
+            if self.pooling == "cls":
+                pieces.append(states[:, 0])
+            else:
+                pieces.append((states * mask[..., None]).sum(1) / sizes[:, None])
+        return self.project(torch.cat(pieces))
+
+    @torch.no_grad()
+    def _lower(self, chunk: Tensor, sizes: Tensor) -> Tensor:
+        states = self._frozen_states()
+        frozen = (self.bert.embeddings, *self.bert.encoder.layer[: self.frozen_layers])
+        was_training = self.bert.training
+        for module in frozen:
+            module.eval()
+        found = torch.zeros(*chunk.shape, self.bert.config.hidden_size, device=chunk.device)
+        for row, (ids, size) in enumerate(zip(chunk.cpu(), sizes.tolist(), strict=True)):
+            ids = ids[:size]
+            key = hashlib.blake2b(ids.numpy().astype(np.int64).tobytes(), digest_size=16).hexdigest()
+            known = states.get(key)
+            if known is None:
+                with torch.autocast(chunk.device.type, enabled=False):
+                    hidden = self.bert.embeddings(input_ids=ids[None].to(chunk.device))
+                    for layer in frozen[1:]:
+                        hidden = layer(hidden, None)
+                        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+                known = hidden[0].float().cpu()
+                states.put(key, known)
+            found[row, :size] = known.to(chunk.device)
+        for module in frozen:
+            module.train(was_training)
+        return found
+
+    def _frozen_states(self) -> FrozenStates:
+        frozen = [self.bert.embeddings, *self.bert.encoder.layer[: self.frozen_layers]]
+        parameters = [value for module in frozen for value in module.parameters()]
+        # Weights that were loaded over these have another version: what was kept is then of another encoder.
+        version = sum(value._version for value in parameters)
+        if self._states is None or version != self._version:
+            digest = hashlib.blake2b(digest_size=16)
+            for value in parameters:
+                digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+            digest.update(self.bert.config.to_json_string().encode())
+            self._states = FrozenStates(self.cache, self.bert.config.hidden_size, digest.hexdigest())
+            self._version = version
+        return self._states
+
+
+class TabularModel(nn.Module):
+    """Texts, numbers and a mask in; a class score and a number for each target token out."""
+
+    def __init__(self, texts: TextEncoder, width: int, heads: int, layers: int, fusion: str, dropout: float) -> None:
+        super().__init__()
+        self.texts = texts
+        self.fusion = Fusion(width, fusion, dropout)
+        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
+        self.classification, self.regression = Head(width), Head(width)
+
+    def forward(
+        self, tokens: Tensor, lengths: Tensor, cells: Tensor, numbers: Tensor, mask: Tensor, num_targets: int
+    ) -> tuple[Tensor, Tensor]:
+        """Scores (B, num_targets) for classes, and (B,) z of a regression.
+
+        `cells` (B, S) are places among the texts, `numbers` (B, S, 6), `mask` (B, S) is true where there is a token;
+        the first `num_targets` tokens of a row are its targets, as far as there are so many.
+        """
+        states = self.fusion(self.texts(tokens, lengths)[cells], numbers)
+        attend = None if bool(mask.all()) else mask[:, None, None, :]
+        for block in self.blocks:
+            states = block(states, attend)
+        return self.classification(states[:, :num_targets]), self.regression(states[:, 0])
+
+
+def adapt(model: TabularModel, rank: int, alpha: float, dropout: float, heads: set[str]) -> None:
+    """Freeze everything and put LoRA on the text encoder's upper layers, fusion, interaction and the heads in use."""
+    model.requires_grad_(False)
+    parts: list[nn.Module] = [*model.texts.bert.encoder.layer[model.texts.frozen_layers :], model.fusion, *model.blocks]
+    parts += [getattr(model, name) for name in sorted(heads)]
+    for part in parts:
+        for owner in list(part.modules()):
+            for name, child in list(owner.named_children()):
+                # A head's last layer has one output: an adapter of rank 32 would be larger than it.
+                if isinstance(child, nn.Linear) and child.out_features > 1:
+                    setattr(owner, name, Adapted(child, rank, alpha, dropout))
+    for name in sorted(heads):
+        getattr(model, name).down.requires_grad_(True)
+    if isinstance(model.texts.project, nn.Linear):
+        model.texts.project = Adapted(model.texts.project, rank, alpha, dropout)  # type: ignore[assignment]

@@ -1,0 +1,470 @@
+"""Tabular: one transformer for many tables with text, pre-trained together and adapted to a table of yours."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from tyro.conf import Suppress
+
+from runner.errors import CheckpointError, ConfigError, DataError
+from runner.recipe import Batch, Loss
+
+if TYPE_CHECKING:
+    from recipes.tabular.rows import Example, Rows
+    from recipes.tabular.table import Table, Wording
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """The tables, and how they are put into words."""
+
+    train: str | None = None
+    """CSV, TSV or parquet file of your own; none: the corpus, or the embedded demo."""
+    target: str | None = None
+    """Column of that file to predict."""
+    test: str | None = None
+    """File with the same columns, for the test split."""
+    task: Literal["auto", "classification", "regression"] = "auto"
+    """What the target is; auto: a regression where it is more than ten different numbers."""
+    kinds: str | None = None
+    """Columns that are taken for the wrong thing: "zip=categorical,comment=text" (numeric, boolean, date, categorical,
+    text, id; ids are left out)."""
+    corpus: str | None = None
+    """Folder with a manifest.json (name, file, target, task) and the tables it names."""
+    tables: str | None = None
+    """Names of the corpus's tables to use, with commas between them; none: all."""
+    exclude_tables: str | None = None
+    """Names of the corpus's tables to leave out."""
+    validation_fraction: float = 0.1
+    """Share of each table's training rows that training is judged by (at most 1000 rows)."""
+    max_rows_per_table_per_epoch: int = 2048
+    """Rows of one table in an epoch; a larger table goes on in the next one."""
+    max_features: int = 200
+    """Columns of a table that are used; of more, so many are drawn once and kept."""
+    max_text_tokens: int = 128
+    """Longest text of a cell, in tokens; longer ones are cut."""
+    wording: Literal["short", "tabstar"] = "short"
+    """How a cell is put into words: "column: value", or TabSTAR's "Predictive Feature: column ..."."""
+    numbers_as_text: bool = False
+    """Write a number's quantile range into its text (TabSTAR v1.0); without, its text is the column's name alone."""
+    split_seed: int = 0
+    """Seed of the validation rows, of the features drawn, and of the demo."""
+    demo_rows: int = 500
+    """Embedded demo: rows of each of its three tables."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The network."""
+
+    text_encoder: str | None = None
+    """Folder (or hub id) of a BERT, such as intfloat/e5-small-v2; none: a small one of ours, from nothing."""
+    unfrozen_layers: int | None = None
+    """Upper layers of the text encoder that learn; none: 6 of a given one, all of ours."""
+    text_layers: int = 2
+    """Layers of our own text encoder."""
+    text_hidden_size: int = 128
+    """Width of our own text encoder."""
+    vocab_size: int = 8192
+    """Tokens of our own text encoder."""
+    text_pooling: Literal["auto", "cls", "mean"] = "auto"
+    """How a text becomes one vector; auto: its first token where the encoder is given, the mean with ours."""
+    text_chunk_size: int = 64
+    """Texts encoded at a time; they are sorted by length, so that few are padded."""
+    text_cache: str | None = None
+    """Folder that keeps what the frozen layers make of each text, for later runs; none: in memory, for this run."""
+    hidden_size: int = 128
+    """Width of fusion and interaction."""
+    num_attention_heads: int = 4
+    """Heads of the interaction."""
+    interaction_layers: int = 3
+    """Layers in which the targets and cells of a row see each other."""
+    numerical_fusion: Literal["sum", "transformer"] = "sum"
+    """How a number joins its text: a sum (TabSTAR v1.1), or a layer over the two (v1.0; slower)."""
+    dropout: float = 0.1
+    """Share dropped in every part."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Adapters of stage finetune."""
+
+    r: int = 32
+    """Rank."""
+    alpha: float = 64.0
+    """Scale, times 1 / r."""
+    dropout: float = 0.1
+    """Share of an adapter's input that is dropped."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Settings and verbs of tabular."""
+
+    stage: Literal["pretrain", "finetune"] = "pretrain"
+    """pretrain: all weights, on many tables or one; finetune: adapt the model of --init_from to a table."""
+    adapt: Literal["lora", "full", "frozen_text"] = "lora"
+    """Stage finetune: what learns; adapters, everything, or everything but the text encoder."""
+    data_settings: DataSettings = DataSettings()
+    model_settings: ModelSettings = ModelSettings()
+    lora_settings: LoraSettings = LoraSettings()
+    assets: Suppress[Path | None] = None
+    """Folder of what was fitted; the runner's to set."""
+
+    best_metric: ClassVar[str] = "score"
+
+    def __post_init__(self) -> None:
+        sizes, data = self.model_settings, self.data_settings
+        if sizes.hidden_size % sizes.num_attention_heads or sizes.hidden_size % 2:
+            raise ConfigError(
+                f"model.hidden_size is {sizes.hidden_size}, which {sizes.num_attention_heads} heads do not divide: "
+                "change one of them."
+            )
+        if data.train is not None and data.corpus is not None:
+            raise ConfigError("Both data.train and data.corpus were given: leave one out.")
+        if not 0 <= data.validation_fraction < 1:
+            raise ConfigError(
+                f"data.validation_fraction is {data.validation_fraction}: type a share from 0 to below 1."
+            )
+
+    @staticmethod
+    def presets() -> Mapping[str, Mapping[str, Any]]:
+        """Named settings."""
+        from recipes.tabular.presets import presets
+
+        return presets()
+
+    # Data ---------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def sources(self) -> list[Any]:
+        """The tables with their splits; read once."""
+        from recipes.tabular.corpus import read
+
+        return read(self.data_settings)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The settings that what is fitted depends on."""
+        settings = dataclasses.asdict(self.data_settings)
+        del settings["test"], settings["max_rows_per_table_per_epoch"]
+        return {"stage": self.stage, **settings}
+
+    def prepare(self, folder: Path) -> Recipe:
+        """Fit the tables on their training rows, and our tokenizer on their texts, or take what is there.
+
+        The tokenizer of `--init_from` is kept; the tables of another stage are not ours.
+        """
+        bound = dataclasses.replace(self, assets=folder)
+        if self._read_tables(folder) is None:
+            content = {"settings": self.fingerprint, "tables": [table.to_json() for table in bound._fit()]}
+            (folder / "tables.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        if not (folder / "text_encoder" / "config.json").is_file():
+            bound._write_text_encoder(folder / "text_encoder")
+        return bound
+
+    def _read_tables(self, folder: Path) -> list[Table] | None:
+        from recipes.tabular.table import Table
+
+        file = folder / "tables.json"
+        if not file.is_file():
+            return None
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["settings"] != json.loads(json.dumps(self.fingerprint)):
+            return None
+        return [Table.from_json(table) for table in content["tables"]]
+
+    def _fit(self) -> list[Table]:
+        from recipes.tabular.table import describe, fit
+
+        settings = self.data_settings
+        tables = []
+        for source in self.sources:
+            table = fit(
+                source.name, source.splits["train"], source.target, source.task, self._kinds(),
+                settings.max_features, settings.split_seed,
+            )  # fmt: skip
+            tables.append(table)
+            print(describe(table), flush=True)
+        return tables
+
+    def _kinds(self) -> dict[str, str]:
+        from recipes.tabular.table import KINDS
+
+        found = {}
+        for pair in (self.data_settings.kinds or "").split(","):
+            if not pair.strip():
+                continue
+            column, _, kind = pair.strip().rpartition("=")
+            if kind not in KINDS or not column:
+                raise ConfigError(f"data.kinds holds {pair!r}: type COLUMN=KIND, where KIND is one of {', '.join(KINDS)}.")
+            found[column] = kind
+        return found
+
+    def _write_text_encoder(self, folder: Path) -> None:
+        from recipes.tabular.text import load_encoder, load_tokenizer, small_config, train_tokenizer
+
+        sizes = self.model_settings
+        if sizes.text_encoder is not None:
+            load_tokenizer(sizes.text_encoder).save_pretrained(folder)
+            load_encoder(sizes.text_encoder).config.save_pretrained(folder)
+            return
+        print(
+            "text encoder: a small one of ours, from nothing; --model.text_encoder DIR takes a pre-trained BERT.",
+            flush=True,
+        )
+        texts = [text for source, table in zip(self.sources, self.tables, strict=True)
+                 for text in self._texts(table, source.splits["train"])]  # fmt: skip
+        tokenizer = train_tokenizer(texts, sizes.vocab_size)
+        tokenizer.save_pretrained(folder)
+        small_config(
+            sizes.text_hidden_size, sizes.text_layers, sizes.vocab_size, self.data_settings.max_text_tokens,
+            sizes.dropout,
+        ).save_pretrained(folder)  # fmt: skip
+
+    def _texts(self, table: Table, frame: Any) -> list[str]:
+        from recipes.tabular.table import cells
+
+        return [*self.wording.targets(table), *cells(table, frame, self.wording).texts]
+
+    @property
+    def wording(self) -> Wording:
+        """How cells are put into words."""
+        from recipes.tabular.table import Wording
+
+        return Wording(self.data_settings.wording, self.data_settings.numbers_as_text)
+
+    @functools.cached_property
+    def tables(self) -> list[Table]:
+        """What was fitted."""
+        found = self._read_tables(self.assets) if self.assets is not None else None
+        return found if found is not None else self._fit()
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of `prepare`."""
+        from recipes.tabular.text import load_tokenizer
+
+        assert self.assets is not None
+        return load_tokenizer(self.assets / "text_encoder")
+
+    def data(self, split: str) -> Rows:
+        """The rows of all tables, table after table."""
+        frames = [source.splits.get(split, source.splits["train"].iloc[:0]) for source in self.sources]
+        return self.rows(self.tables, frames)
+
+    def rows(self, tables: list[Table], frames: list[Any]) -> Rows:
+        """Frames as the model reads them."""
+        from recipes.tabular.rows import encode
+
+        settings = self.data_settings
+        return encode(
+            tables, frames, self.wording, self.tokenizer, settings.max_text_tokens,
+            settings.max_rows_per_table_per_epoch,
+        )  # fmt: skip
+
+    def collate(self, examples: list[Example]) -> Batch:
+        """The distinct texts of the rows, once each, and the rows' tokens as places among them."""
+        from recipes.tabular.rows import collate
+
+        return collate(examples, self.tokenizer.pad_token_id or 0)
+
+    # Model --------------------------------------------------------------------------------------------
+
+    def model(self) -> Any:
+        """Fresh weights; a given text encoder with its own."""
+        from transformers import AutoConfig, AutoModel
+
+        from recipes.tabular.model import TabularModel, TextEncoder, adapt
+        from recipes.tabular.text import load_encoder
+
+        sizes = self.model_settings
+        assert self.assets is not None
+        if sizes.text_encoder is not None and (Path(sizes.text_encoder).is_dir() or not _has_weights(self.assets)):
+            bert = load_encoder(sizes.text_encoder)
+        else:
+            bert = AutoModel.from_config(AutoConfig.from_pretrained(self.assets / "text_encoder"), add_pooling_layer=False)
+        num_layers = bert.config.num_hidden_layers
+        given = sizes.text_encoder is not None
+        unfrozen = sizes.unfrozen_layers if sizes.unfrozen_layers is not None else (6 if given else num_layers)
+        if self.stage == "finetune" and self.adapt == "frozen_text":
+            unfrozen = 0
+        # With all of its layers unfrozen, our own encoder's embeddings learn as well.
+        frozen = max(0, num_layers - unfrozen)
+        pooling = sizes.text_pooling if sizes.text_pooling != "auto" else ("cls" if given else "mean")
+        cache = Path(sizes.text_cache) if sizes.text_cache is not None else None
+        texts = TextEncoder(bert, sizes.hidden_size, pooling, frozen, sizes.text_chunk_size, cache)
+        if given and not frozen:
+            bert.embeddings.requires_grad_(False)
+        model = TabularModel(
+            texts, sizes.hidden_size, sizes.num_attention_heads, sizes.interaction_layers, sizes.numerical_fusion,
+            sizes.dropout,
+        )  # fmt: skip
+        if self.stage == "finetune":
+            if self.adapt == "lora":
+                lora = self.lora_settings
+                adapt(model, lora.r, lora.alpha, lora.dropout, {table.task for table in self.tables})
+            elif self.adapt == "frozen_text":
+                model.texts.bert.requires_grad_(False)
+        return model
+
+    def inherit(self, model: Any, tensors: dict[str, Any]) -> None:
+        """The weights of another stage: adapters start fresh, or are merged where this stage has none."""
+        import torch
+
+        lacking = []
+        with torch.no_grad():
+            for name, value in model.state_dict(keep_vars=True).items():
+                plain = name.replace(".layer.weight", ".weight").replace(".layer.bias", ".bias")
+                kept = name.removesuffix(".weight").removesuffix(".bias") + ".layer." + name.rpartition(".")[2]
+                if name in tensors:
+                    found = tensors[name]
+                elif plain in tensors:
+                    found = tensors[plain]
+                elif kept in tensors:
+                    owner = name.rpartition(".")[0]
+                    found = tensors[kept]
+                    if name.endswith(".weight"):
+                        low, high = tensors[f"{owner}.lora_a"], tensors[f"{owner}.lora_b"]
+                        found = found + high @ low * (self.lora_settings.alpha / self.lora_settings.r)
+                else:
+                    lacking += [] if ".lora_" in name else [name]
+                    continue
+                if found.shape != value.shape:
+                    lacking.append(f"{name} {tuple(value.shape)} (there: {tuple(found.shape)})")
+                else:
+                    value.copy_(found.to(value.dtype))
+        if lacking:
+            raise CheckpointError(
+                f"--init_from is of another model: it lacks {', '.join(lacking[:3])}"
+                f"{f' and {len(lacking) - 3} more' if len(lacking) > 3 else ''}.\n"
+                "Give the same --preset and model settings as the run that wrote it."
+            )
+
+    def _scores(self, model: Any, batch: Batch) -> tuple[Any, Any]:
+        """(B, C) class scores, -inf where a table has fewer classes, and (B,) z; both in at least float32."""
+        import torch
+
+        device = batch["cells"].device
+        scores, z = model(
+            batch.extra["tokens"].to(device), batch.extra["lengths"].to(device), batch["cells"], batch["numbers"],
+            batch["mask"], batch.extra["num_targets"],
+        )  # fmt: skip
+        kind = torch.promote_types(scores.dtype, torch.float32)
+        return scores.to(kind), z.to(kind)
+
+    def loss(self, model: Any, batch: Batch) -> Loss:
+        """Summed over rows: cross-entropy over a row's classes in nats, or the squared error of z."""
+        import torch
+
+        from recipes.tabular.table import FARTHEST_TARGET
+
+        scores, z = self._scores(model, batch)
+        labels, targets = batch["labels"], batch["targets"]
+        classes = torch.nn.functional.cross_entropy(
+            _masked(scores, batch["num_classes"]), labels, ignore_index=-100, reduction="sum"
+        )
+        known = torch.isfinite(targets)
+        errors = (z - torch.where(known, targets, 0.0).clamp(-FARTHEST_TARGET, FARTHEST_TARGET)) ** 2
+        numbers = torch.where(known, errors, 0.0).sum()
+        # Both heads are in every graph: processes may hold tables of different tasks in one step.
+        return Loss(classes + numbers + 0.0 * (scores.sum() + z.sum()), batch.weight)
+
+    def predict(self, model: Any, batch: Batch) -> list[Any]:
+        """Probabilities of the classes, or the number in the target's own unit, with the truth."""
+        import math
+
+        scores, z = self._scores(model, batch)
+        probabilities = _masked(scores, batch["num_classes"]).softmax(-1).tolist()
+        rows = []
+        for place, (name, count, mean, std) in enumerate(batch.extra["tables"]):
+            if count:
+                label = int(batch["labels"][place])
+                row = {"probabilities": probabilities[place][:count], "target": label if label >= 0 else None}
+            else:
+                target = float(batch["targets"][place])
+                row = {
+                    "predicted": float(z[place]) * std + mean,
+                    "target": target * std + mean if math.isfinite(target) else None,
+                }
+            rows.append({"table": name, **row})
+        return rows
+
+    def score(self, rows: list[Any]) -> dict[str, float]:
+        """AUROC, R2 and others per table, and `score`: the mean of AUROC or R2 over the tables."""
+        from recipes.tabular.score import score
+
+        return score(rows)
+
+    # Use ----------------------------------------------------------------------------------------------
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Request:
+        """Rows to predict."""
+
+        input: Path
+        """CSV, TSV or parquet file with the columns of the training; the target may be absent."""
+        output: Path = Path("predictions.csv")
+        """CSV file to write: the same rows, with predictions and probabilities."""
+        table: str | None = None
+        """Which of the model's tables the rows are of, where it knows several."""
+
+    def answer(self, model: Any, request: Request) -> str:
+        """Write the rows with their predictions; says what was written."""
+        from recipes.tabular.corpus import read_frame
+
+        frame = read_frame(request.input)
+        by_name = {table.name: table for table in self.tables}
+        name = request.table or (next(iter(by_name)) if len(by_name) == 1 else None)
+        if name not in by_name:
+            came = "no table was named" if name is None else f"there is no table {name!r}"
+            raise DataError(f"The model knows several tables, and {came}: type --table with one of {', '.join(by_name)}.")
+        table = by_name[name]
+        if not len(frame):
+            raise DataError(f"{request.input} has no rows.")
+        rows = self.predict_frame(model, table, frame)
+        if table.task == "classification":
+            frame["prediction"] = [
+                table.classes[max(range(len(row["probabilities"])), key=row["probabilities"].__getitem__)]
+                for row in rows
+            ]
+            for place, label in enumerate(table.classes):
+                frame[f"probability {label}"] = [round(row["probabilities"][place], 6) for row in rows]
+        else:
+            frame["prediction"] = [row["predicted"] for row in rows]
+        frame.to_csv(request.output, index=False)
+        known = {metric: value for metric, value in self.score(rows).items() if value == value and metric != "score"}
+        scored = "; ".join(f"{metric} {value:.4f}" for metric, value in known.items())
+        return f"{len(frame):,} rows with predictions: {request.output}" + (f"\n{scored}" if scored else "")
+
+    def predict_frame(self, model: Any, table: Table, frame: Any, batch_size: int = 64) -> list[Any]:
+        """One row of `predict` for each row of the frame."""
+        import torch
+
+        data = self.rows([table], [frame])
+        device = next(model.parameters()).device
+        rows: list[Any] = []
+        with torch.no_grad():
+            for first in range(0, len(data), batch_size):
+                batch = self.collate(data.__getitems__(list(range(first, min(first + batch_size, len(data))))))
+                batch.tensors = {name: tensor.to(device) for name, tensor in batch.tensors.items()}
+                rows += self.predict(model, batch)
+        return rows
+
+
+def _has_weights(assets: Path) -> bool:
+    """Whether a checkpoint's weights lie beside the assets: the encoder's own are then not asked for."""
+    return any((folder / "model.safetensors").is_file() for folder in (assets, assets.parent))
+
+
+def _masked(scores: Any, num_classes: Any) -> Any:
+    """Scores with -inf where a row's table has fewer classes; a regression counts one, so that nothing is NaN."""
+    import torch
+
+    there = torch.arange(scores.shape[1], device=scores.device) < num_classes.clamp(min=1)[:, None]
+    return scores.masked_fill(~there, float("-inf"))

@@ -1,0 +1,142 @@
+"""Rows of many tables as the model reads them, and their micro-batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recipes.tabular.order import TableOrder
+from recipes.tabular.table import CHANNELS, Table, Wording, cells, labels
+from runner.recipe import Batch
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The rows of one table."""
+
+    table: Table
+    targets: np.ndarray
+    """(C,) texts of the target tokens, as places among all texts."""
+    strings: np.ndarray
+    """(rows, columns), likewise."""
+    numbers: np.ndarray
+    """(rows, columns, 6), float32."""
+    labels: np.ndarray
+    """(rows,) class or z."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One row: a place in the rows."""
+
+    rows: Rows
+    part: int
+    place: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows(Sequence):
+    """All rows of a split, table after table."""
+
+    parts: list[Part]
+    tokens: list[np.ndarray]
+    """Token ids of each distinct text."""
+    most_rows: int
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows of each table."""
+        return tuple(len(part.labels) for part in self.parts)
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def __getitem__(self, index: Any) -> Example:
+        return self.__getitems__([range(len(self))[index]])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Example]:
+        """Several rows at once."""
+        starts = np.cumsum([0, *self.sizes])
+        parts = np.searchsorted(starts, indices, side="right") - 1
+        return [Example(self, int(part), int(index - starts[part])) for part, index in zip(parts, indices, strict=True)]
+
+    def order(self, batch_size: int, micro_batch_size: int, seed: int) -> TableOrder:
+        """Rows of one table in each lane, the micro-batches of all tables shuffled together."""
+        return TableOrder(self.sizes, batch_size, micro_batch_size, seed, self.most_rows)
+
+
+def encode(
+    tables: Sequence[Table],
+    frames: Sequence[pd.DataFrame],
+    wording: Wording,
+    tokenizer: Any,
+    most_tokens: int,
+    most_rows: int,
+) -> Rows:
+    """Put frames into token ids and numbers; every distinct text is tokenized once."""
+    places: dict[str, int] = {}
+    parts = []
+    for table, frame in zip(tables, frames, strict=True):
+        own = cells(table, frame, wording)
+        ids = np.array([places.setdefault(text, len(places)) for text in own.texts], dtype=np.int64)
+        targets = [places.setdefault(text, len(places)) for text in wording.targets(table)]
+        strings = ids[own.strings] if len(frame) else own.strings
+        parts.append(Part(table, np.array(targets), strings, own.numbers, labels(table, frame)))
+    encoded = tokenizer(list(places), truncation=True, max_length=most_tokens)["input_ids"] if places else []
+    return Rows(parts, [np.asarray(ids, dtype=np.int32) for ids in encoded], most_rows)
+
+
+def collate(examples: list[Example], pad: int) -> Batch:
+    """A micro-batch of rows; where they are of several tables, the shorter rows are padded and masked."""
+    import torch
+
+    rows = examples[0].rows
+    parts = [rows.parts[example.part] for example in examples]
+    length = max(len(part.targets) + part.strings.shape[1] for part in parts)
+    most_targets = max(len(part.targets) for part in parts)
+    ids = np.full((len(examples), length), -1, np.int64)
+    numbers = np.zeros((len(examples), length, CHANNELS), np.float32)
+    classes = np.full(len(examples), -100, np.int64)
+    targets = np.full(len(examples), np.nan, np.float32)
+    counts = np.zeros(len(examples), np.int64)
+    for row, (example, part) in enumerate(zip(examples, parts, strict=True)):
+        first, last = len(part.targets), len(part.targets) + part.strings.shape[1]
+        ids[row, :first], ids[row, first:last] = part.targets, part.strings[example.place]
+        numbers[row, first:last] = part.numbers[example.place]
+        label = part.labels[example.place]
+        if part.table.task == "classification":
+            counts[row] = first
+            classes[row] = int(label) if label >= 0 else -100
+        else:
+            targets[row] = label
+    mask = ids >= 0
+    distinct = np.unique(ids[mask])
+    distinct = distinct[np.argsort([len(rows.tokens[place]) for place in distinct], kind="stable")]
+    lengths = np.array([len(rows.tokens[place]) for place in distinct])
+    tokens = np.full((len(distinct), lengths.max()), pad, np.int64)
+    for row, place in enumerate(distinct):
+        tokens[row, : lengths[row]] = rows.tokens[place]
+    local = np.zeros(int(distinct.max()) + 1, np.int64)
+    local[distinct] = np.arange(len(distinct))
+    tensors = {
+        "cells": torch.from_numpy(np.where(mask, local[np.where(mask, ids, distinct[0])], 0)),
+        "numbers": torch.from_numpy(numbers),
+        "mask": torch.from_numpy(mask),
+        "labels": torch.from_numpy(classes),
+        "targets": torch.from_numpy(targets),
+        "num_classes": torch.from_numpy(counts),
+    }
+    extra = {
+        "tokens": torch.from_numpy(tokens),
+        "lengths": torch.from_numpy(lengths),
+        "num_targets": most_targets,
+        "tables": [(part.table.name, len(part.table.classes), part.table.mean, part.table.std) for part in parts],
+    }
+    weight = float((classes >= 0).sum() + np.isfinite(targets).sum())
+    return Batch(tensors, weight=weight, tokens=int(lengths.sum()), extra=extra)

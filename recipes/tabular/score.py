@@ -1,0 +1,86 @@
+"""Scores of predictions, per table and over tables."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+
+def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the ROC curve of (rows,) booleans and scores; ties count half; NaN where one class is absent.
+
+    Source: Hanley and McNeil 1982, the Wilcoxon statistic.
+    """
+    labels = labels.astype(bool)
+    positives, negatives = int(labels.sum()), int((~labels).sum())
+    if not positives or not negatives:
+        return math.nan
+    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
+    return float((ranks[labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def macro_auroc(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Binary AUROC, or the mean of one class against the rest over the classes that are there."""
+    if probabilities.shape[1] == 2:
+        return auroc(labels == 1, probabilities[:, 1])
+    each = [auroc(labels == place, probabilities[:, place]) for place in range(probabilities.shape[1])]
+    known = [value for value in each if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def r2(targets: np.ndarray, predicted: np.ndarray) -> float:
+    """1 - residual / total sum of squares; NaN where the targets are all equal."""
+    total = float(((targets - targets.mean()) ** 2).sum())
+    return 1 - float(((targets - predicted) ** 2).sum()) / total if total > 0 else math.nan
+
+
+def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> float:
+    """Expected calibration error of the most probable class. Source: Guo et al. 2017, arXiv 1706.04599, eq. 3."""
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = [abs(right[place == b].mean() - confidence[place == b].mean()) * (place == b).sum() for b in np.unique(place)]
+    return float(sum(gaps) / len(labels))
+
+
+def score_table(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """The metrics of one table's rows; rows without a known target do not count."""
+    rows = [row for row in rows if row["target"] is not None]
+    if not rows:
+        return {}
+    if "probabilities" not in rows[0]:
+        targets = np.array([row["target"] for row in rows])
+        predicted = np.array([row["predicted"] for row in rows])
+        return {"r2": r2(targets, predicted), "rmse": float(np.sqrt(((targets - predicted) ** 2).mean()))}
+    labels = np.array([row["target"] for row in rows])
+    probabilities = np.array([row["probabilities"] for row in rows])
+    own = probabilities[np.arange(len(labels)), labels]
+    return {
+        "auroc": macro_auroc(labels, probabilities),
+        "accuracy": float((probabilities.argmax(1) == labels).mean()),
+        "log_loss": float(-np.log(np.clip(own, 1e-12, None)).mean()),
+        "calibration_error": calibration_error(labels, probabilities),
+    }
+
+
+def score(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Metrics of each table (`auroc/NAME`), their means, and `score`: the mean over tables of AUROC or R2."""
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        tables.setdefault(row["table"], []).append(row)
+    found: dict[str, list[float]] = {}
+    each: dict[str, float] = {}
+    main: list[float] = []
+    for name, own in tables.items():
+        for metric, value in score_table(own).items():
+            if math.isnan(value):
+                continue
+            found.setdefault(metric, []).append(value)
+            each[f"{metric}/{name}"] = value
+            if metric in ("auroc", "r2"):
+                main.append(value)
+    means = {metric: float(np.mean(values)) for metric, values in found.items()}
+    means["score"] = float(np.mean(main)) if main else math.nan
+    return {**means, **(each if len(tables) > 1 else {})}

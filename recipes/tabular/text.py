@@ -1,0 +1,89 @@
+"""The tokenizer and the text encoder: a BERT folder of yours, or a small one of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from runner.errors import DataError
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
+    """A lower-casing WordPiece vocabulary, trained on the texts."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Digits(individual_digits=False)]
+    )
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        show_progress=False,
+        min_frequency=2,
+        # Every letter that a later table is likely to hold.
+        initial_alphabet=[chr(code) for code in range(33, 127)],
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]", clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+def load_tokenizer(source: str | Path) -> Any:
+    """The tokenizer of a folder or id. Raises DataError where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(source))
+    except (OSError, ValueError) as error:
+        raise DataError(_no_encoder(source, error)) from error
+
+
+def load_encoder(source: str | Path) -> Any:
+    """The BERT of a folder or id, with its weights. Raises DataError where there is none, or another kind of model."""
+    from transformers import AutoModel
+
+    try:
+        bert = AutoModel.from_pretrained(str(source), add_pooling_layer=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(_no_encoder(source, error)) from error
+    if not hasattr(bert, "embeddings") or not hasattr(getattr(bert, "encoder", None), "layer"):
+        raise DataError(
+            f"{source} is a {type(bert).__name__}; wanted: a BERT (e5, bge and MiniLM are such).\n"
+            "Type --model.text_encoder with its folder, or leave it out for a small one of ours."
+        )
+    return bert
+
+
+def _no_encoder(source: str | Path, error: Exception) -> str:
+    return (
+        f"The text encoder {source} cannot be loaded: {str(error).splitlines()[0]}\n"
+        "Type --model.text_encoder with a folder that holds a BERT, or leave it out for a small one of ours."
+    )
+
+
+def small_config(width: int, layers: int, vocab_size: int, most_tokens: int, dropout: float) -> Any:
+    """The configuration of our own BERT."""
+    from transformers import BertConfig
+
+    return BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 32),
+        intermediate_size=2 * width,
+        max_position_embeddings=most_tokens,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
