@@ -9,6 +9,7 @@ VERBS = {
     "train": "train a model (the same as accelerate launch runner/train.py)",
     "predict": "answer one request with a trained model",
     "plan": "parameters, memory and steps of a training, before it is started",
+    "check": "try on a few examples that a recipe keeps the contract",
     "evaluate": "score a trained model on a split",
     "recipes": "list the recipes and their presets",
     "export": "write a trained model as a folder that other tools load",
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         return train(rest)
     try:
-        return importlib.import_module(f"runner.commands.{verb}").main(rest) or 0
+        return importlib.import_module(f"runner.commands.{verb.replace('-', '_')}").main(rest) or 0
     except RelayError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status

@@ -1,0 +1,508 @@
+"""`relay check`: does a recipe keep the contract? Each promise of runner/recipe.py is tried on a few examples.
+
+What it finds are the mistakes that cost days: a loss that depends on padding, a weight that is not the loss's, a
+parameter that never learns, an evaluation that draws random numbers.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import pickle  # noqa: TID251 (what worker processes are sent; nothing is stored)
+import random
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runner.commands import own_and_others
+from runner.config import Config, parse, parse_into, settings_of, write_yaml
+from runner.errors import DataError, RelayError
+
+# Sums of the same numbers in another order or another matrix shape differ by this much in fp32, relative.
+TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckSettings:
+    """Settings of the check; those of the recipe and the training stand beside them."""
+
+    examples: int = 6
+    """Training examples that are tried, the smallest and the largest of 32 among them."""
+
+
+class Broken(Exception):
+    """The recipe does not keep this promise; the message says how."""
+
+
+class Skipped(Exception):
+    """The promise does not apply to this recipe; the message says why."""
+
+
+def main(arguments: list[str]) -> int:
+    """Print a verdict for each promise; returns 1 where one is broken."""
+    own, others = own_and_others(CheckSettings, arguments)
+    if not others or "--help" in own or "-h" in own:
+        print("usage: relay check --recipe NAME [--preset P] [--examples N] [--flag value ...]\n")
+        print(__doc__)
+        print("\n".join(f"  {name:14} {check.__doc__}" for name, check in CHECKS.items()))
+        return 0
+    settings: CheckSettings = parse_into(CheckSettings, own, "relay check", __doc__)
+    config = parse(others, "relay check")
+    with tempfile.TemporaryDirectory(prefix="relay-check-") as folder:
+        verdicts = check(Subject(config, Path(folder), settings.examples))
+    print(f"relay check: {config.recipe_name}, preset {config.preset or 'default'}")
+    for name, verdict, detail in verdicts:
+        print(f"  {verdict:7} {name:14} {detail}")
+    broken = [name for name, verdict, _ in verdicts if verdict == "BROKEN"]
+    kept = sum(verdict == "kept" for _, verdict, _ in verdicts)
+    print(f"{kept} of {len(verdicts)} promises kept" + (f"; broken: {', '.join(broken)}." if broken else "."))
+    return 1 if broken else 0
+
+
+def check(subject: "Subject") -> list[tuple[str, str, str]]:
+    """(name, "kept", "BROKEN" or "-", what was seen) for every promise.
+
+    Raises RelayError for what the user got wrong before the recipe could: missing data, a wrong path.
+    """
+    _ = subject.train_data
+    verdicts = []
+    for name, promise in CHECKS.items():
+        try:
+            verdicts.append((name, "kept", promise(subject)))
+        except Skipped as reason:
+            verdicts.append((name, "-", str(reason)))
+        except Broken as broken:
+            verdicts.append((name, "BROKEN", str(broken)))
+        except RelayError as error:
+            verdicts.append((name, "BROKEN", str(error).splitlines()[0]))
+        except Exception as error:
+            verdicts.append((name, "BROKEN", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
+    return verdicts
+
+
+@dataclasses.dataclass
+class Subject:
+    """The recipe that is tried, and what every promise is tried with."""
+
+    config: Config
+    folder: Path
+    num_examples: int
+
+    @functools.cached_property
+    def recipe(self) -> Any:
+        """Bound to a folder of its own, as a training binds it."""
+        recipe = self.config.recipe
+        return recipe.prepare(self.folder) if hasattr(recipe, "prepare") else recipe
+
+    @functools.cached_property
+    def hardware(self) -> Any:
+        """One process in fp32, where small differences show."""
+        from runner.config import RunSettings
+        from runner.hardware import open_hardware
+
+        return open_hardware(RunSettings(mixed_precision="no"))
+
+    @functools.cached_property
+    def train_data(self) -> Any:
+        """The training split."""
+        return self.recipe.data("train")
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is read one after another."""
+        return hasattr(self.train_data, "read")
+
+    @functools.cached_property
+    def examples(self) -> list[Any]:
+        """A few training examples, from small to large where their tensors differ in size."""
+        from runner.fetching import take
+        from runner.hardware import seed_everything
+        from runner.memory import size
+
+        seed_everything(0)
+        if self.is_stream:
+            reader = self.train_data.read(0, 1, 0, None)
+            some = [next(reader)[0] for _ in range(32)]
+        else:
+            if not len(self.train_data):
+                raise DataError("The training split is empty: give the recipe other data.")
+            step = max(1, len(self.train_data) // 32)
+            some = take(self.train_data, list(range(0, len(self.train_data), step))[:32])
+        some.sort(key=lambda example: size(self.recipe.collate([example])))
+        count = min(self.num_examples, len(some))
+        return [some[round(place * (len(some) - 1) / max(1, count - 1))] for place in range(count)]
+
+    @functools.cached_property
+    def judged_examples(self) -> list[Any]:
+        """A few validation examples from all over the split; training examples where there is none."""
+        from runner.fetching import take
+
+        split = self.recipe.data("validation")
+        count = min(self.num_examples, len(split))
+        places = [round(place * (len(split) - 1) / max(1, count - 1)) for place in range(count)]
+        return take(split, places) if count else self.examples
+
+    def model(self, seed: int = 0) -> Any:
+        """A fresh model on the device."""
+        from runner.hardware import seed_everything
+
+        seed_everything(seed)
+        return self.recipe.model().to(self.hardware.device)
+
+    @functools.cached_property
+    def judged(self) -> Any:
+        """A model in eval mode, which no promise may change."""
+        return self.model().eval()
+
+    def batch(self, examples: Sequence[Any] | None = None) -> Any:
+        """A micro-batch on the device."""
+        from runner.evaluation import on_device
+        from runner.hardware import seed_everything
+
+        seed_everything(1)
+        return on_device(
+            self.recipe.collate(list(self.examples if examples is None else examples)), self.hardware.device
+        )
+
+    def loss(self, model: Any, batch: Any, seed: int = 2) -> Any:
+        """The recipe's loss of a micro-batch, with seeded random numbers."""
+        from runner.hardware import seed_everything
+        from runner.recipe import Loss
+
+        seed_everything(seed)
+        return Loss(*self.recipe.loss(model, batch))
+
+    def loss_without_dropout(self, batch: Any) -> tuple[float, float]:
+        """(sum, weight) in eval mode."""
+        import torch
+
+        with torch.no_grad():
+            loss = self.loss(self.judged, batch)
+        return float(loss.sum), float(loss.weight)
+
+    def needs_independent_examples(self) -> None:
+        """Raises Skipped where the loss compares examples with each other."""
+        if getattr(self.recipe, "couples_examples", False):
+            raise Skipped("the recipe says that its loss couples the examples of a micro-batch")
+        if len(self.examples) < 2:
+            raise Skipped("there is only one example")
+
+
+def settings(subject: Subject) -> str:
+    """every setting survives config.yaml, and every preset is of settings that exist"""
+    file = subject.folder / "relay-check.yaml"
+    write_yaml(subject.config, file)
+    owner = type(subject.config.recipe)
+    try:
+        again = parse(["--config", str(file)])
+        presets = owner.presets() if hasattr(owner, "presets") else {}
+        for preset in presets:
+            parse(["--recipe", subject.config.recipe_name, "--preset", preset])
+    finally:
+        file.unlink()
+    before, after = subject.config.flat(), again.flat()
+    changed = [name for name in before if before[name] != after.get(name)]
+    if changed:
+        name = changed[0]
+        raise Broken(f"{name} is {before[name]!r}, and {after.get(name)!r} after config.yaml was read again")
+    return f"{len(before)} settings, {len(presets)} presets"
+
+
+def help_texts(subject: Subject) -> str:
+    """every setting of the recipe has a help text"""
+    from tyro._docstrings import get_field_docstring
+
+    silent = []
+    owner = type(subject.config.recipe)
+    for setting in settings_of(owner):
+        if not get_field_docstring(type(_holder(subject.config.recipe, setting)), setting.attributes[-1], ()):
+            silent.append(setting.flag)
+    if silent:
+        raise Broken(f"no docstring stands under {', '.join(silent[:5])}")
+    return "a line for each"
+
+
+def _holder(recipe: Any, setting: Any) -> Any:
+    for attribute in setting.attributes[:-1]:
+        recipe = getattr(recipe, attribute)
+    return recipe
+
+
+def data(subject: Subject) -> str:
+    """the training data are the same at every visit; a stream goes on from its cursor"""
+    from runner.hardware import seed_everything
+
+    if subject.is_stream:
+        whole = _read(subject, None, 12)
+        cursor = json.loads(json.dumps(whole[4][1]))
+        rest = _read(subject, cursor, 7)
+        if [at for _, at in whole[5:]] != [at for _, at in rest]:
+            raise Broken(f"read again from cursor {cursor}, the stream goes on with another cursor than before")
+        if not all(_same(a, b) for (a, _), (b, _) in zip(whole[5:], rest, strict=True)):
+            raise Broken(f"read again from cursor {cursor}, the stream goes on with other examples")
+        return "a stream; it goes on where a cursor says"
+    once = []
+    for _ in range(2):
+        seed_everything(5)
+        once.append(subject.train_data[len(subject.train_data) - 1])
+    if not _same(*once):
+        raise Broken("the last example is another one at the second visit, with the same seed")
+    validation = subject.recipe.data("validation")
+    return f"{len(subject.train_data):,} training and {len(validation):,} validation examples"
+
+
+def _read(subject: Subject, cursor: Any, count: int) -> list[tuple[Any, Any]]:
+    from runner.hardware import seed_everything
+
+    seed_everything(5)
+    reader = subject.train_data.read(0, 2, 0, cursor)
+    return [next(reader) for _ in range(count)]
+
+
+def _same(left: Any, right: Any) -> bool:
+    """Whether two examples are the same, whatever they are made of."""
+    if type(left) is not type(right):
+        return False
+    if dataclasses.is_dataclass(left):
+        return all(_same(getattr(left, f.name), getattr(right, f.name)) for f in dataclasses.fields(left))
+    if isinstance(left, Mapping):
+        return left.keys() == right.keys() and all(_same(left[name], right[name]) for name in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(_same(a, b) for a, b in zip(left, right, strict=True))
+    # Of tensors and arrays: dtype, shape and bytes, so that a NaN is itself.
+    if hasattr(left, "dtype"):
+        left, right = np.asarray(left), np.asarray(right)
+        return (left.dtype, left.shape, left.tobytes()) == (right.dtype, right.shape, right.tobytes())
+    return bool(left == right)
+
+
+def workers(subject: Subject) -> str:
+    """recipe and data can go over into worker processes (--num_workers)"""
+    from runner.fetching import MapReader
+    from runner.lanes import Lanes
+
+    reader = MapReader(subject.recipe, subject.train_data, Lanes(8, 8, 8, 0))
+    try:
+        size = len(pickle.dumps(reader))
+    except Exception as error:
+        raise Broken(f"they cannot be pickled: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+    return f"{size:,} bytes"
+
+
+def collate(subject: Subject) -> str:
+    """the first axis of every tensor counts the examples; the weight is the loss's weight"""
+    batch = subject.batch()
+    # Where examples are coupled nothing is ever cut along that axis.
+    for name, tensor in () if getattr(subject.recipe, "couples_examples", False) else batch.tensors.items():
+        if not tensor.ndim or len(tensor) != len(subject.examples):
+            raise Broken(f"{name} has shape {tuple(tensor.shape)}; its first axis should count {len(subject.examples)}")
+    _, weight = subject.loss_without_dropout(batch)
+    if weight != batch.weight:
+        raise Broken(f"Batch.weight is {batch.weight}, the loss's weight is {weight}")
+    if not weight > 0:
+        raise Broken(f"the weight of {len(subject.examples)} examples is {weight}")
+    return f"weight {weight:g} for {len(subject.examples)} examples"
+
+
+def additive(subject: Subject) -> str:
+    """the loss of a micro-batch is the sum of its examples' losses: padding and company change nothing"""
+    subject.needs_independent_examples()
+    together, weight = subject.loss_without_dropout(subject.batch())
+    alone = [subject.loss_without_dropout(subject.batch([example])) for example in subject.examples]
+    _compare("the loss", together, sum(value for value, _ in alone), "its examples one by one")
+    _compare("the weight", weight, sum(each for _, each in alone), "its examples one by one")
+    return f"{together:.6g} together, {sum(value for value, _ in alone):.6g} one by one"
+
+
+def order(subject: Subject) -> str:
+    """the loss does not depend on the order of the examples"""
+    forward, _ = subject.loss_without_dropout(subject.batch())
+    backward, _ = subject.loss_without_dropout(subject.batch(subject.examples[::-1]))
+    _compare("the loss", forward, backward, "the same examples in reverse")
+    return f"{forward:.6g} either way"
+
+
+def divisible(subject: Subject) -> str:
+    """a micro-batch that memory cannot hold can be cut in two"""
+    from runner.memory import split
+
+    subject.needs_independent_examples()
+    whole, _ = subject.loss_without_dropout(subject.batch())
+    parts = [subject.loss_without_dropout(part)[0] for part, _ in split(subject.batch(), 2)]
+    _compare("the loss", whole, sum(parts), "its two halves")
+    return f"{whole:.6g} whole, {sum(parts):.6g} in halves"
+
+
+def _compare(what: str, whole: float, other: float, of_what: str) -> None:
+    if not math.isclose(whole, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+        raise Broken(f"{what} of the micro-batch is {whole:.7g}, that of {of_what} {other:.7g}")
+
+
+def forward(subject: Subject) -> str:
+    """the loss calls the model once: data-parallel training counts on it"""
+    calls: list[int] = []
+    model = subject.model()
+    model.register_forward_hook(lambda *_: calls.append(1))
+    subject.loss(model.train(), subject.batch())
+    if len(calls) != 1:
+        raise Broken(f"`loss` called the model {len(calls)} times; it should call model(...) once")
+    return "once"
+
+
+def gradients(subject: Subject) -> str:
+    """the loss is finite and so is the gradient, which every trained parameter gets"""
+    model = subject.model().train()
+    loss = subject.loss(model, subject.batch())
+    if not loss.sum.isfinite():
+        raise Broken(f"the loss of fresh weights is {float(loss.sum)}")
+    (loss.sum / max(loss.weight, 1) + (loss.auxiliary if loss.auxiliary is not None else 0)).backward()
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    without = [name for name, parameter in trained if parameter.grad is None]
+    if without:
+        raise Broken(f"{len(without)} of {len(trained)} get none, {without[0]} for one: DDP would wait for it for ever")
+    bad = [name for name, parameter in trained if not parameter.grad.isfinite().all()]
+    if bad:
+        raise Broken(f"the gradient of {bad[0]} is not finite")
+    if not any(parameter.grad.any() for _, parameter in trained):
+        raise Broken("every gradient is zero")
+    return f"{len(trained)} parameters"
+
+
+def repeatable(subject: Subject) -> str:
+    """the same seed gives the same training loss to the bit, dropout on"""
+    model = subject.model().train()
+    first, second = (float(subject.loss(model, subject.batch()).sum.detach()) for _ in range(2))
+    if first != second:
+        raise Broken(f"the same step gave {first!r}, then {second!r}: something draws from a generator of its own")
+    return f"{first:.9g}"
+
+
+def learns(subject: Subject) -> str:
+    """ten updates on one micro-batch lower its loss"""
+    from runner.optim import adamw
+
+    model = subject.model().train()
+    optimizer = adamw(model, subject.config.run, subject.hardware.device)
+    losses = []
+    for _ in range(11):
+        loss = subject.loss(model, subject.batch())
+        objective = loss.sum / max(loss.weight, 1) + (loss.auxiliary if loss.auxiliary is not None else 0)
+        losses.append(float(objective.detach()))
+        optimizer.zero_grad()
+        objective.backward()
+        optimizer.step()
+    if not losses[-1] < losses[0]:
+        raise Broken(
+            f"it went from {losses[0]:.4g} to {losses[-1]:.4g} at a learning rate of {optimizer.defaults['lr']}"
+        )
+    return f"from {losses[0]:.4g} to {losses[-1]:.4g}"
+
+
+def weights(subject: Subject) -> str:
+    """the same seed gives the same fresh weights, another seed others; they can be saved and loaded"""
+    from runner import checkpoint
+
+    first, second, other = (checkpoint.model_tensors(subject.model(seed)) for seed in (0, 0, 1))
+    differing = [name for name in first if not first[name].equal(second[name])]
+    if differing:
+        raise Broken(f"{differing[0]} differs between two models of one seed")
+    if all(first[name].equal(other[name]) for name in first):
+        raise Broken("two seeds give the same weights: `model` seeds a generator itself")
+    # Away from the start, so that what is not saved does not look saved.
+    trained = subject.model(2).eval()
+    loaded = subject.model(3).eval()
+    checkpoint.load_model(loaded, checkpoint.model_tensors(trained), "the model that was saved")
+    import torch
+
+    with torch.no_grad():
+        before, after = (float(subject.loss(model, subject.batch()).sum) for model in (trained, loaded))
+    if before != after:
+        raise Broken(f"the loss is {before!r} before it was saved, {after!r} after it was loaded")
+    return f"{len(first)} tensors, {sum(tensor.numel() for tensor in first.values()):,} numbers"
+
+
+def predict(subject: Subject) -> str:
+    """`predict` gives one row per example, which JSON can hold"""
+    import torch
+
+    with torch.no_grad():
+        rows = subject.recipe.predict(subject.judged, subject.batch(subject.judged_examples))
+    if len(rows) != len(subject.judged_examples):
+        raise Broken(f"{len(subject.judged_examples)} examples, {len(rows)} rows")
+    for row in rows:
+        json.dumps(row)
+    return f"{len(rows)} rows, {len(json.dumps(rows[0])):,} characters the first"
+
+
+def score(subject: Subject) -> str:
+    """`score` gives numbers, the recipe's best_metric among them"""
+    scores = _evaluate(subject, subject.judged)[0]
+    for name, value in scores.items():
+        if not isinstance(value, float):
+            raise Broken(f"{name} is a {type(value).__name__}")
+    best = subject.config.run.metric_for_best_model or getattr(subject.recipe, "best_metric", "loss")
+    if best not in scores:
+        raise Broken(f"best_metric is {best!r}, but there are only {', '.join(scores)}")
+    return f"{len(scores)} metrics; {best} chooses the best"
+
+
+def evaluation(subject: Subject) -> str:
+    """an evaluation gives the same twice, and changes nothing in training: no weight, no buffer, no random number"""
+    from runner.hardware import seed_everything
+
+    model = subject.model().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    batch = subject.batch()
+    expected = float(subject.loss(model, batch).sum.detach())
+    restored = _restore(model, before)
+    results = []
+    for seed in (11, 12):
+        seed_everything(seed)
+        random.random()
+        results.append(_evaluate(subject, model))
+    changed = [name for name, value in model.state_dict().items() if not value.equal(before[name])]
+    if changed:
+        raise Broken(f"it changed {changed[0]}")
+    if json.dumps(results[0]) != json.dumps(results[1]):
+        raise Broken("two evaluations of the same weights differ")
+    if float(subject.loss(restored, batch).sum.detach()) != expected:
+        raise Broken("a training step after it has another loss than without it")
+    return f"twice the same, {len(results[0][1])} rows"
+
+
+def _restore(model: Any, before: dict[str, Any]) -> Any:
+    """Undo what a forward pass of training does to buffers (running means)."""
+    model.load_state_dict(before)
+    return model
+
+
+def _evaluate(subject: Subject, model: Any) -> tuple[dict[str, float], list[Any]]:
+    from runner.evaluation import evaluate_rows
+
+    examples = subject.judged_examples
+    found = evaluate_rows(subject.recipe, model, examples, subject.hardware, max(1, len(examples) // 2))
+    assert found is not None
+    return found
+
+
+CHECKS: dict[str, Callable[[Subject], str]] = {
+    "settings": settings,
+    "help": help_texts,
+    "data": data,
+    "workers": workers,
+    "collate": collate,
+    "additive": additive,
+    "order": order,
+    "divisible": divisible,
+    "forward": forward,
+    "gradients": gradients,
+    "repeatable": repeatable,
+    "learns": learns,
+    "weights": weights,
+    "predict": predict,
+    "score": score,
+    "evaluation": evaluation,
+}
