@@ -492,7 +492,7 @@ def _start_trackers(run: loop.Run, config: Config) -> None:
     accelerator.project_configuration.set_directories(str(output_dir))
     options: dict[str, Any] = {}
     if settings.report_to == "wandb":
-        if not os.environ.get("WANDB_API_KEY") and "WANDB_MODE" not in os.environ:
+        if not os.environ.get("WANDB_API_KEY") and not os.environ.get("WANDB_MODE"):
             # Without a key W&B would end the run; offline it writes a folder that `wandb sync` sends later.
             os.environ["WANDB_MODE"] = "offline"
             run.progress.say("W&B: no WANDB_API_KEY, so it writes offline; `wandb sync` sends it later.")
