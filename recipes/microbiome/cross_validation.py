@@ -2,7 +2,8 @@
 
 python -m recipes.microbiome.cross_validation --folds 5 --seeds 3 --into runs/soil -- --stage predict ...
 
-What follows `--` are settings of `relay train`; data.fold, seed and output_dir are added.
+What follows `--` are settings of `relay train`; data.fold, seed and output_dir are added. `{run}` in them is the name
+of the run, seed-S-fold-F, so that each can start from its own of another cross-validation.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def main(arguments: Sequence[str]) -> None:
         for fold, run in enumerate(runs):
             if (run / "final" / "model.safetensors").is_file():
                 continue
-            command = [sys.executable, "-m", "runner", "train", "--recipe", "microbiome", *flags]
+            command = [sys.executable, "-m", "runner", "train", "--recipe", "microbiome"]
+            command += [flag.replace("{run}", run.name) for flag in flags]
             command += ["--data.fold", str(fold), "--seed", str(seed), "--output_dir", str(run)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
             if done.returncode:

@@ -362,9 +362,10 @@ class MicrobiomeModel(nn.Module):
                 self.nobody.requires_grad_(False)
                 self.asv_encoder.pooling.requires_grad_(False)
 
-    def inherit(self, tensors: dict[str, Tensor], longest: int) -> None:
+    def inherit(self, tensors: dict[str, Tensor], longest: int) -> bool:
         """Take the base of a pre-trained model, whose places must reach to the `longest` ASV.
 
+        Heads of the same shapes are taken as well, all or none: True where they were.
         Raises ConfigError where the sizes differ.
         """
         trained = int(tensors["trained_letters"]) if "trained_letters" in tensors else longest
@@ -374,8 +375,10 @@ class MicrobiomeModel(nn.Module):
                 f"never trained.\nType --data.max_bp {trained}."
             )
         own = self.state_dict()
+        heads = [name for name in own if name.split(".")[0] not in self.BASE and name != "trained_letters"]
+        goes_on = bool(heads) and all(name in tensors and tensors[name].shape == own[name].shape for name in heads)
         for name, value in own.items():
-            if name.split(".")[0] not in self.BASE:
+            if name == "trained_letters" or (name in heads and not goes_on):
                 continue
             if name not in tensors:
                 raise ConfigError(f"The weights to start from have no {name}: give this run the same model settings.")
@@ -389,6 +392,7 @@ class MicrobiomeModel(nn.Module):
                 )
             value.copy_(given)
         self.trained_letters.fill_(trained)
+        return goes_on
 
     @torch.no_grad()
     def standardise(self, features: Float[Tensor, "samples features"]) -> None:

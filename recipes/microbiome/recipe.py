@@ -398,9 +398,9 @@ class Recipe:
         return model
 
     def inherit(self, model: Any, tensors: dict[str, Any]) -> None:
-        """Take stage 1's encoder; the heads of this stage stay fresh."""
-        model.inherit(tensors, self.fitted.letters)
-        self._standardise(model)
+        """Take stage 1's encoder, for which the heads are fresh; or all of another stage 2, to go on with it."""
+        if not model.inherit(tensors, self.fitted.letters):
+            self._standardise(model)
 
     def _standardise(self, model: Any) -> None:
         """Fit the scale of what the target is read off on (up to 512) training samples, as evaluation sees them."""

@@ -363,6 +363,18 @@ def test_stage_2_takes_the_encoder_of_stage_1_and_keeps_its_own_heads() -> None:
         assert torch.equal(value, heads[name] if name in heads else first.state_dict()[name]), name
 
 
+def test_a_stage_2_can_go_on_from_another_with_its_heads() -> None:
+    """A line on the frozen encoder first, everything after: Kumar et al. 2022, arXiv 2202.10054."""
+    first, recipe = recipe_of("predict", freeze_base=True).model(), recipe_of("predict")
+    torch.nn.init.normal_(first.target_head.weight)
+    first.branch_centre.fill_(0.25)
+    second = recipe.model()
+    recipe.inherit(second, dict(first.state_dict()))
+    for name, value in second.state_dict().items():
+        assert torch.equal(value, first.state_dict()[name]), name
+    assert all(parameter.requires_grad for parameter in second.asv_encoder.stack.parameters())
+
+
 def test_the_target_is_read_off_differences_between_the_training_samples(tmp_path: Any) -> None:
     recipe = recipe_of("predict", penalties={"count_penalty": 0.0}).prepare(tmp_path)
     model = recipe.model().eval()
