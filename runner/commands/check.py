@@ -129,8 +129,8 @@ class Subject:
         else:
             if not len(self.train_data):
                 raise DataError("The training split is empty: give the recipe other data.")
-            step = max(1, len(self.train_data) // 32)
-            some = take(self.train_data, list(range(0, len(self.train_data), step))[:32])
+            places = random.Random(0).sample(range(len(self.train_data)), min(32, len(self.train_data)))
+            some = take(self.train_data, sorted(places))
         some.sort(key=lambda example: size(self.recipe.collate([example])))
         count = min(self.num_examples, len(some))
         return [some[round(place * (len(some) - 1) / max(1, count - 1))] for place in range(count)]
