@@ -547,9 +547,9 @@ class Recipe:
         scores: dict[str, float] = {}
         if self.wants_unifrac:
             scores |= self._distance_scores(rows)
-        if self.wants_nucleotides and rows and "nucleotides" in rows[0]:
+        if self.wants_nucleotides:
             seen = set(self.study.counts[self.splits["train"]].indices.tolist())
-            found = {asv: counts for row in rows for asv, *counts in row["nucleotides"]}
+            found = {asv: counts for row in rows for asv, *counts in row.get("nucleotides", ())}
             scores |= nucleotide_scores(found, seen)
         if self.wants_target and rows:
             scores |= target_scores(rows, not self.fitted.classes, "group" in rows[0])
