@@ -9,6 +9,7 @@ VERBS = {
     "train": "train a model (the same as accelerate launch runner/train.py)",
     "predict": "answer one request with a trained model",
     "plan": "parameters, memory and steps of a training, before it is started",
+    "find-lr": "find a learning rate: a range test, or a short sweep",
     "check": "try on a few examples that a recipe keeps the contract",
     "evaluate": "score a trained model on a split",
     "recipes": "list the recipes and their presets",

@@ -1,0 +1,386 @@
+"""`relay find-lr`: which learning rate? A range test in a minute, or a short sweep that is chosen by validation.
+
+The range test raises the learning rate from step to step and shows where the loss falls and where it breaks: it
+places the order of magnitude, no more. The sweep trains once for each rate that is given, with the same data, seed
+and schedule, and scores each on the validation split. Nothing of either is kept but the picture.
+"""
+
+import dataclasses
+import html
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.commands import own_and_others
+from runner.config import Config, parse, parse_into
+from runner.errors import ConfigError, DataError, DivergedError
+
+if TYPE_CHECKING:
+    from runner.loop import Run
+
+# Weight of the past in the smoothed loss, and how far above the best the test is over: fastai's numbers.
+SMOOTHING = 0.98
+DIVERGED = 4.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FindSettings:
+    """Settings of the search; those of the training stand beside them."""
+
+    min: float = 1e-6
+    """Range test: learning rate of the first step."""
+    max: float = 1.0
+    """Range test: learning rate of the last step."""
+    steps: int = 100
+    """Updates of the range test, or of each training of a sweep."""
+    sweep: str | None = None
+    """Learning rates to train with instead, with commas between them: 1e-4,3e-4,1e-3."""
+    output: str | None = None
+    """SVG file for the picture; runs/find-lr-<recipe>.svg when not given."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min < self.max:
+            raise ConfigError(f"min {self.min} and max {self.max} are no range: type --min 1e-6 --max 1.")
+        if self.steps < 3:
+            raise ConfigError(f"steps is {self.steps}: type --steps with a number of at least 3.")
+
+    @property
+    def rates(self) -> list[float]:
+        """The learning rates of a sweep."""
+        try:
+            rates = [float(word) for word in (self.sweep or "").split(",")]
+        except ValueError:
+            rates = []
+        if not rates or min(rates) <= 0 or not all(map(math.isfinite, rates)):
+            raise ConfigError(f"sweep is {self.sweep!r}: type --sweep with rates and commas, like 1e-4,3e-4,1e-3.")
+        return rates
+
+
+def main(arguments: list[str]) -> None:
+    """Print what was found, and write the picture."""
+    own, others = own_and_others(FindSettings, arguments)
+    settings: FindSettings = parse_into(FindSettings, own, "relay find-lr", __doc__)
+    config = parse(others, "relay find-lr")
+    name = Path(config.recipe_name).stem
+    picture = Path(settings.output or f"runs/find-lr-{name}.svg")
+    if picture.suffix != ".svg":
+        raise ConfigError(f"output is {picture}: type --output with a file that ends in .svg.")
+    if settings.sweep is not None:
+        rates = settings.rates
+    print(f"relay find-lr: {config.recipe_name}, preset {config.preset or 'default'}")
+    with tempfile.TemporaryDirectory(prefix="relay-find-lr-") as folder:
+        config = config.with_run(output_dir=folder, report_to="none", resume_from_checkpoint=None, upload_to=None)
+        text = _sweep(config, rates, settings.steps) if settings.sweep is not None else _test(config, settings)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    picture.write_text(text, encoding="utf-8")
+    print(f"picture: {picture}")
+
+
+def _test(config: Config, settings: FindSettings) -> str:
+    """The range test: print its table, return its picture."""
+    rates, losses = range_test(config, settings.min, settings.max, settings.steps)
+    smoothed = smooth(losses)
+    found = {
+        "valley": valley(rates, smoothed),
+        "steepest": steepest(rates, smoothed),
+        "divergence": divergence(rates, smoothed),
+    }
+    print("  learning rate      loss  smoothed")
+    for place in range(0, len(rates), max(1, len(rates) // 16)):
+        print(f"  {rates[place]:13.2e} {losses[place]:9.4f} {smoothed[place]:9.4f}")
+    meanings = {
+        "valley": "two thirds into the longest fall of the smoothed loss: a careful choice",
+        "steepest": "where the smoothed loss falls fastest over log(learning rate)",
+        "divergence": "where the smoothed loss has gone far above its lowest: stay well below",
+    }
+    for name, rate in found.items():
+        print(f"{name:10} {'not reached' if rate is None else f'{rate:.2e}':>11}  {meanings[name]}")
+    chosen = found["valley"]
+    if chosen is None:
+        print("The loss never fell: try a wider --min and --max, or more --steps.")
+    else:
+        print(f"It places the order of magnitude. To choose: --sweep {chosen / 3:.0e},{chosen:.0e},{chosen * 3:.0e}")
+    marks = {name: rate for name, rate in found.items() if rate is not None}
+    return draw({"loss": (rates, losses), "smoothed": (rates, smoothed)}, marks, "loss of the step")
+
+
+def _sweep(config: Config, rates: Sequence[float], steps: int) -> str:
+    """Short trainings: print their table, return the picture."""
+    from runner.evaluation import is_better
+
+    results = []
+    best: int | None = None
+    metric = ""
+    print(f"  learning rate  {'train loss':>10}  validation, after {steps} steps")
+    for rate in rates:
+        started = time.monotonic()
+        loss, scores, metric = train_shortly(config, rate, steps)
+        seconds = time.monotonic() - started
+        results.append((loss, scores))
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items()) or "diverged"
+        print(f"  {rate:13.2e}  {loss:10.4f}  {shown}  ({seconds:.0f} s)", flush=True)
+        score = scores.get(metric, math.nan)
+        standing = results[best][1][metric] if best is not None else None
+        if is_better(metric, score, standing, config.run.greater_is_better):
+            best = len(results) - 1
+    if best is None:
+        print(f"No rate gave a {metric}: try lower ones.")
+    else:
+        at_the_end = len(rates) > 1 and rates[best] in (min(rates), max(rates))
+        print(f"best {metric}: --learning_rate {rates[best]:g}" + ("; the end of the sweep: widen it" * at_the_end))
+    points = [(rate, scores["loss"]) for rate, (_, scores) in zip(rates, results, strict=True) if "loss" in scores]
+    points.sort()
+    marks = {"best": rates[best]} if best is not None else {}
+    curve = ([rate for rate, _ in points], [loss for _, loss in points])
+    return draw({"validation loss": curve}, marks, "validation loss")
+
+
+def range_test(config: Config, low: float, high: float, steps: int) -> tuple[list[float], list[float]]:
+    """Learning rates, rising by a constant factor, and the loss of the step before each was applied.
+
+    Ends where the smoothed loss has gone far above its lowest. Source: Smith 2015, arXiv 1506.01186.
+    """
+    from runner import loop, optim
+
+    run = open_run(config.with_run(max_steps=steps))
+    rates: list[float] = []
+    losses: list[float] = []
+    fetched = loop.fetch(run)
+    for step in range(steps):
+        rate = low * (high / low) ** (step / (steps - 1))
+        lanes = [next(fetched) for _ in run.share]
+        totals = loop.agree(run, lanes)
+        loss, _ = loop.accumulate(run, lanes, totals)
+        optim.set_step(run.optimizer, rate, config.run.adam_beta1)
+        norm = run.hardware.clip_gradients(run.model, config.run.max_grad_norm or math.inf)
+        rates.append(rate)
+        losses.append(float(loss))
+        if not math.isfinite(norm) or not math.isfinite(losses[-1]) or divergence(rates, smooth(losses)) is not None:
+            break
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+        loop.remember(run, lanes, totals)
+    kept = [place for place, loss in enumerate(losses) if math.isfinite(loss)]
+    if len(kept) < 3:
+        raise DivergedError("The loss is not finite from the start: look at the data, or lower --min.")
+    return [rates[place] for place in kept], [losses[place] for place in kept]
+
+
+def train_shortly(config: Config, rate: float, steps: int) -> tuple[float, dict[str, float], str]:
+    """The last training loss, the validation scores (none where it diverged) and the metric that chooses."""
+    from runner import loop
+    from runner.evaluation import evaluate
+
+    run = open_run(config.with_run(learning_rate=rate, max_steps=steps, logging_steps=steps, eval_steps=0))
+    if not len(run.eval_data):
+        raise DataError("There is no validation split to choose by: leave --sweep out, or give the recipe one.")
+    eval_data, run.eval_data = run.eval_data, []
+    seen = Metrics()
+    run.metrics = seen  # type: ignore[assignment]
+    try:
+        loop.train(run)
+    except DivergedError:
+        return math.nan, {}, run.best_metric
+    scores = evaluate(run.recipe, run.bare_model, eval_data, run.hardware, run.settings.micro_batch_size)
+    return seen.loss, scores or {}, run.best_metric
+
+
+def open_run(config: Config) -> "Run":
+    """A run as a training puts it together, but for what writes files.
+
+    Raises ConfigError where several processes were started.
+    """
+    from runner import session
+    from runner.checkpoint import State
+    from runner.hardware import open_hardware
+    from runner.lanes import check_batch
+    from runner.log import Progress
+
+    batch_size = config.run.batch_size or config.run.micro_batch_size * (config.run.gradient_accumulation_steps or 4)
+    config = config.with_run(batch_size=batch_size)
+    check_batch(batch_size, config.run.micro_batch_size)
+    hardware = open_hardware(config.run)
+    if hardware.num_processes > 1:
+        raise ConfigError("relay find-lr runs on one process: type relay find-lr without accelerate launch.")
+    recipe = session.prepare(config, Path(config.run.output_dir or "") / "assets", None, hardware)
+    train_data = session.training_data(recipe, config.run)
+    eval_data = session.limited(recipe.data("validation"), config.run.max_eval_examples)
+    state = State()
+    lanes, max_steps = session.plan(config.run, train_data, state)
+    model = session.first_weights(recipe, config.run)
+    run = session.assemble(config, hardware, recipe, model, lanes, train_data, eval_data, max_steps, state, NoSignals())
+    run.saver = NoSaver()
+    run.progress.close()
+    run.progress = Progress(False, max_steps, None)
+    return run
+
+
+class NoSignals:
+    """Ctrl-C ends the search at once: there is nothing to save."""
+
+    number = 0
+
+
+class NoSaver:
+    """Nothing is kept."""
+
+    def save(self, run: Any, is_best: bool) -> None:
+        """Do nothing."""
+
+    def wait(self) -> None:
+        """Do nothing."""
+
+
+class Metrics:
+    """Remembers the last training loss."""
+
+    loss = math.nan
+
+    def write(self, step: int, split: str, values: dict[str, Any]) -> None:
+        """Keep the loss."""
+        self.loss = values["loss"]
+
+
+def smooth(losses: Sequence[float]) -> list[float]:
+    """The running mean of the losses with exponentially falling weights, without its pull towards nought."""
+    mean, smoothed = 0.0, []
+    for place, loss in enumerate(losses):
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+        smoothed.append(mean / (1 - SMOOTHING ** (place + 1)))
+    return smoothed
+
+
+def valley(rates: Sequence[float], losses: Sequence[float]) -> float | None:
+    """The rate two thirds into the longest falling run of the losses; None where they never fall.
+
+    Source: fastai's default (`valley`, fastai pull request 3377): the longest decreasing subsequence.
+    """
+    if len(losses) < 2:
+        return None
+    longest = [1] * len(losses)
+    before = [-1] * len(losses)
+    for place in range(1, len(losses)):
+        for earlier in range(place):
+            if losses[earlier] > losses[place] and longest[earlier] + 1 > longest[place]:
+                longest[place], before[place] = longest[earlier] + 1, earlier
+    end = max(range(len(losses)), key=longest.__getitem__)
+    if longest[end] < 2:
+        return None
+    first = end
+    while before[first] >= 0:
+        first = before[first]
+    return rates[first + round((end - first) * 2 / 3)]
+
+
+def steepest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
+    """The rate where the losses fall fastest over log(rate); None where they never fall.
+
+    The slope is that of a straight line through a fifth of the points, and the first tenth is passed over, where the
+    smoothed loss still follows each batch: differences of neighbours would find noise.
+    """
+    import numpy as np
+
+    reach, first = max(1, len(losses) // 10), len(losses) // 10
+    places = range(max(reach, first), len(losses) - reach)
+    logs = np.log(rates)
+    slopes = [
+        np.polyfit(logs[place - reach : place + reach + 1], losses[place - reach : place + reach + 1], 1)[0]
+        for place in places
+    ]
+    if not slopes or min(slopes) >= 0:
+        return None
+    return rates[places[int(np.argmin(slopes))]]
+
+
+def divergence(rates: Sequence[float], losses: Sequence[float]) -> float | None:
+    """The first rate at which the losses are four times as high as their lowest before; None where they never are.
+
+    Of a loss near nought, or below it, "times" is measured in what it has fallen by.
+    """
+    lowest = losses[0]
+    for rate, loss in zip(rates, losses, strict=True):
+        lowest = min(lowest, loss)
+        scale = max(abs(lowest), abs(losses[0] - lowest))
+        if loss - lowest > (DIVERGED - 1) * scale:
+            return rate
+    return None
+
+
+def draw(curves: dict[str, tuple[Sequence[float], Sequence[float]]], marks: dict[str, float], label: str) -> str:
+    """An SVG picture that stands alone: curves over the logarithm of the learning rate, and marked rates."""
+    from runner.report import STYLE
+
+    width, height, left, right, top, bottom = 760, 360, 70, 20, 30, 50
+    across = [math.log10(x) for xs, _ in curves.values() for x in xs]
+    up = [y for _, ys in curves.values() for y in ys]
+    if not across:
+        across, up = [0.0], [0.0]
+    # What shoots up at the end would press the rest flat.
+    ordered = sorted(up)
+    bottom_value, top_value = ordered[0], min(ordered[-1], ordered[len(ordered) // 2] * 1.5 + 1e-9)
+    top_value = max(top_value, bottom_value + 1e-9)
+    low, high = min(across), max(across) if max(across) > min(across) else min(across) + 1
+
+    def x_of(rate: float) -> float:
+        return left + (math.log10(rate) - low) / (high - low) * (width - left - right)
+
+    def y_of(value: float) -> float:
+        share = (min(value, top_value) - bottom_value) / (top_value - bottom_value)
+        return height - bottom - share * (height - top - bottom)
+
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">',
+            f"<style>{html.escape(STYLE, quote=False)} svg {{ background: var(--page); }}</style>",
+            *_axes(low, high, bottom_value, top_value, x_of, y_of, (left, width - right, top, height - bottom)),
+            f'<text x="{(left + width - right) / 2}" y="{height - 10}" text-anchor="middle">learning rate (log scale)'
+            "</text>",
+            f'<text transform="translate(16 {(top + height - bottom) / 2}) rotate(-90)" text-anchor="middle">'
+            f"{html.escape(label)}</text>",
+            *_curves(curves, x_of, y_of, width - right),
+            *_marks(marks, x_of, top, height - bottom),
+            "</svg>",
+        ]
+    )
+
+
+def _axes(
+    low: float, high: float, bottom: float, top: float, x_of: Any, y_of: Any, box: tuple[int, int, int, int]
+) -> Iterator[str]:
+    left, right, upper, lower = box
+    for power in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1):
+        x = x_of(10.0**power)
+        yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{upper}" y2="{lower}" stroke="var(--line)"/>'
+        yield f'<text x="{x:.1f}" y="{lower + 18}" text-anchor="middle">1e{power}</text>'
+    for part in range(5):
+        value = bottom + (top - bottom) * part / 4
+        y = y_of(value)
+        yield f'<line x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>'
+        yield f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>'
+
+
+def _curves(
+    curves: dict[str, tuple[Sequence[float], Sequence[float]]], x_of: Any, y_of: Any, right: int
+) -> Iterator[str]:
+    # The last curve is the one to read: the strongest colour.
+    for number, (name, (xs, ys)) in enumerate(reversed(curves.items())):
+        colour, strength = ("var(--first)", 2) if number == 0 else ("var(--quiet)", 0.8)
+        path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in zip(xs, ys, strict=True))
+        yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{strength}"/>'
+        if len(xs) < 20:
+            for x, y in zip(xs, ys, strict=True):
+                yield f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3.5" fill="{colour}"/>'
+        y = 46 + 16 * number
+        yield f'<text x="{right - 8}" y="{y}" text-anchor="end" style="fill:{colour}">{html.escape(name)}</text>'
+
+
+def _marks(marks: dict[str, float], x_of: Any, top: int, bottom: int) -> Iterator[str]:
+    for number, (name, rate) in enumerate(marks.items()):
+        x = x_of(rate)
+        colour = ("var(--third)", "var(--fourth)", "var(--second)")[number % 3]
+        yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}" stroke="{colour}" stroke-dasharray="5 4"/>'
+        y = bottom - 8 - 16 * number
+        yield f'<text x="{x + 5:.1f}" y="{y}" style="fill:{colour}">{html.escape(name)} {rate:.1e}</text>'
