@@ -294,9 +294,9 @@ def embedding_distances(
     """Distances between all pairs of embeddings, in UniFrac's range; see UniFracHead."""
     embeddings = embeddings.float()
     if lengths is None:
-        difference = embeddings[:, None] - embeddings[None, :]
-        # The root of 0 has no gradient: a sample's distance to itself, or to its double, stays just above.
-        return torch.tanh(difference.square().sum(-1).clamp(min=1e-8).sqrt() / scale)
+        # Not by products, which lose the small ones; its gradient between a sample and its double is 0, not NaN.
+        apart = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
+        return torch.tanh(apart / scale)
     shared = embeddings @ embeddings.T
     union = lengths[:, None] + lengths[None, :] - shared
     return 1 - shared / union.clamp(min=1e-6)
