@@ -73,6 +73,8 @@ class RunSettings:
     """Steps between two log lines."""
     eval_steps: int = 500
     """Steps between two evaluations; 0: only at the end."""
+    eval_batch_size: int | None = None
+    """Examples at a time in evaluation, on each process; micro_batch_size when not given."""
     save_steps: int = 500
     """Steps between two checkpoints; 0: only at the end."""
     save_total_limit: int | None = None
@@ -134,6 +136,7 @@ class RunSettings:
             "gradient_accumulation_steps",
             "lr_step_size",
             "save_total_limit",
+            "eval_batch_size",
             "early_stopping_patience",
             "max_train_examples",
             "max_eval_examples",

@@ -367,7 +367,8 @@ def judge(run: Run) -> bool:
         def asked() -> bool:
             return run.hardware.any(run.signals.number > 0)
 
-        scores = evaluate(run.recipe, run.bare_model, run.eval_data, run.hardware, run.settings.micro_batch_size, asked)
+        size = run.settings.eval_batch_size or run.settings.micro_batch_size
+        scores = evaluate(run.recipe, run.bare_model, run.eval_data, run.hardware, size, asked)
         if scores is None:
             number = run.signals.number
             leave(run, run.signals.name(number) if number else "a signal to another process")
