@@ -18,7 +18,14 @@ def _sizes(hidden: int, layers: int, heads: int, kv_heads: int, experts: int, wi
 
 def presets() -> dict[str, dict[str, Any]]:
     """Every preset by name."""
-    small = {"batch_size": 32, "micro_batch_size": 8, "learning_rate": 1e-3, "warmup_ratio": 0.05, "weight_decay": 0.1}
+    small = {
+        "batch_size": 32,
+        "micro_batch_size": 8,
+        "eval_batch_size": 64,
+        "learning_rate": 1e-3,
+        "warmup_ratio": 0.05,
+        "weight_decay": 0.1,
+    }
     large = {**small, "learning_rate": 3e-4, "adam_beta2": 0.95, "min_lr_ratio": 0.1, "gradient_checkpointing": True}
     nano = {**_sizes(128, 2, 4, 2, 4, 128, 2048), **small}
     return {
@@ -30,6 +37,24 @@ def presets() -> dict[str, dict[str, Any]]:
             "logging_steps": 50,
             "eval_steps": 0,
             "metric_for_best_model": "execution_accuracy/seen",
+        },
+        "geography": {
+            **_sizes(192, 3, 6, 6, 4, 192, 1000),
+            "model.dropout": 0.2,
+            "data.source": "geography",
+            "data.schema_in_prompt": False,
+            "data.recombination_prob": 0.5,
+            "data.value_swap_prob": 0.5,
+            "generation.max_new_tokens": 200,
+            "batch_size": 16,
+            "micro_batch_size": 8,
+            "learning_rate": 1e-3,
+            "warmup_ratio": 0.05,
+            "weight_decay": 0.1,
+            "num_train_epochs": 60.0,
+            "mixed_precision": "no",
+            "logging_steps": 50,
+            "eval_steps": 0,
         },
         "nano": nano,
         "tiny": {**_sizes(256, 4, 8, 2, 8, 256, 4096), **small},

@@ -18,6 +18,7 @@ PLACEHOLDERS = tuple(f"<v{number}>" for number in range(MAX_VALUES))
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<schema>", "<query>", "<sql>", *PLACEHOLDERS)
 LONGEST_VALUE_WORDS = 6
 MAX_VALUES_PER_COLUMN = 5_000
+MAX_COLUMNS_SHOWN = 6
 WORD = re.compile(r"\d+(?:\.\d+)?|\w+|[^\w\s]")
 LITERAL = re.compile(r"'((?:[^']|'')*)'|(?<![\w.'])(\d+(?:\.\d+)?)(?![\w.'])")
 COMMON = frozenset(
@@ -71,13 +72,14 @@ def link(question: str, database: str | None) -> tuple[str, list[Link]]:
     links: list[Link] = []
     place = 0
     while place < len(spans):
-        found, length = None, 1
+        found, length, skipped = None, 1, 0
         for length in range(min(LONGEST_VALUE_WORDS, len(spans) - place), 0, -1):
             words = tuple(lowered[place : place + length])
             if length == 1 and (words[0] in COMMON or len(words[0]) < 2 and not words[0].isdigit()):
                 continue
             found = values.get(words)
             if found:
+                found, length, skipped = _without_name(words, found, values)
                 break
         if found is None and lowered[place][0].isdigit():
             found, length = Link(lowered[place], ()), 1
@@ -87,9 +89,21 @@ def link(question: str, database: str | None) -> tuple[str, list[Link]]:
             continue
         if found not in links:
             links.append(found)
-        parts.append(PLACEHOLDERS[links.index(found)])
-        place += length
+        parts += [*lowered[place : place + skipped], PLACEHOLDERS[links.index(found)]]
+        place += skipped + length
     return " ".join(parts), links
+
+
+def _without_name(words: tuple[str, ...], found: Link, values: dict[tuple[str, ...], Link]) -> tuple[Link, int, int]:
+    """The value, its words and the words before it: "ohio river" is the value "ohio" of a column river_name.
+
+    Where some column holds the longer text, too, the word that names the column stays in the question.
+    """
+    for kept, name, skipped in ((words[:-1], words[-1], 0), (words[1:], words[0], 1)):
+        shorter = values.get(kept)
+        if shorter and any(part.startswith(name) for column in shorter.columns for part in column.split("_")):
+            return shorter, len(kept), skipped
+    return found, len(words), 0
 
 
 def hide(query: str, links: list[Link]) -> str:
@@ -132,14 +146,15 @@ def describe(schema: Schema) -> str:
 def mentioned(links: list[Link]) -> str:
     """Which columns hold the linked values, for the prompt."""
     return " ".join(
-        f"{PLACEHOLDERS[number]} {' , '.join(found.columns[:3]) or 'number'}" for number, found in enumerate(links)
+        f"{PLACEHOLDERS[number]} {' , '.join(found.columns[:MAX_COLUMNS_SHOWN]) or 'number'}"
+        for number, found in enumerate(links)
     )
 
 
-def prompt(question: str, links: list[Link], schema: Schema, with_schema: bool) -> str:
-    """What the model is given."""
+def prompt(question: str, links: list[Link], schema: Schema, with_schema: bool, repeats: int = 1) -> str:
+    """What the model is given: the schema once, the question `repeats` times."""
     shown = describe(schema) if with_schema else ""
-    return f"<schema>{shown}<query>{question} ; {mentioned(links)}<sql>"
+    return f"<schema>{shown}" + f"<query>{question} ; {mentioned(links)}" * repeats + "<sql>"
 
 
 def target(query: str, links: list[Link], schema: Schema) -> str:

@@ -16,6 +16,7 @@ from runner.recipe import Batch, Loss
 
 if TYPE_CHECKING:
     from recipes.text2sql.data import Question
+    from recipes.text2sql.prompt import Link
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,8 +31,14 @@ class DataSettings:
     """Longest prompt with its SQL, in tokens; longer prompts lose the end of their schema."""
     schema_in_prompt: bool = True
     """Show the schema to the model; without it, a model knows only the databases it was trained on."""
+    question_repeats: int = 1
+    """How often the prompt says the question: at its second reading, each word sees all others."""
     word_dropout: float = 0.0
     """Share of the question's words that are left out in training."""
+    recombination_prob: float = 0.0
+    """Share of the training examples that are new pairs, made by exchanging phrases between pairs."""
+    value_swap_prob: float = 0.0
+    """Share of the training examples whose values are exchanged for others of the same column."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,7 +120,8 @@ class Recipe:
 
     def data(self, split: str) -> Examples:
         """Questions as prompts and targets."""
-        return Examples(self, self._questions(split), augment=split == "train")
+        questions = self._questions(split)
+        return TrainingExamples(self, questions) if split == "train" else Examples(self, questions)
 
     def collate(self, examples: list[Example]) -> Batch:
         """Right-padded prompts with their SQL; only the SQL is scored."""
@@ -241,19 +249,22 @@ class Recipe:
         more = len(result.rows) - 20
         return "\n".join(lines + ([f"... and {more} more rows"] if more > 0 else []))
 
-    def example(self, question: Question, augment: bool = False) -> Example:
+    def example(self, question: Question) -> Example:
         """A question as token ids."""
         from recipes.text2sql import prompt
 
         text, links = prompt.link(question.text, question.database)
-        if augment and self.data_settings.word_dropout:
-            kept = [w for w in text.split() if w.startswith("<") or random.random() >= self.data_settings.word_dropout]
-            text = " ".join(kept)
-        target = prompt.target(question.query, links, question.schema) if question.query else ""
-        shown = prompt.prompt(text, links, question.schema, self.data_settings.schema_in_prompt)
+        return self.encode(question, text, links, prompt.target(question.query, links, question.schema))
+
+    def encode(self, question: Question, text: str, links: list[Link], target: str) -> Example:
+        """The token ids of a question and a target that have placeholders for the linked values."""
+        from recipes.text2sql import prompt
+
+        settings = self.data_settings
+        shown = prompt.prompt(text, links, question.schema, settings.schema_in_prompt, settings.question_repeats)
         target_ids = self.tokenizer(target)["input_ids"] + [self.tokenizer.eos_token_id]
         prompt_ids = self.tokenizer(shown)["input_ids"]
-        surplus = len(prompt_ids) + len(target_ids) - self.data_settings.max_seq_length
+        surplus = len(prompt_ids) + len(target_ids) - settings.max_seq_length
         if surplus > 0:
             # The end of the schema goes, never the question.
             start = prompt_ids.index(self.tokenizer.convert_tokens_to_ids("<query>"))
@@ -333,7 +344,7 @@ class Example:
     question: Question
     prompt: list[int]
     target: list[int]
-    links: list[Any]
+    links: list[Link]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,10 +353,35 @@ class Examples:
 
     recipe: Recipe
     questions: list[Question]
-    augment: bool
 
     def __len__(self) -> int:
         return len(self.questions)
 
     def __getitem__(self, index: int) -> Example:
-        return self.recipe.example(self.questions[index], self.augment)
+        return self.recipe.example(self.questions[index])
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingExamples(Examples):
+    """The training split, with the augmentations that the settings ask for."""
+
+    def __getitem__(self, index: int) -> Example:
+        from recipes.text2sql import augment, prompt
+
+        settings, question = self.recipe.data_settings, self.questions[index]
+        text, links = prompt.link(question.text, question.database)
+        target = prompt.target(question.query, links, question.schema)
+        if random.random() < settings.recombination_prob:
+            text, target = random.choice(self.recombined[index] or [(text, target)])
+        if question.database and random.random() < settings.value_swap_prob:
+            links = augment.swap_values(links, target, question.database, random)
+        if settings.word_dropout:
+            text = " ".join(w for w in text.split() if w[0] == "<" or random.random() >= settings.word_dropout)
+        return self.recipe.encode(question, text, links, target)
+
+    @functools.cached_property
+    def recombined(self) -> list[list[tuple[str, str]]]:
+        """New pairs for each question, the same on every process."""
+        from recipes.text2sql.augment import recombine_questions
+
+        return recombine_questions(self.questions)
