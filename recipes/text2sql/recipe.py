@@ -77,6 +77,10 @@ class GenerationSettings:
 
     max_new_tokens: int = 128
     """Longest SQL, in tokens."""
+    num_beams: int = 1
+    """Candidates that beam search follows; 1 writes greedily."""
+    execution_guided: bool = False
+    """Of the candidates, take the likeliest that runs and finds something."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -282,19 +286,30 @@ class Recipe:
         import torch
 
         from recipes.text2sql.prompt import reveal
+        from recipes.text2sql.sql import first_that_finds
 
         longest = max(len(example.prompt) for example in examples)
         pad = self.tokenizer.pad_token_id
         ids = torch.tensor([[pad] * (longest - len(e.prompt)) + e.prompt for e in examples], device=model.device)
+        settings = self.generation_settings
         written = model.generate(
             input_ids=ids,
             attention_mask=(ids != pad).long(),
-            max_new_tokens=self.generation_settings.max_new_tokens,
+            max_new_tokens=settings.max_new_tokens,
             do_sample=False,
-        )
+            num_beams=settings.num_beams,
+            num_return_sequences=settings.num_beams,
+        )  # (batch * beams, time), the likeliest first
         texts = [self.tokenizer.decode([t for t in row if t not in (pad, self.tokenizer.eos_token_id)])
                  for row in written[:, longest:].tolist()]  # fmt: skip
-        return [reveal(text, example.links) for text, example in zip(texts, examples, strict=True)]
+        chosen = []
+        for number, example in enumerate(examples):
+            own = texts[number * settings.num_beams : (number + 1) * settings.num_beams]
+            candidates = [reveal(text, example.links) for text in own]
+            database = example.question.database
+            guided = settings.execution_guided and database is not None
+            chosen.append(first_that_finds(candidates, database) if guided else candidates[0])
+        return chosen
 
     def _train_tokenizer(self) -> Any:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
