@@ -257,8 +257,18 @@ class TextEncoder(nn.Module):
 class TabularModel(nn.Module):
     """Texts, numbers and a mask in; a class score and a number for each target token out."""
 
-    def __init__(self, texts: TextEncoder, width: int, heads: int, layers: int, fusion: str, dropout: float) -> None:
+    def __init__(
+        self,
+        texts: TextEncoder,
+        width: int,
+        heads: int,
+        layers: int,
+        fusion: str,
+        dropout: float,
+        final_norm: bool = True,
+    ) -> None:
         super().__init__()
+        self.norm = nn.LayerNorm(width) if final_norm else nn.Identity()
         self.texts = texts
         self.fusion = Fusion(width, fusion, dropout)
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
@@ -276,7 +286,8 @@ class TabularModel(nn.Module):
         attend = None if bool(mask.all()) else mask[:, None, None, :]
         for block in self.blocks:
             states = block(states, attend)
-        return self.classification(states[:, :num_targets]), self.regression(states[:, 0])
+        states = self.norm(states[:, :num_targets])
+        return self.classification(states), self.regression(states[:, 0])
 
 
 def adapt(model: TabularModel, rank: int, alpha: float, dropout: float, heads: set[str]) -> None:

@@ -8,7 +8,7 @@ def presets() -> dict[str, dict[str, Any]]:
     small = {
         "batch_size": 64,
         "micro_batch_size": 32,
-        "learning_rate": 1e-3,
+        "learning_rate": 5e-4,
         "weight_decay": 1e-3,
         "lr_scheduler_type": "one_cycle",
         "warmup_ratio": 0.1,
@@ -23,6 +23,7 @@ def presets() -> dict[str, dict[str, Any]]:
         "model.unfrozen_layers": 6,
         "model.text_chunk_size": 128,
         "data.max_text_tokens": 512,
+        "model.final_norm": False,
         "data.wording": "tabstar",
         "batch_size": 128,
         "micro_batch_size": 32,
@@ -34,6 +35,14 @@ def presets() -> dict[str, dict[str, Any]]:
     }
     return {
         "default": {**small, "num_train_epochs": 8.0},
+        "nano": {
+            **small,
+            "num_train_epochs": 10.0,
+            "model.text_layers": 1,
+            "model.interaction_layers": 2,
+            "data.max_text_tokens": 32,
+            "data.max_rows_per_table_per_epoch": 512,
+        },
         "tabstar": {**tabstar, "model.numerical_fusion": "sum"},
         "tabstar-v1.0": {**tabstar, "model.numerical_fusion": "transformer", "data.numbers_as_text": True},
     }

@@ -86,6 +86,8 @@ class ModelSettings:
     """Layers in which the targets and cells of a row see each other."""
     numerical_fusion: Literal["sum", "transformer"] = "sum"
     """How a number joins its text: a sum (TabSTAR v1.1), or a layer over the two (v1.0; slower)."""
+    final_norm: bool = True
+    """Normalise what the heads read; TabSTAR does not, and from nothing learns much slower so."""
     dropout: float = 0.1
     """Share dropped in every part."""
 
@@ -202,7 +204,9 @@ class Recipe:
                 continue
             column, _, kind = pair.strip().rpartition("=")
             if kind not in KINDS or not column:
-                raise ConfigError(f"data.kinds holds {pair!r}: type COLUMN=KIND, where KIND is one of {', '.join(KINDS)}.")
+                raise ConfigError(
+                    f"data.kinds holds {pair!r}: type COLUMN=KIND, where KIND is one of {', '.join(KINDS)}."
+                )
             found[column] = kind
         return found
 
@@ -278,6 +282,7 @@ class Recipe:
 
     def model(self) -> Any:
         """Fresh weights; a given text encoder with its own."""
+        import torch
         from transformers import AutoConfig, AutoModel
 
         from recipes.tabular.model import TabularModel, TextEncoder, adapt
@@ -288,7 +293,12 @@ class Recipe:
         if sizes.text_encoder is not None and (Path(sizes.text_encoder).is_dir() or not _has_weights(self.assets)):
             bert = load_encoder(sizes.text_encoder)
         else:
-            bert = AutoModel.from_config(AutoConfig.from_pretrained(self.assets / "text_encoder"), add_pooling_layer=False)
+            bert = AutoModel.from_config(
+                AutoConfig.from_pretrained(self.assets / "text_encoder"), add_pooling_layer=False
+            )
+            with torch.no_grad():
+                # As drawn, a word weighs as much as its place, and texts of the same words hardly differ.
+                bert.embeddings.word_embeddings.weight.mul_(5.0)
         num_layers = bert.config.num_hidden_layers
         given = sizes.text_encoder is not None
         unfrozen = sizes.unfrozen_layers if sizes.unfrozen_layers is not None else (6 if given else num_layers)
@@ -303,7 +313,7 @@ class Recipe:
             bert.embeddings.requires_grad_(False)
         model = TabularModel(
             texts, sizes.hidden_size, sizes.num_attention_heads, sizes.interaction_layers, sizes.numerical_fusion,
-            sizes.dropout,
+            sizes.dropout, sizes.final_norm,
         )  # fmt: skip
         if self.stage == "finetune":
             if self.adapt == "lora":
@@ -423,7 +433,9 @@ class Recipe:
         name = request.table or (next(iter(by_name)) if len(by_name) == 1 else None)
         if name not in by_name:
             came = "no table was named" if name is None else f"there is no table {name!r}"
-            raise DataError(f"The model knows several tables, and {came}: type --table with one of {', '.join(by_name)}.")
+            raise DataError(
+                f"The model knows several tables, and {came}: type --table with one of {', '.join(by_name)}."
+            )
         table = by_name[name]
         if not len(frame):
             raise DataError(f"{request.input} has no rows.")

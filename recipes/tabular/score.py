@@ -41,7 +41,9 @@ def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int =
     """Expected calibration error of the most probable class. Source: Guo et al. 2017, arXiv 1706.04599, eq. 3."""
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [abs(right[place == b].mean() - confidence[place == b].mean()) * (place == b).sum() for b in np.unique(place)]
+    gaps = [
+        abs(right[place == b].mean() - confidence[place == b].mean()) * (place == b).sum() for b in np.unique(place)
+    ]
     return float(sum(gaps) / len(labels))
 
 

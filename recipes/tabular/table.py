@@ -72,9 +72,7 @@ class Table:
     @staticmethod
     def from_json(content: dict[str, Any]) -> Table:
         """The table of `to_json`."""
-        columns = tuple(
-            Column(**{**column, "quantiles": tuple(column["quantiles"])}) for column in content["columns"]
-        )
+        columns = tuple(Column(**{**column, "quantiles": tuple(column["quantiles"])}) for column in content["columns"])
         return Table(**{**content, "columns": columns, "classes": tuple(content["classes"])})
 
 
@@ -223,7 +221,9 @@ def fit(
         values = as_numbers(labels)
         values = values[np.isfinite(values)]
         if not len(values):
-            raise DataError(f"{name}: no value of the target {target!r} is a number; for classes, type task classification.")
+            raise DataError(
+                f"{name}: no value of the target {target!r} is a number; for classes, type task classification."
+            )
         std = float(values.std())
         return Table(name, target, task, kept_columns, (), float(values.mean()), std if std > 0 else 1.0, len(frame))
     classes = tuple(sorted(as_text(labels).dropna().unique(), key=_class_key))
@@ -332,7 +332,9 @@ class Wording:
 
     def cell(self, column: str, value: str) -> str:
         """A cell of text."""
-        return f"{column}: {value}" if self.style == "short" else f"Predictive Feature: {column}\nFeature Value: {value}"
+        return (
+            f"{column}: {value}" if self.style == "short" else f"Predictive Feature: {column}\nFeature Value: {value}"
+        )
 
     def number(self, column: str) -> str:
         """The text of a numeric column, the same for every value."""
