@@ -1,0 +1,1 @@
+"""Language models: from any text to a tokenizer, a decoder, and text again."""

@@ -1,0 +1,250 @@
+"""Packing: tokens of documents in rows of one length, by index or as a stream that can be entered again anywhere."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import random
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recipes.language_model import text, tokens
+from runner.errors import DataError
+
+if TYPE_CHECKING:
+    from recipes.language_model.recipe import DataSettings
+    from recipes.language_model.text import Corpus, Passage
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Up to max_seq_length + 1 tokens: each but the last is an input, each but the first a target."""
+
+    ids: np.ndarray
+    """int32."""
+    documents: np.ndarray
+    """Which document each token is of: numbers that differ where documents do. int32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Packer:
+    """From passages to rows."""
+
+    tokenizer: Any
+    settings: DataSettings
+
+    def tokenize(self, passages: list[Passage]) -> tuple[list[np.ndarray], list[bool]]:
+        """Token ids of each passage with BOS and EOS where documents begin and end, and whether it begins one."""
+        found = []
+        encoded = tokens.encode(self.tokenizer, [passage.text for passage in passages])
+        for passage, ids in zip(passages, encoded, strict=True):
+            parts = [ids]
+            if passage.starts and self.settings.add_bos:
+                parts.insert(0, np.array([self.tokenizer.bos_token_id], np.int32))
+            if passage.ends and self.settings.add_eos:
+                parts.append(np.array([self.tokenizer.eos_token_id], np.int32))
+            found.append(np.concatenate(parts))
+        # Parts of a long document that were shuffled are strangers to each other.
+        return found, [True] * len(passages)
+
+    def rows(self, passages: list[Passage]) -> Sequence[Row]:
+        """All tokens of the passages in rows; nothing is left out. Linear in the tokens."""
+        ids, starts = self.tokenize(passages)
+        if self.settings.packing == "concat":
+            return Concatenated.of(ids, starts, self.settings.max_seq_length, self.settings.stride)
+        chunks = self._chunks(ids, starts)
+        if self.settings.packing == "document":
+            return [Row(chunk, np.full(len(chunk), number, np.int32)) for number, chunk in enumerate(chunks)]
+        return best_fit(chunks, self.settings.max_seq_length + 1)
+
+    def _chunks(self, ids: list[np.ndarray], starts: list[bool]) -> list[np.ndarray]:
+        """Documents in parts of at most a row, each of which begins with the last token of the one before."""
+        length = self.settings.max_seq_length
+        documents: list[list[np.ndarray]] = []
+        for part, begins in zip(ids, starts, strict=True):
+            if begins or not documents:
+                documents.append([])
+            documents[-1].append(part)
+        whole = [np.concatenate(parts) for parts in documents]
+        # A single token has no target.
+        return [each[at : at + length + 1] for each in whole for at in range(0, max(1, len(each) - 1), length)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Concatenated(Sequence[Row]):
+    """Documents one after another, cut into rows: views of one array. Neighbours share a token, so that every token
+    but the first is a target once (where the stride is the length)."""
+
+    ids: np.ndarray
+    documents: np.ndarray
+    length: int
+    stride: int
+
+    @classmethod
+    def of(cls, ids: list[np.ndarray], starts: list[bool], length: int, stride: int | None) -> Concatenated:
+        """Put the tokens of passages together."""
+        numbers = np.cumsum(np.array(starts, np.int32)) if starts else np.zeros(0, np.int32)
+        sizes = [len(each) for each in ids]
+        joined = np.concatenate(ids) if ids else np.zeros(0, np.int32)
+        return cls(joined, np.repeat(numbers, sizes).astype(np.int32), length, stride or length)
+
+    def __len__(self) -> int:
+        targets = len(self.ids) - 1
+        return 0 if targets < 1 else 1 + max(0, -(-(targets - self.length) // self.stride))
+
+    def __getitem__(self, index: Any) -> Row:
+        if index >= len(self):
+            raise IndexError(index)
+        first = index * self.stride
+        return Row(self.ids[first : first + self.length + 1], self.documents[first : first + self.length + 1])
+
+
+def best_fit(chunks: list[np.ndarray], capacity: int) -> list[Row]:
+    """Chunks in rows of at most `capacity` tokens, the longest first, each where it fits most tightly.
+
+    O(n log n). Source: best-fit decreasing, as in Ding et al. 2024, arXiv 2404.10830.
+    """
+    room: list[int] = []
+    open_rows: list[int] = []
+    rows: list[list[int]] = []
+    for number in sorted(range(len(chunks)), key=lambda each: -len(chunks[each])):
+        size = len(chunks[number])
+        place = bisect.bisect_left(room, size)
+        if place == len(room):
+            left, row = capacity - size, len(rows)
+            rows.append([number])
+        else:
+            left, row = room.pop(place) - size, open_rows.pop(place)
+            rows[row].append(number)
+        if left > 1:
+            place = bisect.bisect_left(room, left)
+            room.insert(place, left)
+            open_rows.insert(place, row)
+    return [
+        Row(
+            np.concatenate([chunks[number] for number in row]),
+            np.concatenate([np.full(len(chunks[number]), number, np.int32) for number in row]),
+        )
+        for row in rows
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedStream:
+    """Rows that are read, tokenised and packed when they are wanted.
+
+    A lane reads windows of its share of the source. Documents and rows are shuffled within a window, and where the
+    source can be entered anywhere, so are the pieces of all of it. The cursor is [epoch, window, row]: what a window
+    holds depends on these numbers and the seed alone, so a window is simply made again after a restart.
+    """
+
+    corpus: Corpus
+    packer: Packer
+    examples_per_epoch: int | None
+    """Rows, estimated from a sample; None where the size of the source is not known."""
+
+    def read(self, lane: int, num_lanes: int, seed: int, cursor: Any | None) -> Iterator[tuple[Row, Any]]:
+        """The rows of a lane, without end."""
+        epoch, window, offset = cursor or (0, 0, 0)
+        while True:
+            is_empty = True
+            for number, passages in self._windows(lane, num_lanes, seed, epoch, window):
+                rows = self._rows(passages, f"{seed}/rows/{lane}/{epoch}/{number}")
+                for place in range(offset if number == window else 0, len(rows)):
+                    is_empty = False
+                    yield rows[place], [epoch, number, place + 1]
+            if is_empty and window == 0 and offset == 0:
+                return
+            epoch, window, offset = epoch + 1, 0, 0
+
+    def _rows(self, passages: list[Passage], name: str) -> list[Row]:
+        packed = self.packer.rows(passages)
+        rows = [packed[place] for place in range(len(packed))]
+        if self.packer.settings.shuffle_window:
+            random.Random(name).shuffle(rows)
+        return [row for row in rows if len(row.ids) > 1]
+
+    def _windows(
+        self, lane: int, num_lanes: int, seed: int, epoch: int, first: int
+    ) -> Iterator[tuple[int, list[Passage]]]:
+        """(number, passages) of a lane's windows in an epoch, from number `first` on."""
+        settings = self.packer.settings
+        if not self.corpus.can_seek:
+            yield from self._sequential(lane, num_lanes, seed, epoch, first)
+            return
+        # Small sources are cut into smaller pieces, so that each lane gets some.
+        size = min(text.PIECE, max(1024, self.corpus.size // (8 * num_lanes)))
+        pieces = self.corpus.pieces("train", size)[lane::num_lanes]
+        if settings.shuffle_window:
+            random.Random(f"{seed}/pieces/{lane}/{epoch}").shuffle(pieces)
+        together = max(1, settings.shuffle_window // size)
+        for number in range(first, -(-len(pieces) // together)):
+            mine = pieces[number * together : (number + 1) * together]
+            passages = [self.corpus.read_piece("train", piece) for piece in mine]
+            yield number, self._shuffled(passages, f"{seed}/documents/{lane}/{epoch}/{number}")
+
+    def _sequential(
+        self, lane: int, num_lanes: int, seed: int, epoch: int, first: int
+    ) -> Iterator[tuple[int, list[Passage]]]:
+        """Windows are runs of so many documents per lane, of which the lane takes each num_lanes-th."""
+        # Parts of a long text are as large as many documents.
+        is_long = self.packer.settings.document_separator is None and not any(
+            file.has_lines or file.suffix == ".parquet" or file.path.startswith("datasets://")
+            for file in self.corpus.files
+        )
+        span = (16 if is_long else 1024) * num_lanes
+        number, mine = first, []
+        for place, passage in self.corpus.sequence("train", first * span):
+            while place // span > number:
+                yield number, self._shuffled([[each] for each in mine], f"{seed}/documents/{lane}/{epoch}/{number}")
+                number, mine = number + 1, []
+            # Each run of num_lanes passages is dealt from another lane on: every tenth may be validation's.
+            if (place + place // num_lanes) % num_lanes == lane:
+                mine.append(passage)
+        yield number, self._shuffled([[each] for each in mine], f"{seed}/documents/{lane}/{epoch}/{number}")
+
+    def _shuffled(self, groups: list[list[Passage]], name: str) -> list[Passage]:
+        """Whole documents in another order; parts of one stay in theirs, and together where they were."""
+        flat = [passage for group in groups for passage in group]
+        if not self.packer.settings.shuffle_window or not all(each.starts and each.ends for each in flat):
+            return flat
+        random.Random(name).shuffle(flat)
+        return flat
+
+
+def estimated_rows(corpus: Corpus, packer: Packer) -> int | None:
+    """Rows of an epoch, from the first pieces of the training split; None where the size is not known."""
+    if any(file.path.startswith("datasets://") or file.is_compressed for file in corpus.files):
+        return None
+    if corpus.files[0].suffix == ".parquet":
+        return None
+    pieces = corpus.pieces("train")
+    chosen = pieces[:: max(1, len(pieces) // 4)][:4]
+    rows = sum(len(packer.rows(corpus.read_piece("train", piece))) for piece in chosen)
+    size = sum(end - first for _, first, end in chosen)
+    total = sum(end - first for _, first, end in pieces)
+    return max(1, round(rows * total / max(1, size)))
+
+
+def validation_rows(corpus: Corpus, packer: Packer, whole: bool) -> list[Row]:
+    """The rows that training is judged by: the same in every run, whatever training's packing; in the source's order."""
+    plain = dataclasses.replace(packer, settings=dataclasses.replace(packer.settings, packing="concat", stride=None))
+    chosen: list[Passage] = []
+    size = 0
+    for passage in corpus.passages("train" if whole else "validation"):
+        chosen.append(passage)
+        size += len(passage.text)
+        if size >= text.MOST_VALIDATION:
+            break
+    rows = plain.rows(chosen)
+    return [rows[place] for place in range(len(rows))]
+
+
+def training_rows(corpus: Corpus, packer: Packer) -> Sequence[Row]:
+    """Every row of the training split, by index. Raises DataError where there is none."""
+    rows = packer.rows(list(corpus.passages("train")))
+    if not len(rows):
+        raise DataError("The training split holds no two tokens: check --data.source and --data.validation_split.")
+    return rows

@@ -1,0 +1,216 @@
+"""The decoder: a class of transformers whose config can say what is asked for, so that other tools read it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from runner.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from recipes.language_model.recipe import LoraSettings, ModelSettings
+
+
+class DroppingEmbedding(nn.Embedding):
+    """Token embeddings with dropout: Llama has none outside attention, and small data needs it."""
+
+    dropout = 0.0
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(...) int64 -> (..., hidden)."""
+        return nn.functional.dropout(super().forward(input), self.dropout, self.training)
+
+
+class DroppingLinear(nn.Linear):
+    """The last matrix of an attention or feed-forward block, with dropout of what it adds to the residual stream.
+
+    Source: Vaswani et al. 2017, arXiv 1706.03762, section 5.4.
+    """
+
+    dropout = 0.0
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return nn.functional.dropout(super().forward(input), self.dropout, self.training)
+
+
+def build(settings: ModelSettings, vocab_size: int, max_seq_length: int, special: dict[str, int | None]) -> Any:
+    """A fresh model of one of five exact combinations of norm, gate and position.
+
+    Raises ConfigError for a combination that no class of transformers has.
+    """
+    import transformers
+
+    shape: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "hidden_size": settings.hidden_size,
+        "num_hidden_layers": settings.num_hidden_layers,
+        "num_attention_heads": settings.num_attention_heads,
+        "max_position_embeddings": max(settings.max_position_embeddings, max_seq_length),
+        "tie_word_embeddings": settings.tie_embeddings,
+        "attention_dropout": settings.dropout,
+        "use_cache": True,
+        **special,
+    }
+    heads = settings.num_key_value_heads or settings.num_attention_heads
+    if settings.hidden_size % settings.num_attention_heads or settings.num_attention_heads % heads:
+        raise ConfigError(
+            f"model.hidden_size {settings.hidden_size} has to be a multiple of model.num_attention_heads "
+            f"{settings.num_attention_heads}, and that of model.num_key_value_heads {heads}."
+        )
+    kind = (settings.norm, settings.swiglu, settings.rope)
+    wide = {**shape, "num_key_value_heads": heads, "intermediate_size": settings.intermediate_size}
+    wide["hidden_act"] = settings.activation
+    if kind == ("rms", True, True):
+        model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**wide))
+    elif kind == ("rms", False, True):
+        model = transformers.ArceeForCausalLM(transformers.ArceeConfig(**wide))
+    elif kind == ("layer", True, True):
+        config = transformers.StableLmConfig(**wide, use_parallel_residual=False, partial_rotary_factor=1.0)
+        model = transformers.StableLmForCausalLM(config)
+    elif kind == ("layer", False, True):
+        model = transformers.Starcoder2ForCausalLM(transformers.Starcoder2Config(**wide, sliding_window=None))
+    elif kind == ("layer", False, False):
+        model = _gpt2(settings, shape)
+    else:
+        raise ConfigError(
+            f"No model has norm {settings.norm}, swiglu {settings.swiglu} and rope {settings.rope} together.\n"
+            "Without rope (learned positions) there is --model.norm layer --model.no-swiglu; with it, all four."
+        )
+    _add_dropout(model, settings.dropout)
+    _scale_residuals(model, settings.num_hidden_layers)
+    return model
+
+
+def _gpt2(settings: ModelSettings, shape: dict[str, Any]) -> Any:
+    import transformers
+
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=shape["vocab_size"],
+            n_embd=settings.hidden_size,
+            n_layer=settings.num_hidden_layers,
+            n_head=settings.num_attention_heads,
+            n_inner=settings.intermediate_size,
+            n_positions=shape["max_position_embeddings"],
+            activation_function=settings.activation,
+            resid_pdrop=settings.dropout,
+            embd_pdrop=settings.dropout,
+            attn_pdrop=settings.dropout,
+            tie_word_embeddings=settings.tie_embeddings,
+            bos_token_id=shape["bos_token_id"],
+            eos_token_id=shape["eos_token_id"],
+        )
+    )
+
+
+LAST_OF_BLOCK = ("o_proj", "down_proj", "c_proj")
+
+
+def _add_dropout(model: Any, dropout: float) -> None:
+    """Dropout of embeddings and of what each block adds, where the class has none of its own: nothing is renamed."""
+    if not dropout or type(model).__name__ == "GPT2LMHeadModel":
+        return
+    embedding = model.get_input_embeddings()
+    embedding.__class__, embedding.dropout = DroppingEmbedding, dropout
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in LAST_OF_BLOCK and type(module) is nn.Linear:
+            module.__class__, module.dropout = DroppingLinear, dropout  # type: ignore[assignment]
+
+
+@torch.no_grad()
+def _scale_residuals(model: Any, num_layers: int) -> None:
+    """The last matrix of each block begins smaller, as there are two blocks a layer that add up.
+
+    Source: Radford et al. 2019 (GPT-2), section 2.3.
+    """
+    if type(model).__name__ == "GPT2LMHeadModel":
+        return
+    for name, parameter in model.named_parameters():
+        if name.endswith(tuple(f"{last}.weight" for last in LAST_OF_BLOCK)):
+            parameter.mul_((2 * num_layers) ** -0.5)
+
+
+def pretrained(path: str) -> Any:
+    """The model of a folder that `from_pretrained` reads. Raises DataError where there is none."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        summary = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"model.pretrained {path} cannot be loaded: {summary}\n"
+            "Type --model.pretrained with the folder final/ of a run, or what relay export wrote."
+        ) from None
+
+
+def with_adapters(model: Any, settings: LoraSettings) -> Any:
+    """Low-rank adapters on a frozen model. Source: Hu et al. 2021 (LoRA), arXiv 2106.09685, section 4.1."""
+    import peft
+
+    wanted = settings.target_modules.split(",") if settings.target_modules else "all-linear"
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=wanted,
+    )
+    try:
+        adapted: Any = peft.get_peft_model(model, config)
+    except ValueError as error:
+        raise ConfigError(f"lora.target_modules does not fit this model: {str(error).splitlines()[0]}") from None
+    adapted.__class__ = _adapted_class()
+    return adapted
+
+
+def _adapted_class() -> Any:
+    import peft
+
+    class Adapted(peft.PeftModelForCausalLM):
+        """A model with adapters, whose folder holds the adapters in PEFT's format and all weights beside them."""
+
+        def save_pretrained(self, save_directory: Any, state_dict: Any = None, **more: Any) -> None:  # type: ignore[override]
+            """Write both."""
+            from pathlib import Path
+
+            from safetensors.torch import save_file
+
+            tensors = {name: value.contiguous() for name, value in (state_dict or self.state_dict()).items()}
+            super().save_pretrained(str(save_directory), **more)
+            save_file(tensors, Path(save_directory) / "model.safetensors", metadata={"format": "pt"})
+
+    return Adapted
+
+
+def count(model: nn.Module) -> tuple[int, int]:
+    """(parameters, those that train); tied ones once."""
+    parameters = list(model.parameters())
+    return sum(each.numel() for each in parameters), sum(each.numel() for each in parameters if each.requires_grad)
+
+
+def other_parameters(settings: ModelSettings) -> int:
+    """Parameters beside the embeddings: what a vocabulary is weighed against. Counted on no memory at all."""
+    with torch.device("meta"):
+        one = build(settings, 64, 64, {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None})
+    outside = {id(one.get_input_embeddings().weight), id(one.get_output_embeddings().weight)}
+    return sum(each.numel() for each in one.parameters() if id(each) not in outside)
+
+
+def sums_of_rows(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy summed over each row, in nats, at least in fp32. (batch, time, vocab), (batch, time) -> (batch,)."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    each = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none")
+    return each.view(labels.shape).sum(1)
+
+
+def places(documents: Tensor) -> Tensor:
+    """Places counted anew in every document. (batch, time) -> (batch, time): transformers reads from a place that is
+    not one more than the last that a document begins, and lets it see nothing before."""
+    time = torch.arange(documents.shape[1]).expand(documents.shape)
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return time - torch.where(begins, time, 0).cummax(1).values

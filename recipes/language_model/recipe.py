@@ -1,0 +1,413 @@
+"""Language models: any text becomes a tokenizer, a decoder of any size, and text again."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from tyro.conf import Suppress
+
+from runner.errors import ConfigError, DataError
+from runner.recipe import Batch, Loss
+
+if TYPE_CHECKING:
+    from recipes.language_model.data import Row
+    from recipes.language_model.text import Corpus
+
+# Bytes up to which everything is tokenised before the first step.
+HELD_AT_ONCE = 64_000_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """The text, and how it is cut into rows."""
+
+    source: str | None = None
+    """Files, folders, globs or URLs (.txt, .jsonl, .parquet, compressed), or a `datasets` id; none: made stories."""
+    validation_source: str | None = None
+    """Text to judge by; none: the part of the source that validation_split names."""
+    validation_split: float = 0.1
+    """Share of the source that is kept from training: the end of each file; at most 4 MB."""
+    config: str | None = None
+    """Of a `datasets` id: the configuration."""
+    split: str = "train"
+    """Of a `datasets` id: the split to train on."""
+    val_split: str | None = None
+    """Of a `datasets` id: the split to judge by, instead of a share of the other."""
+    text_column: str = "text"
+    """The column of .jsonl, .parquet and `datasets` that holds the text."""
+    document_separator: str | None = None
+    """What stands between two documents of a text file, such as "\\n\\n"; none: a file is one document."""
+    streaming: bool | None = None
+    """Read while training, so that memory does not grow with the data; none: where they hold more than 64 MB."""
+    shuffle_window: int = 1_000_000
+    """Streams: bytes that a lane reads and shuffles at a time; 0: nothing is shuffled."""
+    max_seq_length: int = 256
+    """Tokens that the model sees at a time."""
+    stride: int | None = None
+    """Tokens between the beginnings of two rows, of packing concat; none: max_seq_length, so that rows do not overlap."""
+    packing: Literal["concat", "best_fit", "document"] = "concat"
+    """How documents become rows: one after another and cut, put together so that few are cut, or one per row."""
+    isolate_documents: bool = False
+    """Whether the documents of a row cannot see each other."""
+    add_bos: bool = True
+    """Put a token in front of every document."""
+    add_eos: bool = True
+    """Put a token behind every document, so that the model learns to end."""
+
+    def __post_init__(self) -> None:
+        if self.max_seq_length < 2:
+            raise ConfigError(f"data.max_seq_length is {self.max_seq_length}: type a number of at least 2.")
+        if self.stride is not None and not 1 <= self.stride <= self.max_seq_length:
+            raise ConfigError(f"data.stride is {self.stride}: type a number from 1 to data.max_seq_length.")
+        if not 0 <= self.validation_split < 1:
+            raise ConfigError(f"data.validation_split is {self.validation_split}: type a number from 0 to below 1.")
+        if self.shuffle_window < 0:
+            raise ConfigError(f"data.shuffle_window is {self.shuffle_window}: type a number of at least 0.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerSettings:
+    """What the text is cut into."""
+
+    kind: Literal["char", "bpe", "path"] = "bpe"
+    """Characters, byte pairs learnt from the training data, or a tokenizer that is there."""
+    path: str | None = None
+    """Of kind path: a tokenizer.json, or a folder that holds one (or vocab.json and merges.txt)."""
+    vocab_size: str = "auto"
+    """Of kind bpe: tokens, or auto: the learnable size with the least compute per byte of text."""
+    min_vocab_size: int = 512
+    """The least of an automatic choice."""
+    max_vocab_size: int = 50_000
+    """The most of an automatic choice."""
+    train_examples: int = 10_000
+    """Documents to learn from, at most 20 MB of text."""
+    retrain: bool = False
+    """Fit the tokenizer anew where the output folder has one."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The decoder."""
+
+    pretrained: str | None = None
+    """Folder of a trained model to start from, with its dimensions; none: the ones below, and fresh weights."""
+    hidden_size: int = 128
+    """Width of the residual stream."""
+    num_hidden_layers: int = 6
+    """Layers."""
+    num_attention_heads: int = 4
+    """Query heads."""
+    num_key_value_heads: int | None = None
+    """Key and value heads; none: as many as query heads."""
+    intermediate_size: int = 512
+    """Width of the feed-forward blocks."""
+    max_position_embeddings: int = 2048
+    """Longest text that the finished model accepts; at least data.max_seq_length."""
+    dropout: float = 0.0
+    """Dropout of embeddings, attention and what each block adds, as a share."""
+    activation: Literal["relu", "gelu", "silu"] = "silu"
+    """Function of the feed-forward blocks."""
+    norm: Literal["rms", "layer"] = "rms"
+    """Kind of normalisation."""
+    swiglu: bool = True
+    """Gate the feed-forward blocks."""
+    rope: bool = True
+    """Rotary positions; without them they are learnt (as in GPT-2)."""
+    tie_embeddings: bool = True
+    """One matrix for input and output tokens."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Low-rank adapters on a frozen model.pretrained."""
+
+    rank: int = 0
+    """Rank of the adapters; 0: all weights train."""
+    alpha: float = 16.0
+    """The adapters' output is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout of the adapters' input, as a share."""
+    target_modules: str | None = None
+    """Names of the matrices that get adapters, with commas between them; none: every one but the output."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Settings and verbs of language_model."""
+
+    data_settings: DataSettings = DataSettings()
+    tokenizer_settings: TokenizerSettings = TokenizerSettings()
+    model_settings: ModelSettings = ModelSettings()
+    lora: LoraSettings = LoraSettings()
+    assets: Suppress[Path | None] = None
+    """Folder of the tokenizer; the runner's to set."""
+
+    best_metric: ClassVar[str] = "bits_per_byte"
+    memory_advice: ClassVar[str] = (
+        "Lower --micro_batch_size or --data.max_seq_length, or set --gradient_checkpointing true."
+    )
+
+    def __post_init__(self) -> None:
+        if self.lora.rank and not self.model_settings.pretrained:
+            raise ConfigError("lora.rank came without a model to adapt: type --model.pretrained with a model's folder.")
+
+    @staticmethod
+    def presets() -> Mapping[str, Mapping[str, Any]]:
+        """Named settings."""
+        from recipes.language_model.presets import presets
+
+        return presets()
+
+    # Data -------------------------------------------------------------------------------------------
+
+    def prepare(self, folder: Path) -> Recipe:
+        """Fit the tokenizer on the training split, or take the one that is there."""
+        from recipes.language_model import tokens
+
+        bound = dataclasses.replace(self, assets=folder)
+        is_there = (folder / "tokenizer.json").is_file()
+        # Once per run: the other processes, and a resumed run, take what the first one has written.
+        wants_another = self.tokenizer_settings.retrain and not (folder / "fitted.json").is_file()
+        if is_there and not wants_another:
+            return bound
+        bound._fit_tokenizer(tokens).save_pretrained(folder)
+        (folder / "fitted.json").write_text(json.dumps({"kind": self.tokenizer_settings.kind}) + "\n", encoding="utf-8")
+        if self.model_settings.pretrained:
+            # So that a run's folder says by itself what its model is.
+            from transformers import AutoConfig
+
+            config: Any = AutoConfig.from_pretrained(self.model_settings.pretrained)
+            (folder / "base_config.json").write_text(config.to_json_string(use_diff=False), encoding="utf-8")
+        return bound
+
+    def _fit_tokenizer(self, tokens: Any) -> Any:
+        from recipes.language_model.model import other_parameters
+
+        model = self.model_settings
+        if model.pretrained and self.tokenizer_settings.kind != "path":
+            # Its tokens are the ones that it knows.
+            return tokens.from_path(Path(model.pretrained))
+        corpus = self._corpus()
+        wants_choice = self.tokenizer_settings.kind == "bpe" and self.tokenizer_settings.vocab_size == "auto"
+        others = other_parameters(model) if wants_choice else 0
+        return tokens.fit(self.tokenizer_settings, corpus, others, model.hidden_size, model.tie_embeddings)
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of `prepare`."""
+        from recipes.language_model import tokens
+
+        assert self.assets is not None
+        return tokens.load(self.assets)
+
+    @functools.cached_property
+    def token_bytes(self) -> Any:
+        """(vocabulary,): bytes of text that each token stands for."""
+        import torch
+
+        from recipes.language_model import tokens
+
+        return torch.from_numpy(tokens.bytes_of_tokens(self.tokenizer))
+
+    def data(self, split: str) -> Any:
+        """Rows of tokens: by index, or, of large data, as a stream."""
+        from recipes.language_model import data
+
+        settings = self.data_settings
+        packer = data.Packer(self.tokenizer, settings)
+        if split == "test":
+            return []
+        if split == "validation":
+            corpus = self._validation_corpus()
+            whole = corpus is not None
+            corpus = corpus or self._corpus()
+            return data.validation_rows(corpus, packer, whole) if whole or corpus.validation else []
+        corpus = self._corpus()
+        streaming = settings.streaming if settings.streaming is not None else corpus.size > HELD_AT_ONCE
+        if not streaming:
+            return data.training_rows(corpus, packer)
+        return data.PackedStream(corpus, packer, data.estimated_rows(corpus, packer))
+
+    def _corpus(self) -> Corpus:
+        from recipes.language_model import demo, text
+
+        settings = self.data_settings
+        source = settings.source
+        if source is None:
+            source = str(demo.write(_cache() / "language_model"))
+        has_own = settings.validation_source is not None or settings.val_split is not None
+        return text.Corpus(text.list_files(source), settings, 0.0 if has_own else settings.validation_split)
+
+    def _validation_corpus(self) -> Corpus | None:
+        """The text that was named for validation; None where it is a share of the source."""
+        from recipes.language_model import text
+
+        settings = self.data_settings
+        if settings.validation_source is not None:
+            return text.Corpus(text.list_files(settings.validation_source), settings, 0.0)
+        if settings.val_split is not None and settings.source is not None:
+            other = dataclasses.replace(settings, split=settings.val_split)
+            return text.Corpus(text.list_files(settings.source), other, 0.0)
+        return None
+
+    def collate(self, examples: list[Row]) -> Batch:
+        """Inputs and the tokens that follow them, padded on the right; padding comes after all that is scored."""
+        import torch
+
+        from recipes.language_model import model
+
+        time = max(len(row.ids) for row in examples) - 1
+        ids = torch.zeros((len(examples), time), dtype=torch.int64)
+        labels = torch.full((len(examples), time), -100)
+        documents = torch.full((len(examples), time), -1)
+        for number, row in enumerate(examples):
+            length = len(row.ids) - 1
+            whole = torch.from_numpy(row.ids.astype("int64"))
+            ids[number, :length], labels[number, :length] = whole[:-1], whole[1:]
+            if self.data_settings.isolate_documents:
+                numbers = torch.from_numpy(row.documents.astype("int64"))
+                documents[number, :length] = numbers[:-1]
+                # The first token of a document follows from nothing.
+                labels[number, :length][numbers[1:] != numbers[:-1]] = -100
+        sizes = (self.token_bytes[labels.clamp(min=0)] * (labels != -100)).sum(1)
+        tensors = {"input_ids": ids, "labels": labels, "bytes": sizes}
+        if self.data_settings.isolate_documents:
+            tensors["position_ids"] = model.places(documents)
+        return Batch(tensors, weight=int((labels != -100).sum()), tokens=sum(len(row.ids) - 1 for row in examples))
+
+    # Model ------------------------------------------------------------------------------------------
+
+    def model(self) -> Any:
+        """A fresh decoder, or the one of model.pretrained, with adapters where lora.rank says so."""
+        from recipes.language_model import model
+
+        settings, tokenizer = self.model_settings, self.tokenizer if self.assets is not None else None
+        if settings.pretrained:
+            built = self._pretrained()
+            known = built.get_input_embeddings().weight.shape[0]
+            if tokenizer is not None and len(tokenizer) > known:
+                raise DataError(
+                    f"The tokenizer has {len(tokenizer)} tokens, model.pretrained {known}: give the tokenizer of that "
+                    "model, or leave --tokenizer.kind out."
+                )
+        else:
+            names = ("bos_token_id", "eos_token_id", "pad_token_id")
+            special: dict[str, int | None] = {name: getattr(tokenizer, name, None) for name in names}
+            # A table of shapes alone, before there is a tokenizer.
+            vocab_size = len(tokenizer) if tokenizer is not None else 16_000
+            built = model.build(settings, vocab_size, self.data_settings.max_seq_length, special)
+        if self.lora.rank:
+            built = model.with_adapters(built, self.lora)
+            total, trained = model.count(built)
+            print(f"lora: {trained:,} of {total:,} parameters train ({trained / total:.2%})")
+        return built
+
+    def _pretrained(self) -> Any:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        from recipes.language_model import model
+
+        folder, kept = Path(self.model_settings.pretrained or ""), self.assets and self.assets / "base_config.json"
+        if not folder.exists() and kept and kept.is_file():
+            # The base has been moved away; its weights are in the checkpoint as well.
+            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(kept))
+        return model.pretrained(str(folder))
+
+    def loss(self, model: Any, batch: Batch) -> Loss:
+        """Summed cross-entropy of the tokens that follow, in nats."""
+        from recipes.language_model.model import sums_of_rows
+
+        # Without a cache and without a mask, or else transformers lets packed documents see each other.
+        output = model(input_ids=batch["input_ids"], position_ids=batch.tensors.get("position_ids"), use_cache=False)
+        sums = sums_of_rows(output.logits, batch["labels"])
+        if not model.training:
+            # `predict` is asked for the same batch next.
+            batch.extra["nats"] = sums.detach()
+        total = sums.detach().sum()
+        logs = {
+            "bits_per_byte": total / math.log(2) / batch["bytes"].sum().clamp(min=1),
+            "perplexity": (total / max(1.0, batch.weight)).clamp(max=80).exp(),
+        }
+        return Loss(sums.sum(), batch.weight, logs)
+
+    def predict(self, model: Any, batch: Batch) -> list[Any]:
+        """What each row costs: nats, tokens, and the bytes that these stand for."""
+        if "nats" not in batch.extra:
+            self.loss(model, batch)
+        counts = (batch["labels"] != -100).sum(1)
+        columns = (batch.extra.pop("nats"), counts, batch["bytes"])
+        return [
+            {"nats": nats, "tokens": count, "bytes": size}
+            for nats, count, size in zip(*(column.tolist() for column in columns), strict=True)
+        ]
+
+    def score(self, rows: list[Any]) -> dict[str, float]:
+        """Bits per byte, which vocabularies can be compared by, and perplexity per token."""
+        nats, tokens, size = (sum(row[name] for row in rows) for name in ("nats", "tokens", "bytes"))
+        return {
+            "bits_per_byte": nats / math.log(2) / max(size, 1),
+            "perplexity": math.exp(min(nats / max(tokens, 1), 700)),
+        }
+
+    # Use --------------------------------------------------------------------------------------------
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Request:
+        """Text to go on with."""
+
+        prompt: str = ""
+        """The beginning; empty: a new document."""
+        prompts: str | None = None
+        """A file with one beginning per line, instead of prompt."""
+        interactive: bool = False
+        """Ask for beginnings until the input ends; /temperature 0.8 and the like change what stands below."""
+        max_new_tokens: int = 200
+        """Longest text to write, in tokens."""
+        temperature: float = 0.8
+        """Below 1 the likely becomes likelier; 0: always the likeliest."""
+        top_k: int = 50
+        """Draw from this many likeliest tokens only; 0: from all."""
+        top_p: float = 1.0
+        """Draw from the likeliest tokens that have this share of the probability together."""
+        repetition_penalty: float = 1.0
+        """Above 1, what has been written becomes less likely."""
+        seed: int = 0
+        """The same seed and the same settings write the same text."""
+        samples: int = 1
+        """Texts for each beginning."""
+        batch_size: int = 8
+        """Texts that are written at a time."""
+        stream: bool = True
+        """Show a single text while it is written."""
+        begin: bool = True
+        """The prompt begins a document."""
+        stop: bool = True
+        """Stop where the model ends the document."""
+
+        def __post_init__(self) -> None:
+            if self.temperature < 0 or not 0 < self.top_p <= 1 or self.repetition_penalty <= 0 or self.top_k < 0:
+                raise ConfigError(
+                    "Wanted: temperature of at least 0, top_k of at least 0, top_p above 0 up to 1, and "
+                    "repetition_penalty above 0."
+                )
+            if min(self.max_new_tokens, self.samples, self.batch_size) < 1:
+                raise ConfigError("Wanted: max_new_tokens, samples and batch_size of at least 1.")
+
+    def answer(self, model: Any, request: Request) -> str:
+        """The prompts, each with what follows."""
+        from recipes.language_model import use
+
+        return use.answer(self, model, request)
+
+
+def _cache() -> Path:
+    """Where made data are kept: RELAY_CACHE, or the user's cache."""
+    import os
+
+    return Path(os.environ.get("RELAY_CACHE") or Path.home() / ".cache" / "relay")

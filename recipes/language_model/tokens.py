@@ -1,0 +1,240 @@
+"""Tokenizers: characters, byte-level BPE, or one that is there; and a vocabulary size that fits model and data.
+
+All of them give back exactly the text that they were given, but for characters that a character tokenizer has not
+seen. They are `tokenizers` files, so that `AutoTokenizer.from_pretrained` reads them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runner.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from recipes.language_model.recipe import TokenizerSettings
+
+SPECIAL = ("<pad>", "<bos>", "<eos>")
+UNKNOWN = "<unk>"
+LEAST_SEEN = 20
+"""A token that occurs more seldom in the training data is hardly learnt."""
+MULTIPLE = 64
+
+
+def characters(texts: Sequence[str]) -> Any:
+    """A tokenizer with one token for every character of the texts."""
+    from tokenizers import Tokenizer, decoders, models
+
+    seen = sorted({character for text in texts for character in text})
+    vocabulary = {token: number for number, token in enumerate((*SPECIAL, UNKNOWN, *seen))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN))
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([*SPECIAL, UNKNOWN])
+    return _wrapped(tokenizer, UNKNOWN)
+
+
+def byte_pairs(texts: Sequence[str], vocab_size: int) -> Any:
+    """A byte-level BPE tokenizer: it has no unknown characters, and models white space like everything else."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _wrapped(tokenizer)
+
+
+def truncated(tokenizer: Any, vocab_size: int) -> Any:
+    """The BPE tokenizer that the same training would have given for a smaller vocabulary: the first merges."""
+    from tokenizers import Tokenizer
+
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = content["model"]
+    kept = sorted(model["vocab"].items(), key=lambda item: item[1])[:vocab_size]
+    model["vocab"] = dict(kept)
+    model["merges"] = model["merges"][: max(0, vocab_size - len(model["vocab"]) + len(model["merges"]))]
+    names = model["vocab"]
+    model["merges"] = [
+        pair for pair in model["merges"] if "".join(pair if isinstance(pair, list) else pair.split(" ")) in names
+    ]
+    return _wrapped(Tokenizer.from_str(json.dumps(content)))
+
+
+def from_path(path: Path) -> Any:
+    """The tokenizer of a folder or a tokenizer.json. Raises DataError where there is none."""
+    from tokenizers import ByteLevelBPETokenizer, Tokenizer
+    from transformers import AutoTokenizer
+
+    if path.is_file():
+        return _wrapped(Tokenizer.from_file(str(path)))
+    if (path / "tokenizer_config.json").is_file():
+        return AutoTokenizer.from_pretrained(path)
+    if (path / "tokenizer.json").is_file():
+        return _wrapped(Tokenizer.from_file(str(path / "tokenizer.json")))
+    if (path / "merges.txt").is_file() and (path / "vocab.json").is_file():
+        own: Any = ByteLevelBPETokenizer(str(path / "vocab.json"), str(path / "merges.txt"))
+        return _wrapped(Tokenizer.from_str(own.to_str()))
+    raise DataError(f"There is no tokenizer at {path}: wanted a tokenizer.json, or vocab.json and merges.txt.")
+
+
+def _wrapped(tokenizer: Any, unknown: str | None = None) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    names = tokenizer.get_vocab()
+    # GPT-2 has one token for every border.
+    border = "<|endoftext|>" if "<|endoftext|>" in names else None
+    if border is None and not all(name in names for name in SPECIAL):
+        tokenizer.add_special_tokens([name for name in SPECIAL if name not in names])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=border or "<pad>",
+        bos_token=border or "<bos>",
+        eos_token=border or "<eos>",
+        unk_token=unknown,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load(folder: Path) -> Any:
+    """The tokenizer that `prepare` wrote."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    # Text that happens to spell a special token is text.
+    tokenizer.backend_tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def encode(tokenizer: Any, texts: list[str]) -> list[np.ndarray]:
+    """Token ids of each text, nothing added. int32."""
+    tokenizer.backend_tokenizer.encode_special_tokens = True
+    encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    return [np.array(each.ids, dtype=np.int32) for each in encoded]
+
+
+def bytes_of_tokens(tokenizer: Any) -> np.ndarray:
+    """(vocabulary,): how many bytes of text each token stands for; 0 for the special ones. float32."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    is_byte_level = "ByteLevel" in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
+    names: dict[str, int] = tokenizer.get_vocab()
+    special = set(tokenizer.all_special_tokens) - {tokenizer.unk_token}
+    lengths = np.zeros(max(names.values()) + 1, dtype=np.float32)
+    for name, number in names.items():
+        if name in special:
+            continue
+        # A byte-level token is written with one printable character per byte; an unknown one is at least a byte.
+        is_unknown = name == tokenizer.unk_token
+        lengths[number] = 1 if is_unknown else len(name) if is_byte_level else len(name.encode())
+    return lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One vocabulary size, and what speaks for it."""
+
+    vocab_size: int
+    bytes_per_token: float
+    parameters: int
+    compute_per_byte: float
+    """Parameters times tokens, per byte of text: a step costs about six times that."""
+    rare: float
+    """Share of the types that occur fewer than twenty times in the training data."""
+
+    @property
+    def is_learnable(self) -> bool:
+        """Whether nine of ten types occur often enough."""
+        return self.rare <= 0.1
+
+
+def candidates(
+    tokenizer: Any, texts: list[str], corpus_bytes: int, other_parameters: int, hidden_size: int, tied: bool, most: int
+) -> list[Candidate]:
+    """The table that a vocabulary is chosen from: sizes that double, measured on texts kept from the training of the BPE.
+
+    A larger vocabulary needs fewer tokens per byte and more parameters per token; where compute per byte is least
+    comes within a factor 1.5 of the scaling law of Tao et al. 2024, arXiv 2407.13623.
+    """
+    kept = texts[::10] or texts
+    kept_bytes = sum(len(text.encode()) for text in kept)
+    all_bytes = sum(len(text.encode()) for text in texts)
+    sizes, size = [], 512
+    while size < most:
+        sizes.append(size)
+        size *= 2
+    sizes.append(most)
+    found = []
+    for size in sizes:
+        smaller = truncated(tokenizer, size) if size < len(tokenizer) else tokenizer
+        tokens = sum(len(ids) for ids in encode(smaller, kept))
+        counts = Counter(np.concatenate(encode(smaller, texts)).tolist())
+        scale = max(1.0, corpus_bytes / max(1, all_bytes))
+        ordinary = [counts.get(number, 0) * scale for number in range(len(SPECIAL) + 256, len(smaller))]
+        rare = sum(count < LEAST_SEEN for count in ordinary) / max(1, len(ordinary))
+        ratio = kept_bytes / max(1, tokens)
+        parameters = other_parameters + len(smaller) * hidden_size * (1 if tied else 2)
+        cost = (other_parameters + len(smaller) * hidden_size) / ratio
+        found.append(Candidate(len(smaller), ratio, parameters, cost, rare))
+        if len(smaller) < size:
+            break
+    return found
+
+
+def choose(found: list[Candidate], least: int) -> Candidate:
+    """The learnable candidate with the least compute per byte, not below `least` where the data allow that."""
+    learnable = [candidate for candidate in found if candidate.is_learnable] or found[:1]
+    large = [candidate for candidate in learnable if candidate.vocab_size >= least]
+    return min(large or learnable[-1:], key=lambda candidate: candidate.compute_per_byte)
+
+
+def table(found: list[Candidate], chosen: Candidate, least: int) -> str:
+    """The candidates as text, the chosen one marked."""
+    lines = ["vocabulary  bytes/token  parameters  compute/byte  types seen < 20 times"]
+    for each in found:
+        mark = "  <- chosen" if each is chosen else "" if each.is_learnable else "  too rare"
+        lines.append(
+            f"{each.vocab_size:>10,}  {each.bytes_per_token:>11.3f}  {each.parameters / 1e6:>9.2f}M  "
+            f"{each.compute_per_byte / 1e6:>11.2f}M  {each.rare:>20.0%}{mark}"
+        )
+    if chosen.vocab_size < least:
+        lines.append(f"min_vocab_size {least:,} is more than these data can teach: {chosen.vocab_size:,} is taken.")
+    return "\n".join(lines)
+
+
+def fit(settings: TokenizerSettings, corpus: Any, other_parameters: int, hidden_size: int, tied: bool) -> Any:
+    """The tokenizer that the settings ask for, fitted on the training split. Prints the table of an automatic choice."""
+    if settings.kind == "path":
+        if settings.path is None:
+            raise ConfigError(
+                "tokenizer.kind path came without a path: type --tokenizer.path with a tokenizer's folder."
+            )
+        return from_path(Path(settings.path))
+    texts = corpus.sample(settings.train_examples)
+    if not texts:
+        raise DataError("The training split holds no text: check --data.source and --data.validation_split.")
+    if settings.kind == "char":
+        return characters(texts)
+    if settings.vocab_size != "auto":
+        try:
+            return byte_pairs(texts, int(settings.vocab_size))
+        except ValueError:
+            raise ConfigError(f"tokenizer.vocab_size is {settings.vocab_size!r}: type a number, or auto.") from None
+    # Texts of a thousand characters or so: what is held back to measure on must not be one long document.
+    parts = [text[at : at + 2000] for text in texts for at in range(0, len(text), 2000)]
+    whole = byte_pairs([part for number, part in enumerate(parts) if number % 10], settings.max_vocab_size)
+    found = candidates(whole, parts, corpus.size, other_parameters, hidden_size, tied, settings.max_vocab_size)
+    chosen = choose(found, settings.min_vocab_size)
+    print(table(found, chosen, settings.min_vocab_size))
+    return truncated(whole, chosen.vocab_size)
