@@ -264,6 +264,8 @@ class Recipe:
         study, splits = self.study, self.splits
         for note in study.notes:
             print(f"data: {note}", flush=True)
+        if self.stage == "predict" and self.unifrac_penalty > 0 and not self.is_frozen and not self._has_tree:
+            print("note: without --data.tree this stage learns nothing from UniFrac.", flush=True)
         leaking = leaking_groups(study, self.source, splits)
         if leaking:
             print(

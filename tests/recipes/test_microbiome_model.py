@@ -180,6 +180,23 @@ def test_the_tanh_form_suits_any_width(size: int) -> None:
     assert 0.85 < float(apart.mean()) < 0.97
 
 
+@pytest.mark.parametrize("metric", ["weighted", "weighted_normalized"])
+def test_distances_that_count_reads_have_their_own_targets(metric: Any) -> None:
+    from recipes.microbiome import unifrac
+
+    recipe = recipe_of(count_embedding=True)
+    data = dataclasses.replace(recipe.data_settings, distance=metric)
+    recipe = dataclasses.replace(recipe, data_settings=data)
+    batch = batch_of(recipe)
+    rows = [example.sample for example in batch.extra["examples"]]
+    assert recipe.study.phylogeny is not None
+    true = unifrac.distances(recipe.study.counts[rows], recipe.study.phylogeny, metric)
+    assert np.abs(batch["distances"].numpy() - true).max() < 1e-5
+    # An ASV alone has no abundance to speak of.
+    assert "asv_distances" not in batch.tensors
+    assert math.isfinite(recipe.loss(recipe.model(), batch).sum.item())
+
+
 def test_learned_branches_can_be_the_trees_own() -> None:
     """With a tree's branches in place of learned ones, the embeddings' distances are UniFrac itself."""
     recipe = recipe_of()

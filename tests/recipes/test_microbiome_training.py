@@ -163,6 +163,11 @@ def test_predictions_and_embeddings_of_a_study_from_files(stage_1: Path, tmp_pat
     expected = use.encode(model, recipe, study).embeddings
     assert np.allclose(np.array([line[1:] for line in written[1:]], float), expected, rtol=1e-4, atol=1e-6)
     assert "high" in (tmp_path / "o" / "report.html").read_text()
+    # Without a tree there is no UniFrac to learn: said, not passed over.
+    output = train(*SMALL, "--stage", "predict", "--data.table", request.table, "--data.metadata", request.metadata,
+                   "--data.target", "half", "--max_steps", "2", "--output_dir", str(tmp_path / "run"))  # fmt: skip
+    assert "note: without --data.tree" in output
+    assert {"target_accuracy", "target_auroc"} <= metrics(tmp_path / "run", "eval")[-1].keys()
     # An unseen table may hold longer ASVs than the model was trained for.
     longer = biom.Table(study.counts.T, [f"{sequence}ACGTACGT" for sequence in study.sequences], study.sample_ids)
     (tmp_path / "longer.biom").write_text(longer.to_json("test"))
