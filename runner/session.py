@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from runner import checkpoint, loop, report, storage
+from runner import checkpoint, loop, report
 from runner.checkpoint import State
 from runner.config import Config, RunSettings, write_yaml
 from runner.errors import BadStep, CheckpointError, ConfigError, DataError, DivergedError, UploadError
@@ -21,6 +21,7 @@ from runner.fetching import is_stream
 from runner.hardware import Hardware, open_hardware, seed_everything
 from runner.lanes import Lanes, check_batch, check_world, key
 from runner.log import Ledger, Metrics, Progress
+from runner.resuming import restore, resume_point, settled, source_of_weights
 from runner.saving import Saver, save_final
 from runner.sharding import shard
 from runner.signals import Signals
@@ -36,8 +37,8 @@ def run(config: Config) -> None:
     output_dir = Path(config.run.output_dir or "")
     if config.run.cloud_region:
         os.environ.setdefault("AWS_DEFAULT_REGION", config.run.cloud_region)
-    found, state = _resume_point(config.run, output_dir, hardware)
-    config = config.with_run(batch_size=_batch_size(config, state, hardware))
+    found, state = resume_point(config.run, output_dir, hardware)
+    config = settled(config, state, hardware)
     settings = config.run
     check_batch(settings.batch_size or 0, settings.micro_batch_size)
     check_world((settings.batch_size or 0) // settings.micro_batch_size, hardware.num_processes)
@@ -94,7 +95,7 @@ def first_weights(recipe: Any, settings: RunSettings) -> nn.Module:
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     if settings.init_from:
-        source = _source_of_weights(settings.init_from)
+        source = source_of_weights(settings.init_from)
         tensors = checkpoint.read_tensors(source / "model.safetensors")
         if hasattr(recipe, "inherit"):
             recipe.inherit(model, tensors)
@@ -103,22 +104,12 @@ def first_weights(recipe: Any, settings: RunSettings) -> nn.Module:
     return model
 
 
-def restore(run: loop.Run, found: Path) -> None:
-    """Put the weights and the optimiser of a checkpoint into the run; its state is there already."""
-    checkpoint.load_model(run.bare_model, checkpoint.read_tensors(found / "model.safetensors"), str(found))
-    tensors = checkpoint.read_tensors(found / "optimizer.safetensors")
-    checkpoint.load_optimizer(run.bare_model, run.optimizer, tensors)
-    scaler = run.hardware.accelerator.scaler
-    if run.state.scaler is not None and scaler is not None:
-        scaler.load_state_dict(run.state.scaler)
-
-
 def go_back(run: loop.Run, wrong: str) -> None:
     """Return to the last good checkpoint, or to the start, and leave out the examples of the bad step from there on."""
     run.saver.wait()
     hardware, state = run.hardware, run.state
     examples = run.lanes.everything(state.step) if run.lanes.num_examples else _stream_examples(run)
-    found, before = _resume_point(
+    found, before = resume_point(
         dataclasses.replace(run.settings, resume_from_checkpoint="auto"), run.saver.output_dir, hardware
     )
     before.excluded = sorted({*state.excluded, *examples}, key=str)
@@ -166,7 +157,7 @@ def prepare(config: Config, assets: Path, found: Path | None, hardware: Hardware
     """The recipe, bound to what it fits on the training split; one process fits, the others read."""
     recipe, source = (
         config.recipe,
-        found or (_source_of_weights(config.run.init_from) if config.run.init_from else None),
+        found or (source_of_weights(config.run.init_from) if config.run.init_from else None),
     )
     if hardware.is_main and not config.run.dry_run:
         assets.mkdir(parents=True, exist_ok=True)
@@ -338,98 +329,6 @@ def _output_dir(config: Config, hardware: Hardware) -> str:
     name = Path(config.recipe_name).stem if config.recipe_name.endswith(".py") else config.recipe_name
     chosen = config.run.output_dir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     return hardware.from_main(chosen)
-
-
-def _resume_point(settings: RunSettings, output_dir: Path, hardware: Hardware) -> tuple[Path | None, State]:
-    """The checkpoint to go on from, checked, and its state; the main process looks, all agree."""
-    answer: list[Any] = [None, None]
-    if hardware.is_main and settings.resume_from_checkpoint:
-        try:
-            answer[0] = _find_checkpoint(settings.resume_from_checkpoint, output_dir, settings.upload_to)
-        except CheckpointError as error:
-            answer[1] = str(error)
-    found, wrong = hardware.from_main(answer)
-    if wrong:
-        raise CheckpointError(wrong)
-    return (found, checkpoint.read_state(found)) if found else (None, State())
-
-
-def _find_checkpoint(wish: str, output_dir: Path, upload_to: str | None) -> Path | None:
-    if wish == "auto":
-        return _newest_checkpoint(output_dir, upload_to)
-    if storage.is_url(wish):
-        found, skipped = storage.newest(wish, output_dir)
-        _warn(skipped)
-        if found is None:
-            raise CheckpointError(f"There is no whole checkpoint at {wish}: type the URL of a run or of a checkpoint.")
-        return found
-    folder = checkpoint.follow(Path(wish))
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"There is no checkpoint folder {wish}: type --resume_from_checkpoint auto, or the path of a folder "
-            "checkpoint-<step>."
-        )
-    wrong = checkpoint.damage(folder)
-    if wrong is not None:
-        raise CheckpointError(
-            f"{folder} cannot be used: {wrong}.\nType --resume_from_checkpoint auto for the newest whole one."
-        )
-    return folder
-
-
-def _newest_checkpoint(output_dir: Path, upload_to: str | None) -> Path | None:
-    """The newest whole one, here or where it was uploaded to; None where there has never been any."""
-    found, skipped = checkpoint.newest(output_dir)
-    _warn(skipped)
-    if upload_to is not None:
-        here = checkpoint.step_of(found) if found is not None else -1
-        elsewhere, skipped_there = storage.newest(upload_to, output_dir, newer_than=here)
-        _warn(skipped_there)
-        found, skipped = elsewhere or found, skipped + skipped_there
-    if found is None and skipped:
-        raise CheckpointError(
-            f"No checkpoint in {output_dir} is whole: {skipped[0]}\n"
-            "Start anew with another --output_dir, or restore the files."
-        )
-    return found
-
-
-def _warn(sentences: list[str]) -> None:
-    for sentence in sentences:
-        print(f"warning: {sentence}", flush=True)
-
-
-def _batch_size(config: Config, state: State, hardware: Hardware) -> int:
-    """Examples per step: what the checkpoint recorded, else what was asked for."""
-    settings = config.run
-    accumulation = settings.gradient_accumulation_steps
-    derived = accumulation and settings.micro_batch_size * accumulation * hardware.num_processes
-    if state.batch_size:
-        if "batch_size" in config.explicit and settings.batch_size != state.batch_size:
-            raise ConfigError(
-                f"batch_size is {settings.batch_size}, but the run to go on with has {state.batch_size}: leave it out, "
-                "or start anew with --init_from."
-            )
-        return state.batch_size
-    if derived and settings.batch_size and settings.batch_size != derived:
-        raise ConfigError(
-            f"batch_size {settings.batch_size} is not micro_batch_size {settings.micro_batch_size} x "
-            f"gradient_accumulation_steps {accumulation} x {hardware.num_processes} processes: give only one of them."
-        )
-    return settings.batch_size or derived or 32
-
-
-def _source_of_weights(init_from: str) -> Path:
-    """The folder that `--init_from` means: of a run its `final`, else its latest checkpoint, or a checkpoint itself."""
-    folder = Path(init_from)
-    for candidate in (folder / "final", folder / "checkpoint-latest", folder):
-        source = checkpoint.follow(candidate)
-        if (source / "model.safetensors").is_file():
-            return source
-    raise CheckpointError(
-        f"{init_from} holds no model.safetensors.\n"
-        "Type --init_from with the folder of a run, of a checkpoint or of final."
-    )
 
 
 def _introduce(run: loop.Run, config: Config, found: Path | None) -> None:

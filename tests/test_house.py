@@ -29,7 +29,7 @@ LAYERS = {
     "plain": {"errors", "config", "recipe", "registry", "lanes", "schedule", "log", "signals", "report"},
     "torch": {"optim", "tree", "memory", "sharding"},
     "accelerate": {"hardware", "checkpoint", "storage", "evaluation", "loop", "saving", "fetching"},
-    "run": {"session", "trained"},
+    "run": {"session", "resuming", "trained"},
     "entry": {"train", "trials", "commands", "__main__"},
 }
 KNOW_ACCELERATE = {"hardware", "checkpoint", "loop", "evaluation"}

@@ -12,7 +12,7 @@ import pytest
 from runner import checkpoint, registry
 from runner.fetching import MapReader
 from runner.lanes import Lanes
-from runner.trials import PHASES, Interruption
+from runner.trials import PHASES, Interruption, Trial
 from tests.launching import REPOSITORY, TOY, interrupted, metrics, output, same_bits, train, weights
 
 KINDS = {"map": (), "stream": ("--streamed", "True")}
@@ -149,3 +149,30 @@ def test_a_recipe_that_is_a_file_is_found_again_in_a_process_that_starts_from_no
     words = [sys.executable, "-c", program, str(tmp_path / "reader")]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == str(reader[3, 1].consumed), done.stderr
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--seed", "3"), ("--batch_size", "32")])
+def test_what_makes_another_run_is_refused_at_a_restart(tmp_path: Path, flag: str, value: str) -> None:
+    folder = tmp_path / "run"
+    interrupted(folder, Interruption("fetch", 6, signal=signal.SIGTERM))
+    assert interrupted(folder, Interruption("fetch", 99), flag, value) == [2]
+    assert "the run to go on with has" in output(folder) and "--init_from" in output(folder)
+
+
+def test_seed_and_batch_are_remembered_where_they_are_not_named(tmp_path: Path) -> None:
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    named = ("--seed", "5", "--batch_size", "8", "--micro_batch_size", "2")
+    words = ["--recipe", TOY, "--max_steps", "8", "--eval_steps", "0", "--mixed_precision", "no"]
+    words += ["--resume_from_checkpoint", "auto", "--output_dir"]
+    stop = Interruption("fetch", 4, signal=signal.SIGTERM)
+    assert Trial([*words, str(folder), *named], 1, tmp_path / "log", None, stop).wait(120) == [75]
+    assert Trial([*words, str(folder)], 1, tmp_path / "log").wait(120) == [0]
+    assert Trial([*words, str(whole), *named], 1, tmp_path / "log").wait(120) == [0]
+    assert same_bits(weights(folder), weights(whole))
+
+
+def test_a_stream_is_not_cut_into_other_lanes(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    interrupted(folder, Interruption("fetch", 6, signal=signal.SIGTERM), "--streamed", "True")
+    again = interrupted(folder, Interruption("fetch", 99), "--streamed", "True", "--micro_batch_size", "8")
+    assert again == [2] and "reads a stream in lanes of 4" in output(folder)
