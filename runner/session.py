@@ -1,5 +1,6 @@
 """One run from its settings to its final model: put the parts together, train, and write what others load."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -68,6 +69,9 @@ def run(config: Config) -> None:
             pass
         _finish(run, config, output_dir)
     except BaseException:
+        # What was whole before the trouble is to be found after it.
+        with contextlib.suppress(Exception):
+            run.saver.wait()
         _close_uploads(run)
         raise
     missing = _close_uploads(run)
