@@ -16,11 +16,16 @@ from recipes.text2sql.sql import Schema, canonical
 MAX_VALUES = 10
 PLACEHOLDERS = tuple(f"<v{number}>" for number in range(MAX_VALUES))
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<schema>", "<query>", "<sql>", *PLACEHOLDERS)
+MAX_TABLES, MAX_COLUMNS = 30, 120
+NAME_TOKENS = tuple(
+    f"<{kind}{number}>" for kind, most in (("t", MAX_TABLES), ("c", MAX_COLUMNS)) for number in range(most)
+)
 LONGEST_VALUE_WORDS = 6
 MAX_VALUES_PER_COLUMN = 5_000
 MAX_COLUMNS_SHOWN = 6
 WORD = re.compile(r"\d+(?:\.\d+)?|\w+|[^\w\s]")
 LITERAL = re.compile(r"'((?:[^']|'')*)'|(?<![\w.'])(\d+(?:\.\d+)?)(?![\w.'])")
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
 COMMON = frozenset(
     "a all an and any are as at by do for from has have in is it no not of on or the to was with".split()
 )
@@ -37,8 +42,8 @@ class Link:
 
     @property
     def literal(self) -> str:
-        """The value as SQL text."""
-        return "'" + self.value.replace("'", "''") + "'" if self.columns else self.value
+        """The value as SQL text: a number stands bare, also where some column holds it as text."""
+        return self.value if NUMBER.fullmatch(self.value) else "'" + self.value.replace("'", "''") + "'"
 
 
 @functools.lru_cache(maxsize=512)
@@ -116,7 +121,7 @@ def hide(query: str, links: list[Link]) -> str:
         number = numbers.get(bare.lower())
         if number is None:
             return match[0]
-        if match[1] is not None and bare != text:
+        if match[1] is not None and (bare != text or NUMBER.fullmatch(text)):
             return "'" + text.replace(bare, PLACEHOLDERS[number]) + "'"
         return PLACEHOLDERS[number]
 
@@ -138,23 +143,98 @@ def reveal(text: str, links: list[Link]) -> str:
     return re.sub(r"()<v(\d)>()", value, text).strip()
 
 
-def describe(schema: Schema) -> str:
-    """The schema in words: table : column , column | table : ..."""
-    return " | ".join(f"{table} : {' , '.join(columns)}" for table, columns in schema.tables.items()).lower()
+@functools.lru_cache(maxsize=512)
+def names_of(schema: Schema) -> dict[str, str]:
+    """Every name of the schema in lower case -> its token: tables <t0> ..., columns <c0> ... A name has one token."""
+    names = {table.lower(): f"<t{number}>" for number, table in enumerate(list(schema.tables)[:MAX_TABLES])}
+    columns = dict.fromkeys(column.lower() for columns in schema.tables.values() for column in columns)
+    new = [column for column in columns if column not in names][:MAX_COLUMNS]
+    return names | {column: f"<c{number}>" for number, column in enumerate(new)}
 
 
-def mentioned(links: list[Link]) -> str:
-    """Which columns hold the linked values, for the prompt."""
+def stem(word: str) -> str:
+    """The word without the ending of its plural."""
+    for ending, instead in (("ies", "y"), ("sses", "ss"), ("shes", "sh"), ("ches", "ch"), ("xes", "x"), ("ss", "ss")):
+        if word.endswith(ending):
+            return word[: -len(ending)] + instead
+    return word[:-1] if word.endswith("s") and len(word) > 3 else word
+
+
+@functools.lru_cache(maxsize=512)
+def _stems_of(schema: Schema) -> dict[tuple[str, ...], str]:
+    return {tuple(map(stem, re.split(r"[\W_]+", name))): token for name, token in names_of(schema).items()}
+
+
+def mark(text: str, schema: Schema) -> str:
+    """The question with the token of a table or column behind the words that are its name, longest first."""
+    stems = _stems_of(schema)
+    words = text.split()
+    parts: list[str] = []
+    place = 0
+    while place < len(words):
+        for length in range(min(4, len(words) - place), 0, -1):
+            token = stems.get(tuple(map(stem, words[place : place + length])))
+            if token:
+                parts += [*words[place : place + length], token]
+                break
+        else:
+            length = 1
+            parts.append(words[place])
+        place += length
+    return " ".join(parts)
+
+
+def hide_names(query: str, schema: Schema) -> str:
+    """The canonical query with tokens for the schema's names; texts in quotes stay."""
+    names = names_of(schema)
+
+    def token(match: re.Match[str]) -> str:
+        return match[0] if match[0][0] in "'\"<" else names.get(match[0], match[0])
+
+    return re.sub(r"\s*(<[tc]\d+>)\s*", r"\1", re.sub(r"'(?:[^']|'')*'|\"[^\"]*\"|<v\d>|\w+", token, query))
+
+
+def reveal_names(text: str, schema: Schema) -> str:
+    """The query that a model wrote, with the schema's names in the tokens' places."""
+    tokens = {token: name for name, token in names_of(schema).items()}
+
+    def name(match: re.Match[str]) -> str:
+        found = tokens.get(match[0], match[0])
+        return f" {found} " if re.fullmatch(r"[a-z_]\w*", found) else f' "{found}" '
+
+    return re.sub(r"\s+", " ", re.sub(r"<[tc]\d+>", name, text)).replace(". ", ".").strip()
+
+
+def describe(schema: Schema, with_tokens: bool = False) -> str:
+    """The schema in words: table : column , column | table : ... With tokens, each stands before its name."""
+    names = names_of(schema) if with_tokens else {}
+
+    def shown(name: str) -> str:
+        return f"{names[name.lower()]} {name}" if name.lower() in names else name
+
+    return " | ".join(
+        f"{shown(table)} : {' , '.join(map(shown, columns))}" for table, columns in schema.tables.items()
+    ).lower()
+
+
+def mentioned(links: list[Link], schema: Schema | None = None) -> str:
+    """Which columns hold the linked values, for the prompt; with a schema, by their tokens."""
+    names = names_of(schema) if schema is not None else {}
     return " ".join(
-        f"{PLACEHOLDERS[number]} {' , '.join(found.columns[:MAX_COLUMNS_SHOWN]) or 'number'}"
+        f"{PLACEHOLDERS[number]} "
+        f"{' , '.join(names.get(column, column) for column in found.columns[:MAX_COLUMNS_SHOWN]) or 'number'}"
         for number, found in enumerate(links)
     )
 
 
-def prompt(question: str, links: list[Link], schema: Schema, with_schema: bool, repeats: int = 1) -> str:
-    """What the model is given: the schema once, the question `repeats` times."""
-    shown = describe(schema) if with_schema else ""
-    return f"<schema>{shown}" + f"<query>{question} ; {mentioned(links)}" * repeats + "<sql>"
+def prompt(
+    question: str, links: list[Link], schema: Schema, with_schema: bool, repeats: int = 1, with_tokens: bool = False
+) -> str:
+    """What the model is given: the schema once, the question `repeats` times; with tokens, for the schema's names."""
+    shown = describe(schema, with_tokens) if with_schema else ""
+    asked = mark(question, schema) if with_tokens else question
+    said = mentioned(links, schema if with_tokens else None)
+    return f"<schema>{shown}" + f"<query>{asked} ; {said}" * repeats + "<sql>"
 
 
 def target(query: str, links: list[Link], schema: Schema) -> str:

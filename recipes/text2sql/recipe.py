@@ -31,6 +31,8 @@ class DataSettings:
     """Longest prompt with its SQL, in tokens; longer prompts lose the end of their schema."""
     schema_in_prompt: bool = True
     """Show the schema to the model; without it, a model knows only the databases it was trained on."""
+    schema_tokens: bool = False
+    """Write tables and columns as tokens, <t0> <c0> ..., that the prompt explains: databases never seen need it."""
     question_repeats: int = 1
     """How often the prompt says the question: at its second reading, each word sees all others."""
     word_dropout: float = 0.0
@@ -265,7 +267,11 @@ class Recipe:
         from recipes.text2sql import prompt
 
         settings = self.data_settings
-        shown = prompt.prompt(text, links, question.schema, settings.schema_in_prompt, settings.question_repeats)
+        tokens = settings.schema_tokens
+        shown = prompt.prompt(
+            text, links, question.schema, settings.schema_in_prompt, settings.question_repeats, tokens
+        )
+        target = prompt.hide_names(target, question.schema) if tokens else target
         target_ids = self.tokenizer(target)["input_ids"] + [self.tokenizer.eos_token_id]
         prompt_ids = self.tokenizer(shown)["input_ids"]
         surplus = len(prompt_ids) + len(target_ids) - settings.max_seq_length
@@ -285,7 +291,7 @@ class Recipe:
     def _write(self, model: Any, examples: list[Example]) -> list[str]:
         import torch
 
-        from recipes.text2sql.prompt import reveal
+        from recipes.text2sql.prompt import reveal, reveal_names
         from recipes.text2sql.sql import first_that_finds
 
         longest = max(len(example.prompt) for example in examples)
@@ -305,6 +311,8 @@ class Recipe:
         chosen = []
         for number, example in enumerate(examples):
             own = texts[number * settings.num_beams : (number + 1) * settings.num_beams]
+            if self.data_settings.schema_tokens:
+                own = [reveal_names(text, example.question.schema) for text in own]
             candidates = [reveal(text, example.links) for text in own]
             database = example.question.database
             guided = settings.execution_guided and database is not None
@@ -317,19 +325,20 @@ class Recipe:
 
         from recipes.text2sql import prompt
 
-        texts = []
+        tokens, texts = self.data_settings.schema_tokens, []
         for question in self._questions("train"):
             text, links = prompt.link(question.text, question.database)
+            target = prompt.target(question.query, links, question.schema)
             texts += [
-                prompt.prompt(text, links, question.schema, True),
-                prompt.target(question.query, links, question.schema),
+                prompt.prompt(text, links, question.schema, True, 1, tokens),
+                prompt.hide_names(target, question.schema) if tokens else target,
             ]
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=self.tokenizer_settings.vocab_size,
-            special_tokens=list(prompt.SPECIAL_TOKENS),
+            special_tokens=[*prompt.SPECIAL_TOKENS, *(prompt.NAME_TOKENS if tokens else ())],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )

@@ -9,8 +9,9 @@ import pytest
 
 from recipes.text2sql import augment, prompt
 from recipes.text2sql.data import read
+from recipes.text2sql.demo import build
 from recipes.text2sql.recipe import DataSettings, Recipe
-from recipes.text2sql.sql import execute, first_that_finds
+from recipes.text2sql.sql import Schema, canonical, execute, first_that_finds
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "text2sql"
 PAIRS = [
@@ -116,3 +117,33 @@ def test_recombined_questions_of_geoquery_run() -> None:
         for text, query in own[:2]:
             assert "|" not in text and question.database
             assert execute(question.database, prompt.reveal(query, links)).rows
+
+
+SHOP = Schema("shop", {"Book": {"id": "number", "Name": "text", "year_printed": "number"}, "Author": {"name": "text"}})
+
+
+def test_tables_and_columns_are_hidden_and_come_back() -> None:
+    query = "SELECT t1.name, COUNT(*) FROM book AS t1 WHERE t1.year_printed > <v0> AND t1.name <> 'year_printed name'"
+    hidden = prompt.hide_names(query, SHOP)
+    assert hidden == ("SELECT t1.<c1>, COUNT(*) FROM<t0>AS t1 WHERE t1.<c2>> <v0> AND t1.<c1><> 'year_printed name'")
+    assert canonical(prompt.reveal_names(hidden, SHOP).replace("<v0>", "7"), SHOP) == canonical(
+        query.replace("<v0>", "7"), SHOP
+    )
+
+
+def test_the_question_says_which_words_are_names() -> None:
+    assert (
+        prompt.mark("names of all books by year printed", SHOP) == "names <c1> of all books <t0> by year printed <c2>"
+    )
+    shown = prompt.prompt("which books ?", [], SHOP, True, with_tokens=True)
+    assert shown == (
+        "<schema><t0> book : <c0> id , <c1> name , <c2> year_printed | <t1> author : <c1> name"
+        "<query>which books <t0> ? ; <sql>"
+    )
+
+
+def test_every_demo_query_survives_the_names_tokens() -> None:
+    for pair in random.Random(0).sample(build().train, 200):
+        schema = Schema.from_database(Path(pair.database))
+        back = prompt.reveal_names(prompt.hide_names(canonical(pair.query, schema), schema), schema)
+        assert execute(pair.database, back).rows == execute(pair.database, pair.query).rows
