@@ -26,7 +26,8 @@ def presets() -> dict[str, dict[str, Any]]:
         "warmup_ratio": 0.05,
         "weight_decay": 0.1,
     }
-    large = {**small, "learning_rate": 3e-4, "adam_beta2": 0.95, "min_lr_ratio": 0.1, "gradient_checkpointing": True}
+    large = {**small, "learning_rate": 3e-4, "adam_beta2": 0.95, "min_lr_ratio": 0.1, "gradient_checkpointing": True,
+             "eval_batch_size": 8}  # fmt: skip
     nano = {**_sizes(128, 2, 4, 2, 4, 128, 2048), **small}
     return {
         "default": {
@@ -48,10 +49,11 @@ def presets() -> dict[str, dict[str, Any]]:
             "generation.max_new_tokens": 200,
             "batch_size": 16,
             "micro_batch_size": 8,
+            "eval_batch_size": 32,
             "learning_rate": 1e-3,
             "warmup_ratio": 0.05,
             "weight_decay": 0.1,
-            "num_train_epochs": 60.0,
+            "num_train_epochs": 45.0,
             "mixed_precision": "no",
             "logging_steps": 50,
             "eval_steps": 0,
