@@ -391,6 +391,7 @@ class Recipe:
 
         scores, z = self._scores(model, batch)
         probabilities = _masked(scores, batch["num_classes"]).softmax(-1).tolist()
+        numbers = z.tolist()
         rows = []
         for place, (name, count, mean, std) in enumerate(batch.extra["tables"]):
             if count:
@@ -399,7 +400,7 @@ class Recipe:
             else:
                 target = float(batch["targets"][place])
                 row = {
-                    "predicted": float(z[place]) * std + mean,
+                    "predicted": numbers[place] * std + mean,
                     "target": target * std + mean if math.isfinite(target) else None,
                 }
             rows.append({"table": name, **row})

@@ -127,7 +127,7 @@ def as_dates(series: pd.Series, part: str) -> np.ndarray:
     if part == "seconds":
         values = (dates - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
     else:
-        values = getattr(dates.dt, part)
+        values = dates.dt.day_of_week if part == "weekday" else getattr(dates.dt, part)
     return values.to_numpy(dtype=np.float64, na_value=np.nan)
 
 

@@ -1,0 +1,128 @@
+"""The command line and the scikit-learn face, end to end: stages, processes, resuming, predictions."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from launching import metrics, same_bits, weights
+
+from recipes.tabular.demo import tables
+from recipes.tabular.estimator import TabularClassifier, TabularRegressor
+from runner import trials
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SMALL = (
+    "--recipe", "tabular", "--mixed_precision", "no", "--data.demo_rows", "60", "--model.hidden_size", "16",
+    "--model.num_attention_heads", "2", "--model.interaction_layers", "1", "--model.text_layers", "1",
+    "--model.text_hidden_size", "32", "--model.vocab_size", "300", "--batch_size", "16", "--micro_batch_size", "4",
+    "--logging_steps", "1", "--eval_steps", "0", "--save_steps", "0", "--max_steps", "6",
+)  # fmt: skip
+
+
+def train(folder: Path, *arguments: str, processes: int = 1) -> str:
+    """A short training to its good end."""
+    return trials.train([*SMALL, "--output_dir", str(folder), *arguments], processes, folder.with_suffix(".log"))
+
+
+def relay(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Another verb of the command line."""
+    return subprocess.run(
+        [sys.executable, "-m", "runner", *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_pretrain_then_finetune_on_a_table_of_ones_own_then_predict(tmp_path: Path) -> None:
+    train(tmp_path / "first")
+    rows = next(frame for name, _, frame in tables(60, seed=7) if name == "repairs")
+    rows[:50].to_csv(tmp_path / "own.csv", index=False)
+    rows[50:].to_csv(tmp_path / "rest.csv", index=False)
+    train(
+        tmp_path / "second", "--stage", "finetune", "--init_from", str(tmp_path / "first"),
+        "--data.train", str(tmp_path / "own.csv"), "--data.target", "outcome", "--max_steps", "3",
+    )  # fmt: skip
+    before, after = weights(tmp_path / "first"), weights(tmp_path / "second")
+    assert after["blocks.0.linear1.layer.weight"].equal(before["blocks.0.linear1.weight"])
+    assert after["blocks.0.linear1.lora_b"].abs().sum() > 0
+    kept = ("first/final/text_encoder/tokenizer.json", "second/final/text_encoder/tokenizer.json")
+    assert len({(tmp_path / name).read_bytes() for name in kept}) == 1
+    # The training's file is not needed any more.
+    (tmp_path / "own.csv").unlink()
+    ended = relay(
+        "predict", "--checkpoint", str(tmp_path / "second"), "--input", str(tmp_path / "rest.csv"),
+        "--output", str(tmp_path / "out.csv"),
+    )  # fmt: skip
+    assert ended.returncode == 0 and "10 rows" in ended.stdout, ended.stderr
+    assert set(pd.read_csv(tmp_path / "out.csv")["prediction"]) <= {"as new", "repaired", "scrapped"}
+
+
+def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
+    train(tmp_path / "whole", "--save_steps", "2")
+    train(tmp_path / "cut", "--save_steps", "2")
+    # As if the machine had died after the second checkpoint, in the second epoch: 10 steps are one.
+    for folder in (tmp_path / "cut").glob("*"):
+        if folder.name == "final" or folder.name.startswith("checkpoint-") and folder.resolve().name.endswith("6"):
+            folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
+    train(tmp_path / "cut", "--save_steps", "2", "--resume_from_checkpoint", "auto")
+    assert "going on from" in (tmp_path / "cut.log").read_text()
+    assert same_bits(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+@pytest.mark.slow
+def test_the_same_to_the_bit_on_one_two_and_four_processes(tmp_path: Path) -> None:
+    for processes in (1, 2, 4):
+        train(tmp_path / str(processes), "--deterministic", "True", "--max_steps", "4", processes=processes)
+    first = weights(tmp_path / "1")
+    assert same_bits(first, weights(tmp_path / "2")) and same_bits(first, weights(tmp_path / "4"))
+    losses = [[event["loss"] for event in metrics(tmp_path / str(count))] for count in (1, 2, 4)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6) and losses[0] == pytest.approx(losses[2], rel=1e-6)
+    scores = [metrics(tmp_path / str(count), "eval")[-1]["score"] for count in (1, 2, 4)]
+    assert scores[0] == pytest.approx(scores[1]) and scores[0] == pytest.approx(scores[2])
+    shown = json.loads((tmp_path / "2" / "final" / "tables.json").read_text())
+    assert [table["name"] for table in shown["tables"]] == ["reviews", "repairs", "prices"]
+
+
+SETTINGS = {
+    word.removeprefix("--"): value
+    for word, value in zip(SMALL[2::2], SMALL[3::2], strict=True)
+    if word not in ("--data.demo_rows", "--recipe")
+}
+
+
+def test_estimators() -> None:
+    import pickle  # noqa: TID251
+
+    name, target, frame = tables(60)[0]
+    assert name == "reviews"
+    classifier = TabularClassifier({**SETTINGS, "max_steps": 2}).fit(frame.drop(columns=target), frame[target])
+    chances = classifier.predict_proba(frame.drop(columns=target)[:5])
+    assert classifier.classes_.tolist() == ["no", "yes"] and np.allclose(chances.sum(1), 1)
+    again = pickle.loads(pickle.dumps(classifier))
+    assert np.array_equal(again.predict_proba(frame.drop(columns=target)[:5]), chances)
+    assert set(classifier.predict(frame.drop(columns=target))) <= {"no", "yes"}
+    with pytest.raises(ValueError, match="expecting 3"):
+        classifier.predict(frame[["review"]])
+
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(60, 3))
+    regressor = TabularRegressor({**SETTINGS, "max_steps": 40, "learning_rate": 3e-3}).fit(rows, rows[:, 0] * 10 + 50)
+    assert regressor.score(rows, rows[:, 0] * 10 + 50) > 0.5
+    assert regressor.predict(rows[:2]).shape == (2,)
+
+
+@pytest.mark.slow
+def test_estimators_in_a_pipeline_and_a_cross_validation() -> None:
+    from sklearn.base import clone
+    from sklearn.model_selection import cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer
+
+    name, target, frame = tables(60)[1]
+    pipeline = make_pipeline(FunctionTransformer(), TabularClassifier({**SETTINGS, "max_steps": 2}))
+    found = cross_val_score(pipeline, frame.drop(columns=target), frame[target], cv=2)
+    assert found.shape == (2,) and np.isfinite(found).all()
+    assert clone(pipeline[-1]).get_params() == pipeline[-1].get_params()
