@@ -229,7 +229,7 @@ def estimated_rows(corpus: Corpus, packer: Packer) -> int | None:
 
 
 def validation_rows(corpus: Corpus, packer: Packer, whole: bool) -> list[Row]:
-    """The rows that training is judged by: the same in every run, whatever training's packing; in the source's order."""
+    """The rows that training is judged by: the same in every run, whatever training's packing."""
     plain = dataclasses.replace(packer, settings=dataclasses.replace(packer.settings, packing="concat", stride=None))
     chosen: list[Passage] = []
     size = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,7 +69,8 @@ def build(settings: ModelSettings, vocab_size: int, max_seq_length: int, special
     elif kind == ("rms", False, True):
         model = transformers.ArceeForCausalLM(transformers.ArceeConfig(**wide))
     elif kind == ("layer", True, True):
-        config = transformers.StableLmConfig(**wide, use_parallel_residual=False, partial_rotary_factor=1.0)
+        rotary = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 1.0}
+        config = transformers.StableLmConfig(**wide, use_parallel_residual=False, rope_parameters=rotary)
         model = transformers.StableLmForCausalLM(config)
     elif kind == ("layer", False, True):
         model = transformers.Starcoder2ForCausalLM(transformers.Starcoder2Config(**wide, sliding_window=None))
@@ -155,12 +157,15 @@ def with_adapters(model: Any, settings: LoraSettings) -> Any:
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.rank,
-        lora_alpha=settings.alpha,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]
         lora_dropout=settings.dropout,
         target_modules=wanted,
     )
     try:
-        adapted: Any = peft.get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # PEFT asks for a name that transformers has changed.
+            warnings.simplefilter("ignore", FutureWarning)
+            adapted: Any = peft.get_peft_model(model, config)
     except ValueError as error:
         raise ConfigError(f"lora.target_modules does not fit this model: {str(error).splitlines()[0]}") from None
     adapted.__class__ = _adapted_class()
@@ -201,7 +206,7 @@ def other_parameters(settings: ModelSettings) -> int:
 
 
 def sums_of_rows(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy summed over each row, in nats, at least in fp32. (batch, time, vocab), (batch, time) -> (batch,)."""
+    """Cross-entropy summed over each row, in nats, in fp32. (batch, time, vocab), (batch, time) -> (batch,)."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     each = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none")
     return each.view(labels.shape).sum(1)

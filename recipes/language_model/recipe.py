@@ -50,7 +50,7 @@ class DataSettings:
     max_seq_length: int = 256
     """Tokens that the model sees at a time."""
     stride: int | None = None
-    """Tokens between the beginnings of two rows, of packing concat; none: max_seq_length, so that rows do not overlap."""
+    """Tokens between the beginnings of two rows, of packing concat; none: max_seq_length, without overlap."""
     packing: Literal["concat", "best_fit", "document"] = "concat"
     """How documents become rows: one after another and cut, put together so that few are cut, or one per row."""
     isolate_documents: bool = False
@@ -86,7 +86,7 @@ class TokenizerSettings:
     max_vocab_size: int = 50_000
     """The most of an automatic choice."""
     train_examples: int = 10_000
-    """Documents to learn from, at most 20 MB of text."""
+    """Documents to learn from, at most 8 MB of text."""
     retrain: bool = False
     """Fit the tokenizer anew where the output folder has one."""
 

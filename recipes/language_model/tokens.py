@@ -162,41 +162,53 @@ class Candidate:
 def candidates(
     tokenizer: Any, texts: list[str], corpus_bytes: int, other_parameters: int, hidden_size: int, tied: bool, most: int
 ) -> list[Candidate]:
-    """The table that a vocabulary is chosen from: sizes that double, measured on texts kept from the training of the BPE.
+    """The table that a vocabulary is chosen from: sizes a factor 1.4 apart, measured on texts BPE was not trained on.
 
     A larger vocabulary needs fewer tokens per byte and more parameters per token; where compute per byte is least
     comes within a factor 1.5 of the scaling law of Tao et al. 2024, arXiv 2407.13623.
     """
     kept = texts[::10] or texts
     kept_bytes = sum(len(text.encode()) for text in kept)
-    all_bytes = sum(len(text.encode()) for text in texts)
-    sizes, size = [], 512
-    while size < most:
-        sizes.append(size)
-        size *= 2
-    sizes.append(most)
+    scale = max(1.0, corpus_bytes / max(1, sum(len(text.encode()) for text in texts)))
+    words, kept_words = _words(tokenizer, texts), _words(tokenizer, kept)
+    largest = min(most, len(tokenizer))
+    sizes = {round(320 * 2 ** (power / 2) / MULTIPLE) * MULTIPLE for power in range(24)}
     found = []
-    for size in sizes:
+    for size in sorted({size for size in sizes if size < largest} | {largest}):
         smaller = truncated(tokenizer, size) if size < len(tokenizer) else tokenizer
-        tokens = sum(len(ids) for ids in encode(smaller, kept))
-        counts = Counter(np.concatenate(encode(smaller, texts)).tolist())
-        scale = max(1.0, corpus_bytes / max(1, all_bytes))
-        ordinary = [counts.get(number, 0) * scale for number in range(len(SPECIAL) + 256, len(smaller))]
-        rare = sum(count < LEAST_SEEN for count in ordinary) / max(1, len(ordinary))
+        model = smaller.backend_tokenizer.model
+        # Every word is cut once, however often it stands there.
+        counts = np.zeros(size, np.int64)
+        for word, times in words.items():
+            for token in model.tokenize(word):
+                counts[token.id] += times
+        tokens = sum(times * len(model.tokenize(word)) for word, times in kept_words.items())
+        ordinary = counts[len(SPECIAL) + 256 :] * scale
+        rare = float((ordinary < LEAST_SEEN).mean()) if len(ordinary) else 0.0
         ratio = kept_bytes / max(1, tokens)
-        parameters = other_parameters + len(smaller) * hidden_size * (1 if tied else 2)
-        cost = (other_parameters + len(smaller) * hidden_size) / ratio
-        found.append(Candidate(len(smaller), ratio, parameters, cost, rare))
-        if len(smaller) < size:
-            break
+        parameters = other_parameters + size * hidden_size * (1 if tied else 2)
+        cost = (other_parameters + size * hidden_size) / ratio
+        found.append(Candidate(size, ratio, parameters, cost, rare))
     return found
+
+
+def _words(tokenizer: Any, texts: list[str]) -> Counter[str]:
+    """How often the pieces occur within which BPE joins bytes."""
+    cut = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str
+    return Counter(word for text in texts for word, _ in cut(text))
+
+
+SLACK = 1.02
+"""Around its least, compute per byte is flat; of vocabularies that cost as good as the same, the smallest learns most
+from each of its types."""
 
 
 def choose(found: list[Candidate], least: int) -> Candidate:
     """The learnable candidate with the least compute per byte, not below `least` where the data allow that."""
     learnable = [candidate for candidate in found if candidate.is_learnable] or found[:1]
-    large = [candidate for candidate in learnable if candidate.vocab_size >= least]
-    return min(large or learnable[-1:], key=lambda candidate: candidate.compute_per_byte)
+    large = [candidate for candidate in learnable if candidate.vocab_size >= least] or learnable[-1:]
+    enough = SLACK * min(candidate.compute_per_byte for candidate in large)
+    return next(candidate for candidate in large if candidate.compute_per_byte <= enough)
 
 
 def table(found: list[Candidate], chosen: Candidate, least: int) -> str:
@@ -214,7 +226,7 @@ def table(found: list[Candidate], chosen: Candidate, least: int) -> str:
 
 
 def fit(settings: TokenizerSettings, corpus: Any, other_parameters: int, hidden_size: int, tied: bool) -> Any:
-    """The tokenizer that the settings ask for, fitted on the training split. Prints the table of an automatic choice."""
+    """The tokenizer that the settings ask for, fitted on the training split. Prints an automatic choice."""
     if settings.kind == "path":
         if settings.path is None:
             raise ConfigError(
