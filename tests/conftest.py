@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+from jaxtyping import install_import_hook
+
 # Before torch is imported by anything: two threads on two busy cores are many times slower than one.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -12,6 +14,10 @@ os.environ["WANDB_MODE"] = "offline"
 # Made data are made anew, and the user's own cache is neither trusted nor filled.
 _cache = tempfile.TemporaryDirectory(prefix="relay-tests-")
 os.environ["RELAY_CACHE"] = _cache.name
+
+
+# The shapes that public functions of the models name are checked while tests run.
+install_import_hook(["recipes.text2sql.model", "recipes.microbiome.model"], "beartype.beartype")
 
 
 def pytest_unconfigure() -> None:

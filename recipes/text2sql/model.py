@@ -1,6 +1,7 @@
 """The decoder, Mixtral from transformers, and the losses of its router."""
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 
@@ -14,7 +15,9 @@ class DroppingEmbedding(nn.Embedding):
         return nn.functional.dropout(super().forward(input), self.dropout, self.training)
 
 
-def balance_loss(router_logits: Tensor, mask: Tensor, top_k: int) -> Tensor:
+def balance_loss(
+    router_logits: Float[Tensor, "tokens experts"], mask: Shaped[Tensor, " tokens"], top_k: int
+) -> Float[Tensor, ""]:
     """Load balance of one layer: E * sum_e f_e P_e, which is 1 when balanced and E / k when collapsed.
 
     router_logits: (tokens, experts); mask: (tokens,), 0 for padding. f_e is the share of the tokens' choices that
@@ -29,20 +32,22 @@ def balance_loss(router_logits: Tensor, mask: Tensor, top_k: int) -> Tensor:
     return router_logits.shape[-1] * (shares * means).sum()
 
 
-def z_loss(router_logits: Tensor, mask: Tensor) -> Tensor:
+def z_loss(router_logits: Float[Tensor, "tokens experts"], mask: Shaped[Tensor, " tokens"]) -> Float[Tensor, ""]:
     """Mean squared log-partition of one layer. Source: Zoph et al. 2022 (ST-MoE), arXiv 2202.08906, eq. 5."""
     weights = mask.float()
     return (router_logits.float().logsumexp(-1).square() * weights).sum() / weights.sum().clamp(min=1)
 
 
-def expert_counts(router_logits: Tensor, mask: Tensor, top_k: int) -> Tensor:
+def expert_counts(
+    router_logits: Float[Tensor, "tokens experts"], mask: Shaped[Tensor, " tokens"], top_k: int
+) -> Float[Tensor, " experts"]:
     """(experts,): how often each expert was chosen by the tokens that count."""
     chosen = router_logits.detach().topk(top_k, dim=-1).indices
     counts = torch.zeros(router_logits.shape[-1], device=router_logits.device)
     return counts.index_add_(0, chosen.reshape(-1), mask.to(counts.dtype).repeat_interleave(top_k))
 
 
-def expert_logs(counts: Tensor) -> dict[str, Tensor]:
+def expert_logs(counts: Float[Tensor, "layers experts"]) -> dict[str, Tensor]:
     """Numbers of each layer from counts (layers, experts): utilisation, variation of load, counts, entropy."""
     shares = counts / counts.sum(-1, keepdim=True).clamp(min=1)
     entropy = torch.special.entr(shares).sum(-1) / torch.log(torch.tensor(float(counts.shape[-1])))
