@@ -304,8 +304,6 @@ class Recipe:
             built = model.build(settings, vocab_size, self.data_settings.max_seq_length, special)
         if self.lora.rank:
             built = model.with_adapters(built, self.lora)
-            total, trained = model.count(built)
-            print(f"lora: {trained:,} of {total:,} parameters train ({trained / total:.2%})")
         return built
 
     def _pretrained(self) -> Any:
