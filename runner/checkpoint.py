@@ -4,6 +4,7 @@ A checkpoint is the folder `checkpoint-<step>`:
 
     model.safetensors       parameters and buffers, by name
     optimizer.safetensors   moments and step counts, as <parameter name>/<state>
+    ...shard-K.safetensors  in their place, what process K holds of a model that is cut over processes
     state.json              step, batch, what evaluation has decided, versions
     config.yaml             the settings of the run that wrote it
     assets/                 what the recipe fitted on the training split
@@ -18,16 +19,19 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from runner.errors import CheckpointError
 
@@ -85,22 +89,15 @@ def model_tensors(model: nn.Module, into: dict[str, torch.Tensor] | None = None)
     written over: fresh memory would take longer than the copy.
     """
     into = into or {}
-    persistent = {clean_name(name) for name in model.state_dict(keep_vars=True)}
-    named = [*model.named_parameters(), *model.named_buffers()]
-    kept = [(clean_name(name), value) for name, value in named if clean_name(name) in persistent]
-    return {name: _whole(value, into.get(name)) for name, value in kept}
+    return {name: _whole(value, into.get(name)) for name, value in model_parts(model).items()}
 
 
 def optimizer_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, into: dict[str, torch.Tensor] | None = None
 ) -> dict[str, torch.Tensor]:
     """The optimiser's tensors by the name of their parameter, as `model_tensors` gives the model's."""
-    tensors, into = {}, into or {}
-    for name, parameter in model.named_parameters():
-        for kind, value in optimizer.state.get(parameter, {}).items():
-            key = f"{clean_name(name)}/{kind}"
-            tensors[key] = _whole(torch.as_tensor(value), into.get(key))
-    return tensors
+    into = into or {}
+    return {name: _whole(value, into.get(name)) for name, value in optimizer_parts(model, optimizer).items()}
 
 
 @torch.no_grad()
@@ -113,7 +110,7 @@ def _whole(tensor: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
 
 
 @torch.no_grad()
-def load_model(model: nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
+def load_model(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
     """Put tensors into the model by name, whatever their dtype, device or sharding was.
 
     Raises CheckpointError with the names, where one is missing, left over or of another shape.
@@ -128,27 +125,29 @@ def load_model(model: nn.Module, tensors: dict[str, torch.Tensor], source: str) 
             "Give the same --recipe, --preset and model settings as the run that wrote it."
         )
     for name, target in targets.items():
-        if target.shape != tensors[name].shape:
+        value = tensors[name]
+        if target.shape != value.shape:
             raise CheckpointError(
-                f"{source} is of another model: {name} is {tuple(tensors[name].shape)} there, "
+                f"{source} is of another model: {name} is {tuple(value.shape)} there, "
                 f"{tuple(target.shape)} here.\nGive the same model settings as the run that wrote it."
             )
-        _assign(target, tensors[name])
+        _assign(target, value)
 
 
 @torch.no_grad()
-def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
     """Put the optimiser's tensors back by parameter name; its settings stay those of this run."""
-    states: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
+    states: dict[str, list[str]] = {}
+    for key in tensors:
         name, _, kind = key.rpartition("/")
-        states.setdefault(name, {})[kind] = value
+        states.setdefault(name, []).append(kind)
     for name, parameter in model.named_parameters():
         saved = states.get(clean_name(name))
         if saved is None:
             continue
         restored = {}
-        for kind, value in saved.items():
+        for kind in saved:
+            value = tensors[f"{clean_name(name)}/{kind}"]
             if value.ndim == 0:
                 # Fused and capturable AdamW count steps on the device; the plain one on the host.
                 fused = any(group.get("fused") for group in optimizer.param_groups)
@@ -186,11 +185,40 @@ def write(
 
     `files` are further text files by name.
     """
-    folder = output_dir / f"checkpoint-{state.step}"
-    draft = output_dir / f"{DRAFT}{folder.name}-{uuid.uuid4().hex[:8]}"
+    draft = output_dir / f"{DRAFT}checkpoint-{state.step}-{uuid.uuid4().hex[:8]}"
     draft.mkdir(parents=True)
     save_file(model, draft / "model.safetensors", metadata={"format": "pt"})
     save_file(optimizer, draft / "optimizer.safetensors")
+    return complete_draft(draft, output_dir, state, files, assets)
+
+
+def write_shard(draft: Path, kind: str, process: int, pieces: dict[str, torch.Tensor], places: str) -> None:
+    """Write what one process holds of the model or the optimiser, to be seen under its name only when it is whole."""
+    draft.mkdir(parents=True, exist_ok=True)
+    hidden = draft / f".{kind}.shard-{process}"
+    save_file(pieces, hidden, metadata={"format": "pt", "places": places})
+    _flush(hidden)
+    os.replace(hidden, draft / f"{kind}.shard-{process}.safetensors")
+
+
+def wait_for_shards(draft: Path, processes: int, limit_seconds: float) -> None:
+    """Wait until every process's shards are there. Raises CheckpointError where one does not come."""
+    wanted = [
+        draft / f"{kind}.shard-{rank}.safetensors" for kind in ("model", "optimizer") for rank in range(processes)
+    ]
+    deadline = time.monotonic() + limit_seconds
+    while missing := [path.name for path in wanted if not path.exists()]:
+        if time.monotonic() > deadline:
+            raise CheckpointError(
+                f"{missing[0]} did not come within {limit_seconds:.0f} s: is {draft.parent} a folder that all machines "
+                "share?"
+            )
+        time.sleep(0.02)
+
+
+def complete_draft(draft: Path, output_dir: Path, state: State, files: dict[str, str], assets: Path | None) -> Path:
+    """Add the small files to a draft that holds the tensors, flush it, and give it its name."""
+    folder = output_dir / f"checkpoint-{state.step}"
     content = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(state)}
     (draft / "state.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     for name, text in files.items():
@@ -284,12 +312,79 @@ def read_state(folder: Path) -> State:
     return State(**{name: value for name, value in content.items() if name in names})
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, on the CPU. Raises CheckpointError where it is missing or broken."""
+def read_tensors(path: Path) -> Mapping[str, torch.Tensor]:
+    """The tensors of a safetensors file, on the CPU, or of the shards that stand in its place.
+
+    Raises CheckpointError where it is missing or broken.
+    """
     try:
-        return load_file(path)
+        shards = sorted(path.parent.glob(f"{path.stem}.shard-*.safetensors"))
+        return Shards(shards) if shards and not path.exists() else load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
+
+
+class Shards(Mapping[str, torch.Tensor]):
+    """Tensors in pieces over several files: each is put together when it is asked for, so that one fits into memory."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.files = [safe_open(path, "pt") for path in paths]
+        self.places: dict[str, list[tuple[Any, dict[str, list[int]]]]] = {}
+        for file in self.files:
+            for name, place in json.loads(file.metadata()["places"]).items():
+                self.places.setdefault(name, []).append((file, place))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        pieces = self.places[name]
+        first = pieces[0][0].get_tensor(name)
+        whole = torch.empty(pieces[0][1]["shape"], dtype=first.dtype)
+        for file, place in pieces:
+            piece = file.get_tensor(name)
+            whole[tuple(slice(at, at + size) for at, size in zip(place["at"], piece.shape, strict=True))] = piece
+        return whole
+
+
+def own_pieces(tensors: Mapping[str, torch.Tensor], is_main: bool) -> tuple[dict[str, torch.Tensor], str]:
+    """What this process holds of each tensor, as copies on the CPU, and as JSON where in the whole it belongs.
+
+    Whole tensors, which every process has, are the main process's to write.
+    """
+    pieces, places = {}, {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, DTensor):
+            shape, at = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+            local = tensor.to_local()
+            assert tuple(shape) == tuple(local.shape)
+        elif is_main:
+            local, at = tensor, (0,) * tensor.ndim
+        else:
+            continue
+        if local.numel():
+            pieces[name] = local.detach().to("cpu", copy=True).contiguous()
+            places[name] = {"shape": list(tensor.shape), "at": list(at)}
+    return pieces, json.dumps(places)
+
+
+def model_parts(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters (tied ones once) and the buffers that count as state, by clean name, as they are."""
+    persistent = {clean_name(name) for name in model.state_dict(keep_vars=True)}
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {clean_name(name): value for name, value in named if clean_name(name) in persistent}
+
+
+def optimizer_parts(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimiser's tensors by <parameter name>/<state>, as they are."""
+    return {
+        f"{clean_name(name)}/{kind}": torch.as_tensor(value)
+        for name, parameter in model.named_parameters()
+        for kind, value in optimizer.state.get(parameter, {}).items()
+    }
 
 
 def point(link: Path, folder: Path) -> None:

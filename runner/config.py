@@ -77,6 +77,8 @@ class RunSettings:
     """Examples at a time in evaluation, on each process; micro_batch_size when not given."""
     save_steps: int = 500
     """Steps between two checkpoints; 0: only at the end."""
+    save_in_shards: bool | None = None
+    """FSDP: every process writes what it holds, and none gathers the whole; from 2 GB of weights on when not given."""
     save_total_limit: int | None = None
     """Newest checkpoints to keep; the best one is always kept as well; none: all."""
     early_stopping_patience: int | None = None
@@ -403,6 +405,8 @@ def _word(value: Any, setting: Setting) -> str:
     # YAML reads the words no, off, yes and on as truth values: give a setting that wants the word its word.
     if isinstance(value, bool) and "Literal" in repr(setting.type):
         return "yes" if value else "no"
+    if "bool" in repr(setting.type) and str(value).lower() in ("true", "yes", "on", "false", "no", "off"):
+        return str(str(value).lower() in ("true", "yes", "on"))
     if isinstance(value, str) and value.lower() in ("none", "null") and "None" in repr(setting.type):
         return "None"
     return str(value)

@@ -112,7 +112,7 @@ def source_of_weights(init_from: str) -> Path:
     folder = Path(init_from)
     for candidate in (folder / "final", folder / "checkpoint-latest", folder):
         source = checkpoint.follow(candidate)
-        if (source / "model.safetensors").is_file():
+        if any(source.glob("model*.safetensors")):
             return source
     raise CheckpointError(
         f"{init_from} holds no model.safetensors.\n"

@@ -21,12 +21,15 @@ from runner.storage import Uploader
 class Saver:
     """Writes the checkpoints of one run; at most one is being written at any time."""
 
-    def __init__(self, output_dir: Path, config_text: str, assets: Path, keep: int | None, is_main: bool) -> None:
+    def __init__(
+        self, output_dir: Path, config_text: str, assets: Path, keep: int | None, is_main: bool, in_shards: bool = False
+    ) -> None:
         self.output_dir = output_dir
         self.config_text = config_text
         self.assets = assets
         self.keep = keep
         self.is_main = is_main
+        self.in_shards = in_shards
         self.uploader: Uploader | None = None
         """Copies each checkpoint that is complete to `upload_to`."""
         self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
@@ -52,6 +55,9 @@ class Saver:
         self.saved_step = state.step
         if not self.is_main and not run.hardware.is_sharded:
             return
+        if run.hardware.is_sharded and self.in_shards:
+            self._save_shards(run, state)
+            return
         # The save before is over, so its memory is free to be written over.
         model = self.copied_model = checkpoint.model_tensors(run.bare_model, self.copied_model)
         optimizer = self.copied_optimizer = checkpoint.optimizer_tensors(
@@ -62,7 +68,7 @@ class Saver:
 
     def reserve(self, run: Any) -> None:
         """Take the memory of the copies before training starts: the first touch of fresh pages takes seconds."""
-        if not self.is_main:
+        if not self.is_main or (run.hardware.is_sharded and self.in_shards):
             return
         for name, parameter in run.bare_model.named_parameters():
             name = checkpoint.clean_name(name)
@@ -76,9 +82,33 @@ class Saver:
             pending, self.pending = self.pending, None
             pending.result()
 
+    def _save_shards(self, run: Any, state: State) -> None:
+        """Each process copies and writes what it holds; the main one waits for the files and completes the folder."""
+        draft = self.output_dir / f"{checkpoint.DRAFT}checkpoint-{state.step}-shards"
+        if self.is_main and draft.exists():
+            # Left by a run that was killed here.
+            shutil.rmtree(draft)
+        run.hardware.accelerator.wait_for_everyone()
+        model = checkpoint.own_pieces(checkpoint.model_parts(run.bare_model), self.is_main)
+        optimizer = checkpoint.own_pieces(checkpoint.optimizer_parts(run.bare_model, run.optimizer), self.is_main)
+        process, processes = run.hardware.process, run.hardware.num_processes
+
+        def write() -> None:
+            checkpoint.write_shard(draft, "model", process, *model)
+            checkpoint.write_shard(draft, "optimizer", process, *optimizer)
+            if self.is_main:
+                checkpoint.wait_for_shards(draft, processes, limit_seconds=600.0)
+                files = {"config.yaml": self.config_text}
+                self._follow_up(checkpoint.complete_draft(draft, self.output_dir, state, files, self.assets), state)
+
+        self.pending = self.writer.submit(write)
+
     def _write(self, model: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor], state: State) -> None:
         files = {"config.yaml": self.config_text}
-        folder = checkpoint.write(self.output_dir, model, optimizer, state, files, self.assets)
+        self._follow_up(checkpoint.write(self.output_dir, model, optimizer, state, files, self.assets), state)
+
+    def _follow_up(self, folder: Path, state: State) -> None:
+        """The pointers, the old ones and the copies, once a checkpoint is complete."""
         if state.best_step == state.step:
             checkpoint.point(self.output_dir / "checkpoint-best", folder)
         checkpoint.prune(self.output_dir, self.keep, state.best_step)

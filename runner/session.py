@@ -305,6 +305,8 @@ def assemble(
     bare_model = cast(nn.Module, accelerator.unwrap_model(prepared, keep_torch_compile=False))
     if settings.torch_compile:
         prepared = cast(nn.Module, torch.compile(prepared))
+    weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    in_shards = weight_bytes >= 2e9 if settings.save_in_shards is None else settings.save_in_shards
     best_metric = settings.metric_for_best_model or getattr(recipe, "best_metric", "loss")
     return loop.Run(
         settings=settings,
@@ -321,7 +323,14 @@ def assemble(
         metrics=None,
         ledger=None,
         progress=Progress(hardware.is_main, max_steps, examples_per_epoch(train_data, lanes.order)),
-        saver=Saver(output_dir, _yaml_text(config), output_dir / "assets", settings.save_total_limit, hardware.is_main),
+        saver=Saver(
+            output_dir,
+            _yaml_text(config),
+            output_dir / "assets",
+            settings.save_total_limit,
+            hardware.is_main,
+            in_shards,
+        ),
         signals=signals,
         best_metric=best_metric,
         tree=tree,

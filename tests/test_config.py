@@ -84,3 +84,9 @@ def test_help_is_complete_and_imports_nothing_heavy(words: list[str]) -> None:
         for setting in [*settings_of(RunSettings), *settings_of(Recipe)]:
             leaf = setting.flag.replace("_", "-")
             assert f"--{setting.flag}" in done.stdout or f"--{leaf}" in done.stdout, setting.flag
+
+
+@pytest.mark.parametrize("word", ["true", "True", "yes", "on"])
+def test_switches_that_may_be_unset_take_the_same_words(word: str) -> None:
+    assert parse(["--recipe", TOY, "--greater_is_better", word]).run.greater_is_better is True
+    assert parse(["--recipe", TOY]).run.greater_is_better is None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from runner import checkpoint
 from runner.trials import Interruption
 from tests.launching import REPOSITORY, SHORT, difference, interrupted, metrics, same_bits, train, weights
 
@@ -80,6 +81,25 @@ def test_weights_go_from_one_process_over_ddp_and_fsdp_and_back(tmp_path: Path) 
             interrupted(run, kill, *flags, processes=processes, environment={"ACCELERATE_USE_FSDP": fsdp})
         else:
             train(run, *flags, processes=processes)
+    assert difference(weights(run), weights(whole)) < 1e-6
+
+
+def test_shards_are_written_without_gathering_and_read_by_anyone(tmp_path: Path) -> None:
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    fsdp = {"ACCELERATE_USE_FSDP": "true"}
+    flags = ("--save_in_shards", "true", "--save_steps", "1", "--model.hidden_size", "7")
+    train(whole, *flags)
+    for processes, step in ((2, 6), (4, 11)):
+        kill = Interruption("fetch", step, process=processes - 1)
+        interrupted(run, kill, *flags, processes=processes, environment=fsdp)
+        found, skipped = checkpoint.newest(run)
+        assert found is not None and not skipped
+        assert len(list(found.glob("optimizer.shard-*.safetensors"))) == processes
+        assert not (found / "model.safetensors").exists()
+        # No process has written more than its share, and a little for what does not divide.
+        sizes = [path.stat().st_size for path in found.glob("model.shard-*.safetensors")]
+        assert max(sizes) < 1.6 * sum(sizes) / processes
+    train(run, *flags, "--resume_from_checkpoint", "auto")
     assert difference(weights(run), weights(whole)) < 1e-6
 
 
