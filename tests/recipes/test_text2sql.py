@@ -476,6 +476,25 @@ def test_cutting_leaves_the_question(folder: Path) -> None:
     assert cut == 3 * len(PAIRS)
 
 
+def test_names_as_tokens_and_back(folder: Path) -> None:
+    schema = read("spider", str(folder), "train")[0].schema
+    target = "SELECT title FROM book WHERE code LIKE 'author%' AND id > <v0>"
+    hidden = prompt.hide_names(target, schema)
+    names = prompt.names_of(schema)
+    assert not re.search(r"title|book|code|id", hidden) and "'author%'" in hidden and "<v0>" in hidden
+    assert len(set(names.values())) == len(names) == 9
+    assert prompt.reveal_names(hidden, schema) == target
+    assert prompt.reveal_names("SELECT <c99> FROM <t1>", schema) == "SELECT <c99> FROM book"
+
+
+@pytest.mark.xfail(strict=True, reason="reveal_names folds the white space of texts in quotes")
+def test_a_text_in_quotes_survives_names_as_tokens(folder: Path) -> None:
+    schema = read("spider", str(folder), "train")[0].schema
+    # No question spells this value, so that it is no placeholder.
+    target = "SELECT id FROM author WHERE city = 'St. Louis  Park'"
+    assert prompt.reveal_names(prompt.hide_names(target, schema), schema) == target
+
+
 def test_a_prompt_without_the_schema(folder: Path) -> None:
     question = read("spider", str(folder), "train")[3]
     shown = recipe_for(folder).tokenizer.decode(recipe_for(folder, schema_in_prompt=False).example(question).prompt)
@@ -607,8 +626,9 @@ def test_of_the_candidates_the_first_that_finds_something_is_taken(
         assert [row["predicted"] for row in rows] == [wanted, wanted]
 
 
-def test_a_perfect_model_is_read_rightly(folder: Path) -> None:
-    recipe = recipe_for(folder)
+@pytest.mark.parametrize("schema_tokens", [False, True])
+def test_a_perfect_model_is_read_rightly(folder: Path, schema_tokens: bool) -> None:
+    recipe = recipe_for(folder, schema_tokens=schema_tokens)
     questions = recipe.data("train").questions
     for question, written in zip(questions, written_by_a_perfect_model(recipe, questions), strict=True):
         assert question.database and has_same_result(question.query, written, question.database), written
