@@ -6,10 +6,14 @@ import math
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from runner.commands import own_and_others
 from runner.config import parse, parse_into
 from runner.errors import ConfigError, DataError
+
+# A model of so many parameters can be tried for real on any machine.
+MOST_PARAMETERS = 100_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,71 +29,181 @@ class PlanSettings:
 def main(arguments: list[str]) -> None:
     """Print the plan. Nothing is trained, and the model's weights are not made."""
     own, flags = own_and_others(PlanSettings, arguments)
-    if not flags or own[:1] == ["--help"]:
+    if not flags or "--help" in own or "-h" in own:
         print("usage: relay plan --recipe NAME [--preset P] [--accelerate_config FILE.yaml] [--flag value ...]\n")
         print(__doc__)
+        print("\nIt reads the training data, and fits the tokenizer on them, as a training does; of the model it needs")
+        print(
+            "shapes alone. Memory: fp32 weights, gradients and AdamW's two moments, and what the backward pass of one"
+        )
+        print(
+            "lane keeps, from the longest examples of a sample. CUDA's context, fragments and kernels' workspace come"
+        )
+        print("on top: some 10 %.\n")
+        print("  --accelerate_config FILE.yaml  the file for accelerate launch: how many processes, whether sharded")
+        print("  --longest N                    the longest of N examples for each place of the lane (default 8)")
         return
     settings: PlanSettings = parse_into(PlanSettings, own, "relay plan")
     config = parse(flags, "relay plan")
     processes, is_sharded = _world(settings.accelerate_config)
+    run = config.run
+    batch_size = run.batch_size or run.micro_batch_size * (run.gradient_accumulation_steps or 4) * processes
+    from runner.lanes import check_batch, check_world
+
+    check_batch(batch_size, run.micro_batch_size)
+    check_world(batch_size // run.micro_batch_size, processes)
+    print(f"relay plan: {config.recipe_name}, preset {config.preset or 'default'}, {_processes(processes, is_sharded)}")
+    with tempfile.TemporaryDirectory(prefix="relay-plan-") as folder:
+        recipe, data = _with_data(config.recipe, Path(folder))
+        batch = _longest(recipe, data, run.seed, run.micro_batch_size * settings.longest, run.micro_batch_size)
+        found = measure(recipe, batch, run)
+    shown = f"parameters   {_count(found.total)}"
+    shown += f", {_count(found.active)} of them active for a token" if found.active != found.total else ""
+    print(shown + (f", {_count(found.trained)} trained" if found.trained != found.total else ""))
+    parts = found.memory(processes if is_sharded else 1)
+    total = sum(parts.values())
+    each = f" on each of {processes} devices" if processes > 1 else ""
+    print(f"memory       {_bytes(total)}{each}, computing in {found.precision}")
+    for name, size in parts.items():
+        print(f"  {name:20}{_bytes(size):>10}")
+    if found.logits:
+        print(f"  of the activations, {_bytes(found.logits)} are logits")
+    if found.unknown:
+        print(f"  activations are not known: {found.unknown}")
+    if batch is not None:
+        shape = ", ".join(f"{name} {' x '.join(map(str, tensor.shape))}" for name, tensor in batch.tensors.items())
+        print(f"lane         {run.micro_batch_size} examples, the longest of a sample: {shape}")
+    _print_steps(run, data, batch_size, batch)
+    _print_fit(parts, found, run.gradient_checkpointing, is_sharded)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a model needs, from its shapes."""
+
+    total: int
+    active: int
+    """Parameters that one token meets."""
+    trained: int
+    precision: str
+    """fp32, bf16 or fp16: what the arithmetic is done in."""
+    activations: float = 0.0
+    """Bytes that the backward pass of one lane keeps, beside weights and their copies."""
+    copies: float = 0.0
+    """Bytes of the weights' copies in bf16 or fp16, which the backward pass keeps too."""
+    logits: float = 0.0
+    """Bytes of the activations whose last axis counts the vocabulary."""
+    unknown: str | None = None
+    """Why there is no number of activations."""
+
+    def memory(self, shards: int) -> dict[str, float]:
+        """Bytes on each device by part; weights, gradients and moments are cut into `shards`."""
+        parts = {
+            "weights": 4 * self.total / shards,
+            "gradients": 4 * self.trained / shards,
+            "optimiser (AdamW)": 8 * self.trained / shards,
+        }
+        if self.copies:
+            parts[f"{self.precision} copies"] = self.copies
+        return {**parts, "activations": self.activations} if not self.unknown else parts
+
+
+def measure(recipe: Any, batch: Any, run: Any) -> Measured:
+    """Build the model and compute the loss of a micro-batch on tensors that have shapes and no numbers."""
     import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
 
     from runner.hardware import best_device_type, choose_precision
     from runner.session import enable_gradient_checkpointing
 
-    run = config.run
-    batch_size = run.batch_size or run.micro_batch_size * (run.gradient_accumulation_steps or 4) * processes
-    print(f"relay plan: {config.recipe_name}, preset {config.preset or 'default'}, {processes} process(es)")
-    with tempfile.TemporaryDirectory(prefix="relay-plan-") as folder:
-        recipe, data = config.recipe, None
-        try:
-            if hasattr(recipe, "prepare"):
-                recipe = recipe.prepare(Path(folder))
-            data = recipe.data("train")
-        except DataError as error:
-            print(f"data         not there: {str(error).splitlines()[0]}")
-        batch = None
-        if data is not None and not hasattr(data, "read"):
-            batch = _longest(recipe, data, run.micro_batch_size * settings.longest, run.micro_batch_size)
-        from torch._subclasses.fake_tensor import FakeTensorMode
+    precision, _ = choose_precision(run.mixed_precision, best_device_type())
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            model = recipe.model()
-            if run.gradient_checkpointing:
-                enable_gradient_checkpointing(model)
-            total, active, trained = count_parameters(model)
-            shown = f"parameters   {_count(total)}"
-            shown += f", {_count(active)} of them active for a token" if active != total else ""
-            print(shown + (f", {_count(trained)} trained" if trained != total else ""))
-            precision, _ = choose_precision(run.mixed_precision, best_device_type())
-            activations: Any = None
-            if batch is not None:
-                activations = _activations(recipe, model, batch, precision, mode)
-        share = processes if is_sharded else 1
-        parts = {
-            "weights": 4 * total / share,
-            "gradients": 4 * trained / share,
-            "optimiser": 8 * trained / share,
-        }
-        if precision in ("bf16", "fp16"):
-            parts[f"{precision} copies"] = 2 * total / share
-        if isinstance(activations, float):
-            parts["activations"] = activations
-        print(f"memory       {_bytes(sum(parts.values()))} for each process, of which")
-        for name, size in parts.items():
-            print(f"  {name:11}{_bytes(size):>10}")
-        if isinstance(activations, str):
-            print(f"  activations  not known: {activations}")
-        if data is not None:
-            _print_steps(run, data, batch_size)
-        if torch.cuda.is_available():
-            free = torch.cuda.get_device_properties(0).total_memory
-            fits = sum(parts.values()) < 0.9 * free
-            print(
-                f"device       {_bytes(free)}: {'fits' if fits else 'does not fit: lower --micro_batch_size, or use'}"
-            )
-    if sum(parts.values()) > 4e9:
-        print("to fit       lower --micro_batch_size, set --gradient_checkpointing, or shard: gpus_fsdp2.yaml")
+    def build() -> Any:
+        model = recipe.model()
+        if run.gradient_checkpointing:
+            enable_gradient_checkpointing(model)
+        return model
+
+    kept: tuple[float, float, float] | None = None
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        model = build()
+        found = Measured(*count_parameters(model), precision if dtype else "fp32")
+        if batch is None:
+            return dataclasses.replace(found, unknown="there are no data to read")
+        with contextlib.suppress(Exception), mock.patch.object(torch.nn.functional, "grouped_mm", _grouped_shapes):
+            tensors = {name: mode.from_tensor(tensor) for name, tensor in batch.tensors.items()}
+            kept = kept_for_backward(recipe, model, dataclasses.replace(batch, tensors=tensors), dtype)
+    if kept is None and found.total <= MOST_PARAMETERS:
+        # A loss that looks at its numbers needs numbers: a small model is computed for real.
+        kept = kept_for_backward(recipe, build(), batch, dtype)
+    if kept is None:
+        return dataclasses.replace(found, unknown="the loss looks at numbers, and the model is too large to try")
+    return dataclasses.replace(found, activations=kept[0], copies=kept[1], logits=kept[2])
+
+
+def _grouped_shapes(input: Any, weight: Any, *, offs: Any = None, **rest: Any) -> Any:
+    """What a product of grouped matrices keeps and gives; torch knows the shapes of the bf16 one alone."""
+    import torch
+
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, left: Any, right: Any) -> Any:
+            ctx.save_for_backward(left, right)
+            return left.new_empty(left.shape[0], right.shape[-1])
+
+    return Product.apply(input, weight)
+
+
+def kept_for_backward(recipe: Any, model: Any, batch: Any, dtype: Any) -> tuple[float, float, float]:
+    """Bytes that autograd keeps for the backward pass: (activations, copies of weights in `dtype`, logits).
+
+    Each storage counts once, and the parameters' own do not.
+    """
+    import torch
+
+    parameters = list(model.parameters())
+    own = {parameter.untyped_storage()._cdata for parameter in parameters}
+    shapes = {tuple(parameter.shape) for parameter in parameters if parameter.ndim > 1}
+    shapes |= {tuple(reversed(shape)) for shape in shapes if len(shape) == 2}
+    shapes |= {(*shape[:-2], shape[-1], shape[-2]) for shape in shapes if len(shape) > 2}
+    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
+    # The tensors are held, so that no storage is freed and its address given to another.
+    held: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        address = tensor.untyped_storage()._cdata
+        if address not in own:
+            held.setdefault(address, tensor)
+        return tensor
+
+    context = torch.autocast("cpu", dtype=dtype) if dtype else contextlib.nullcontext()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), context:
+        # Held until all is counted.
+        loss = recipe.loss(model.train(), batch)
+    sizes = [0.0, 0.0, 0.0]
+    for tensor in held.values():
+        is_copy = dtype is not None and tensor.dtype == dtype and tuple(tensor.shape) in shapes
+        size = tensor.untyped_storage().nbytes()
+        sizes[is_copy] += size
+        if vocabulary is not None and tensor.ndim > 1 and tensor.shape[-1] == vocabulary and not is_copy:
+            sizes[2] += size
+    del loss
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _processes(processes: int, is_sharded: bool) -> str:
+    return "1 process" if processes == 1 else f"{processes} processes" + (", sharded" if is_sharded else "")
+
+
+def _with_data(recipe: Any, folder: Path) -> tuple[Any, Any]:
+    """The recipe, bound as a training binds it, and its training split; None where the data are not there."""
+    try:
+        bound = recipe.prepare(folder) if hasattr(recipe, "prepare") else recipe
+        return bound, bound.data("train")
+    except DataError as error:
+        print(f"data         not there: {str(error).splitlines()[0]}")
+        return recipe, None
 
 
 def count_parameters(model: Any) -> tuple[int, int, int]:
@@ -119,51 +233,63 @@ def _world(file: str | None) -> tuple[int, bool]:
         raise ConfigError(f"{file} cannot be read as a config of accelerate launch: {error}") from None
 
 
-def _longest(recipe: Any, data: Any, sample: int, micro_batch_size: int) -> Any:
-    """A micro-batch of the longest among a few examples."""
+def _longest(recipe: Any, data: Any, seed: int, sample: int, micro_batch_size: int) -> Any:
+    """A micro-batch of the longest among a few examples; None where there are none."""
+    from runner.fetching import take
     from runner.memory import size
 
-    few = [data[index] for index in range(0, len(data), max(1, len(data) // sample))][:sample]
+    if data is None:
+        return None
+    if hasattr(data, "read"):
+        reader = data.read(0, 1, seed, None)
+        few = [next(reader)[0] for _ in range(sample)]
+    else:
+        few = take(data, list(range(0, len(data), max(1, len(data) // sample)))[:sample])
     few.sort(key=lambda example: size(recipe.collate([example])), reverse=True)
     return recipe.collate((few * micro_batch_size)[:micro_batch_size])
 
 
-def _activations(recipe: Any, model: Any, batch: Any, precision: str, mode: Any) -> float | str:
-    """Bytes that autograd keeps for the backward pass of one micro-batch, or why that is not known."""
+def _print_steps(run: Any, data: Any, batch_size: int, batch: Any) -> None:
+    """Steps, passes over the data and, where the word means something, tokens."""
+    if data is None:
+        return
+    known = getattr(data, "examples_per_epoch", None) if hasattr(data, "read") else len(data)
+    epochs = run.num_train_epochs or 3.0
+    if run.max_steps is None and known is None:
+        print("steps        not known: the data are a stream without end, give --max_steps")
+        return
+    steps = run.max_steps or math.ceil(math.ceil(epochs * (known or 0)) / batch_size)
+    passes = f": {steps * batch_size / known:.2f} passes over {known:,}" if known else ""
+    print(f"steps        {steps:,} of {batch_size} examples in {batch_size // run.micro_batch_size} lanes{passes}")
+    if batch is not None and batch.tokens:
+        longest = batch.tokens / run.micro_batch_size
+        print(f"tokens       at most {longest * batch_size:,.0f} a step, {longest * batch_size * steps:,.0f} in all")
+
+
+def _print_fit(parts: dict[str, float], found: Measured, is_checkpointed: bool, is_sharded: bool) -> None:
+    """Whether it fits here, and what would make it smaller, by what it saves."""
+    import psutil
     import torch
 
-    kept: dict[int, int] = {}
-    own = {id(parameter.untyped_storage()) for parameter in model.parameters()}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if id(storage) not in own:
-            kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    batch.tensors = {name: mode.from_tensor(tensor) for name, tensor in batch.tensors.items()}
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    context = torch.autocast("cpu", dtype=dtype) if dtype else contextlib.nullcontext()
-    # The grouped product knows shapes for bf16 alone; one expert's product keeps the same rows.
-    grouped_mm = torch.nn.functional.grouped_mm
-    torch.nn.functional.grouped_mm = lambda rows, weights, **options: rows @ weights[0]
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), context:
-            recipe.loss(model.train(), batch)
-    except Exception as error:
-        return f"the loss cannot be computed without numbers ({type(error).__name__})"
-    finally:
-        torch.nn.functional.grouped_mm = grouped_mm
-    return float(sum(kept.values()))
-
-
-def _print_steps(run: Any, data: Any, batch_size: int) -> None:
-    if hasattr(data, "read"):
-        print(f"steps        {run.max_steps or 'as many as --max_steps says'} of {batch_size} examples, from a stream")
+    need = 1.1 * sum(parts.values())
+    if torch.cuda.is_available():
+        have, name = torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
+    else:
+        have, name = psutil.virtual_memory().total, "this machine's memory"
+    verdict = "yes" if need < have else "no"
+    print(f"fits         {verdict}: {_bytes(need)} with a tenth to spare, and {name} has {_bytes(have)}")
+    if need < have:
         return
-    steps = run.max_steps or math.ceil((run.num_train_epochs or 3.0) * len(data) / batch_size)
-    epochs = steps * batch_size / len(data)
-    print(f"steps        {steps:,} of {batch_size} examples: {epochs:.2f} passes over {len(data):,}")
+    if found.activations > 0.3 * sum(parts.values()):
+        if not is_checkpointed:
+            print("  --gradient_checkpointing true keeps a fraction of the activations")
+        print("  a lower --micro_batch_size, and the same --batch_size, keeps proportionally less of them")
+    if not is_sharded:
+        cut = sum(size for part, size in parts.items() if part.startswith(("weights", "gradients", "optimiser")))
+        rest = max(have - 1.1 * (sum(parts.values()) - cut), 1)
+        devices = math.ceil(1.1 * cut / rest)
+        if devices <= 4096:
+            print(f"  accelerate_configs/gpus_fsdp2.yaml cuts {_bytes(cut)} of it over at least {devices} such devices")
 
 
 def _count(number: float) -> str:

@@ -1,0 +1,164 @@
+"""The verbs of `relay` that look at a run or plan one. Run alone: python -m pytest tests/test_commands.py"""
+
+import json
+import math
+import xml.etree.ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runner.__main__ import VERBS, main
+from runner.commands import find_lr, plan
+from runner.config import RunSettings
+from tests.benchmarks import bench_loop
+from tests.launching import REPOSITORY, SHORT, TOY, train
+
+LLAMA = str(REPOSITORY / "tests" / "benchmarks" / "bench_loop.py")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short training of the toy."""
+    folder = tmp_path_factory.mktemp("commands") / "run"
+    train(folder)
+    return folder
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "train"])
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        assert main([verb, "--help"]) == 0
+    except SystemExit as leaving:
+        assert not leaving.code
+    assert f"relay {verb}" in capsys.readouterr().out
+
+
+MISTAKES = [
+    (["evaluate"], "--checkpoint"),
+    (["evaluate", "--checkpont", "x"], "Did you mean --checkpoint?"),
+    (["evaluate", "--checkpoint", "no/such"], "is no checkpoint"),
+    (["evaluate", "--checkpoint", "RUN", "--split", "test2"], "test2"),
+    (["evaluate", "--checkpoint", "RUN", "--nois", "3"], "Did you mean --noise?"),
+    (["export", "--checkpoint", "RUN", "--output", "RUN"], "is there already"),
+    (["report"], "relay report runs/NAME"),
+    (["plan", "--recipe", TOY, "--batch_size", "12"], "--micro_batch_size"),
+    (["plan", "--recipe", TOY, "--accelerate_config", "no.yaml"], "no.yaml"),
+    (["find-lr", "--recipe", TOY, "--min", "1", "--max", "0.1"], "no range"),
+    (["find-lr", "--recipe", TOY, "--sweep", "fast,slow"], "--sweep"),
+    (["find-lr", "--recipe", TOY, "--output", "picture.png"], ".svg"),
+    (["check", "--recipe", TOY, "--exampels", "3"], "Did you mean"),
+    (["find_lr"], "relay find-lr"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=[" ".join(words)[:40] for words, _ in MISTAKES])
+def test_a_mistake_ends_with_status_2_and_says_what_to_type(
+    words: list[str], said: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(run) if word == "RUN" else word for word in words]) == 2
+    message = capsys.readouterr().err
+    assert said in message and message.startswith("error: ") and len(message.strip().splitlines()) <= 3
+
+
+def test_evaluate_gives_the_scores_of_the_training_and_a_row_per_example(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    words = ["--micro-batch-size", "4", "--mixed_precision", "no", "--output", str(rows)]
+    assert main(["evaluate", "--checkpoint", str(run / "final"), *words]) == 0
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  "))
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    last = [event for event in events if event["split"] == "eval"][-1]
+    for name in ("loss", "mae", "rows"):
+        assert math.isclose(float(printed[name]), last[name], abs_tol=1e-4)
+    assert len(rows.read_text(encoding="utf-8").splitlines()) == 31
+
+
+def test_an_exported_model_is_loaded_by_transformers(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    words = ("--recipe", LLAMA, "--max_steps", "2", "--batch_size", "4", "--micro_batch_size", "4", "--layers", "1")
+    train(tmp_path / "run", *words, "--width", "32", "--eval_steps", "0", "--save_steps", "0")
+    assert main(["export", "--checkpoint", str(tmp_path / "run"), "--output", str(tmp_path / "model")]) == 0
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
+    final = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "final").state_dict()
+    assert exported.keys() == final.keys() and all(exported[name].equal(final[name]) for name in final)
+    assert not any(path.name.startswith("optimizer") for path in (tmp_path / "model").iterdir())
+
+
+def test_a_plan_of_two_billion_parameters_makes_no_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    """The counts are those of research: 1.98 B, 0.53 B of them active."""
+    assert main(["plan", "--recipe", "text2sql", "--preset", "small-2b", "--mixed_precision", "no"]) == 0
+    printed = capsys.readouterr().out
+    assert "1.98 B (1,979,025,408)" in printed and "526 M (525,699,072)" in printed
+    assert "weights                 7.9 GB" in printed and "optimiser (AdamW)      15.8 GB" in printed
+    assert "not known" not in printed
+
+
+@pytest.mark.parametrize(("layers", "width"), [(2, 64), (3, 96)])
+def test_planned_activations_are_those_that_a_forward_pass_leaves(layers: int, width: int) -> None:
+    recipe = bench_loop.Recipe(layers=layers, width=width)
+    batch = recipe.collate(list(recipe.data("train")[:8]))
+    planned = plan.measure(recipe, batch, RunSettings(mixed_precision="no"))
+    model = recipe.model().train()
+    recipe.loss(model, batch)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        loss = recipe.loss(model, batch)
+    held = sum(event.self_cpu_memory_usage for event in profile.key_averages())
+    assert loss.sum.isfinite() and math.isclose(planned.activations, held, rel_tol=0.1)
+    assert planned.total == sum(parameter.numel() for parameter in model.parameters())
+    logits = 8 * bench_loop.CONTEXT * bench_loop.VOCABULARY * 4
+    assert logits * 0.9 < planned.logits < logits * 3
+
+
+def test_a_loss_that_looks_at_its_numbers_is_planned_with_numbers() -> None:
+    class Looking(bench_loop.Recipe):
+        def loss(self, model: Any, batch: Any) -> Any:
+            found = super().loss(model, batch)
+            assert float(found.sum.detach()) > 0
+            return found
+
+    plain, looking = bench_loop.Recipe(layers=1, width=32), Looking(layers=1, width=32)
+    batch = plain.collate(list(plain.data("train")[:4]))
+    settings = RunSettings(mixed_precision="no")
+    # Another kernel of attention is chosen for real numbers, which keeps a little less.
+    one, other = plan.measure(plain, batch, settings), plan.measure(looking, batch, settings)
+    assert math.isclose(one.activations, other.activations, rel_tol=0.1) and other.unknown is None
+
+
+def test_shards_cut_weights_and_not_activations() -> None:
+    found = plan.Measured(100, 100, 50, "bf16", activations=7.0, copies=3.0)
+    assert found.memory(1)["weights"] == 400 and found.memory(4)["optimiser (AdamW)"] == 100
+    assert found.memory(4)["activations"] == 7.0
+
+
+def test_the_marks_of_a_range_test() -> None:
+    rates = [10 ** (place / 10) for place in range(-60, 1)]
+    # Flat, a fall that is steepest at 1e-3, flat, and an explosion from 1e-1 on.
+    losses = [4 - 2 / (1 + math.exp(-4 * (math.log10(rate) + 3))) for rate in rates]
+    losses = [
+        loss + (100 * (math.log10(rate) + 1) if rate > 0.1 else 0) for rate, loss in zip(rates, losses, strict=True)
+    ]
+    assert math.isclose(math.log10(find_lr.steepest(rates, losses) or 1), -3, abs_tol=0.15)
+    assert 1e-3 < (find_lr.valley(rates, losses) or 1) < 1e-1
+    assert math.isclose(find_lr.divergence(rates, losses) or 0, 10**-0.9, rel_tol=0.01)
+    rising = list(range(1, 62))
+    assert find_lr.valley(rates, rising) is None and find_lr.steepest(rates, rising) is None
+    assert find_lr.divergence(rates, losses[:40] + [2.0] * 21) is None
+    assert find_lr.smooth([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])
+
+
+def test_a_range_test_and_a_sweep_leave_a_picture_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["find-lr", *SHORT, "--steps", "30", "--output", "test.svg"]) == 0
+    assert "valley" in capsys.readouterr().out
+    assert main(["find-lr", *SHORT, "--sweep", "1e-5,0.03,1e30", "--steps", "40", "--output", "sweep.svg"]) == 0
+    printed = capsys.readouterr().out
+    assert "best mae: --learning_rate 0.03" in printed and "diverged" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {"test.svg", "sweep.svg"}
+    for path in tmp_path.iterdir():
+        xml.etree.ElementTree.fromstring(path.read_text(encoding="utf-8"))
