@@ -25,7 +25,7 @@ from recipes.text2sql import demo, prompt
 from recipes.text2sql.data import Question, read
 from recipes.text2sql.model import balance_loss, expert_counts, expert_logs, z_loss
 from recipes.text2sql.recipe import Example, Recipe
-from recipes.text2sql.sql import Schema, execute, is_ordered, same_result
+from recipes.text2sql.sql import Schema, execute, is_ordered, is_valid, same_result
 from runner.commands.plan import count_parameters
 from runner.config import RunSettings, parse, settings_of
 from runner.errors import DataError
@@ -261,7 +261,7 @@ CREATE TABLE author (id INTEGER PRIMARY KEY, name TEXT, city TEXT);
 CREATE TABLE book (id INTEGER PRIMARY KEY, title TEXT, code TEXT, price REAL, author_id INTEGER REFERENCES author (id));
 INSERT INTO author VALUES (1, 'Flann O''Brien', 'Dublin'), (2, 'Ada Costa', 'Porto'), (3, 'Zoë Åberg', 'Malmö');
 INSERT INTO book VALUES (1, 'Ubik', '7', 5.5, 1), (2, 'The Third Policeman', 'B-12', 12.0, 1);
-INSERT INTO book VALUES (3, 'Nights', '30', 8.0, 2);
+INSERT INTO book VALUES (3, 'Porto Nights', '30', 8.0, 2);
 """
 PAIRS = [
     ("how many books are there ?", "SELECT count(*) FROM book"),
@@ -397,6 +397,8 @@ def test_what_is_linked(folder: Path) -> None:
     assert [link.value for link in links] == ["Flann O'Brien", "The Third Policeman", "2.5"]
     assert [link.columns for link in links] == [("name",), ("title",), ()]
     assert links[0].literal == "'Flann O''Brien'" and links[2].literal == "2.5"
+    # Of two values that begin alike the longer one.
+    assert prompt.link("porto nights in porto", database)[0] == "<v0> in <v1>"
     # More values than placeholders stay words.
     text, links = prompt.link(" ".join(str(number) for number in range(100, 115)), database)
     assert len(links) == prompt.MAX_VALUES and text.split()[prompt.MAX_VALUES :] == ["110", "111", "112", "113", "114"]
@@ -418,7 +420,7 @@ def test_a_number_that_is_also_a_text_value_comes_back_as_a_number(folder: Path)
     database = str(demo.database_path(folder / "spider", "shop"))
     # "7" is the code of a book, and here it is a count of letters.
     question, query = "titles with fewer than 7 letters", "SELECT title FROM book WHERE LENGTH(title) < 7"
-    assert len(execute(database, query).rows) == 2
+    assert len(execute(database, query).rows) == 1
     assert has_same_result(query, through_placeholders(question, query, database), database)
 
 
@@ -484,7 +486,6 @@ def test_names_as_tokens_and_back(folder: Path) -> None:
     assert not re.search(r"title|book|code|id", hidden) and "'author%'" in hidden and "<v0>" in hidden
     assert len(set(names.values())) == len(names) == 9
     assert prompt.reveal_names(hidden, schema) == target
-    assert prompt.reveal_names("SELECT <c99> FROM <t1>", schema) == "SELECT <c99> FROM book"
 
 
 @pytest.mark.xfail(strict=True, reason="reveal_names folds the white space of texts in quotes")
@@ -493,6 +494,12 @@ def test_a_text_in_quotes_survives_names_as_tokens(folder: Path) -> None:
     # No question spells this value, so that it is no placeholder.
     target = "SELECT id FROM author WHERE city = 'St. Louis  Park'"
     assert prompt.reveal_names(prompt.hide_names(target, schema), schema) == target
+
+
+@pytest.mark.xfail(strict=True, reason="reveal_names puts quotes round it, which SQLite then takes for a text")
+def test_a_name_that_is_not_there_is_no_valid_query(folder: Path) -> None:
+    schema = read("spider", str(folder), "train")[0].schema
+    assert not is_valid(schema, prompt.reveal_names("SELECT <c99> FROM <t1>", schema))
 
 
 def test_a_prompt_without_the_schema(folder: Path) -> None:
