@@ -3,6 +3,8 @@
 The range test raises the learning rate from step to step and shows where the loss falls and where it breaks: it
 places the order of magnitude, no more. The sweep trains once for each rate that is given, with the same data, seed
 and schedule, and scores each on the validation split. Nothing of either is kept but the picture.
+
+--recipe NAME, --preset P, --config FILE and every setting of a training may stand beside the flags below.
 """
 
 import dataclasses
