@@ -43,7 +43,7 @@ def read(settings: DataSettings) -> list[Source]:
         sources = []
         for name, target, frame in tables(settings.demo_rows, settings.split_seed):
             held_out = np.arange(len(frame)) % 5 == 4
-            sources.append(_cut(name, target, settings.task, frame[~held_out], frame[held_out], settings))
+            sources.append(_cut(name, target, settings.task, frame.loc[~held_out], frame.loc[held_out], settings))
     return sources
 
 
@@ -110,7 +110,7 @@ def _corpus(settings: DataSettings) -> list[Source]:
         is_test = np.zeros(len(frame), bool)
         is_test[held_out.get(entry["name"], [])] = True
         task = entry.get("task", "auto") if settings.task == "auto" else settings.task
-        found.append(_cut(entry["name"], entry["target"], task, frame[~is_test], frame[is_test], settings))
+        found.append(_cut(entry["name"], entry["target"], task, frame.loc[~is_test], frame.loc[is_test], settings))
     return found
 
 
@@ -139,12 +139,12 @@ def _cut(
         order = order[np.argsort(rank, kind="stable")]
     held = np.zeros(len(train), bool)
     held[order[:count]] = True
-    rest = train[~held] if count < len(train) else train
-    splits = {"train": rest, "validation": train[held], "test": train.iloc[:0] if test is None else test}
+    rest = train.loc[~held] if count < len(train) else train
+    splits = {"train": rest, "validation": train.loc[held], "test": train.iloc[:0] if test is None else test}
     return Source(name, target, task, {split: frame.reset_index(drop=True) for split, frame in splits.items()})
 
 
 def _labelled(frame: pd.DataFrame, target: str, task: str) -> pd.DataFrame:
     if task == "regression":
-        return frame[np.isfinite(as_numbers(frame[target]))]
-    return frame[as_text(frame[target]).notna().to_numpy()]
+        return frame.loc[np.isfinite(as_numbers(frame[target]))]
+    return frame.loc[as_text(frame[target]).notna().to_numpy()]

@@ -266,8 +266,11 @@ class TabularModel(nn.Module):
         fusion: str,
         dropout: float,
         final_norm: bool = True,
+        vocabulary: bytes = bytes(16),
     ) -> None:
         super().__init__()
+        # Weights that go with another vocabulary fit in shape, and mean nothing.
+        self.register_buffer("vocabulary", torch.tensor(list(vocabulary), dtype=torch.uint8))
         self.norm = nn.LayerNorm(width) if final_norm else nn.Identity()
         self.texts = texts
         self.fusion = Fusion(width, fusion, dropout)

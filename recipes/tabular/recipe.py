@@ -286,7 +286,7 @@ class Recipe:
         from transformers import AutoConfig, AutoModel
 
         from recipes.tabular.model import TabularModel, TextEncoder, adapt
-        from recipes.tabular.text import load_encoder
+        from recipes.tabular.text import load_encoder, vocabulary_digest
 
         sizes = self.model_settings
         assert self.assets is not None
@@ -313,7 +313,7 @@ class Recipe:
             bert.embeddings.requires_grad_(False)
         model = TabularModel(
             texts, sizes.hidden_size, sizes.num_attention_heads, sizes.interaction_layers, sizes.numerical_fusion,
-            sizes.dropout, sizes.final_norm,
+            sizes.dropout, sizes.final_norm, vocabulary_digest(self.tokenizer),
         )  # fmt: skip
         if self.stage == "finetune":
             if self.adapt == "lora":
@@ -328,6 +328,11 @@ class Recipe:
         import torch
 
         lacking = []
+        if "vocabulary" in tensors and not tensors["vocabulary"].equal(model.vocabulary.cpu()):
+            raise CheckpointError(
+                "--init_from has the weights of another vocabulary, and this run could not take that over.\n"
+                "Type --init_from RUN/checkpoint-latest (a checkpoint, not final), and an --output_dir of its own."
+            )
         with torch.no_grad():
             for name, value in model.state_dict(keep_vars=True).items():
                 plain = name.replace(".layer.weight", ".weight").replace(".layer.bias", ".bias")

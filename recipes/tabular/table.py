@@ -112,7 +112,8 @@ def as_numbers(series: pd.Series) -> np.ndarray:
         series = series.astype(object)
     if not pd.api.types.is_numeric_dtype(series.dtype):
         series = as_text(series).map(lambda text: text.replace(",", "") if isinstance(text, str) else text)
-    values = pd.to_numeric(series, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan).copy()
+    converted: Any = pd.to_numeric(series, errors="coerce")
+    values = converted.to_numpy(dtype=np.float64, na_value=np.nan).copy()
     values[~np.isfinite(values)] = np.nan
     return values
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,21 +18,24 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Digits(individual_digits=False)]
-    )
-    tokenizer.decoder = decoders.WordPiece()
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    splitter = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Digits(False)])
+    texts = [normalizer.normalize_str(text) for text in texts]
+    counts = Counter(letter for text in texts for letter in text if not letter.isspace())
+    # ASCII in any case: a later table is likely to hold it. The trainer numbers the inner letters in the order of a
+    # hash, which changes from run to run, unless they have their numbers before.
+    letters = sorted({*(letter for letter, _ in counts.most_common(1000)), *map(chr, range(33, 127))})
+    inner = [f"##{letter}" for letter in letters]
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
+    trained.pre_tokenizer = splitter
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        special_tokens=special,
-        show_progress=False,
-        min_frequency=2,
-        # Every letter that a later table is likely to hold.
-        initial_alphabet=[chr(code) for code in range(33, 127)],
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+        vocab_size=vocab_size, special_tokens=[*special, *inner], show_progress=False, min_frequency=2,
+        initial_alphabet=letters,
+    )  # fmt: skip
+    trained.train_from_iterator(texts, trainer)
+    tokenizer = Tokenizer(models.WordPiece(vocab=trained.get_vocab(), unk_token="[UNK]"))  # type: ignore[call-arg]
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
@@ -48,6 +54,12 @@ def load_tokenizer(source: str | Path) -> Any:
         return AutoTokenizer.from_pretrained(str(source))
     except (OSError, ValueError) as error:
         raise DataError(_no_encoder(source, error)) from error
+
+
+def vocabulary_digest(tokenizer: Any) -> bytes:
+    """16 bytes that are another for any other vocabulary."""
+    content = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def load_encoder(source: str | Path) -> Any:

@@ -60,7 +60,7 @@ def test_kinds(made: str, kind: str, dtype: str) -> None:
 def frame(rows: int = 40) -> pd.DataFrame:
     """A table of every kind, with a target."""
     made = {name: column(name) for name in ("numeric", "yes", "date", "categorical", "text", "id", "empty")}
-    return pd.DataFrame({**made, "target": ["a", "b"] * 20})[:rows]
+    return pd.DataFrame({**made, "target": ["a", "b"] * 20}).iloc[:rows]
 
 
 def test_a_table_survives_json_and_reads_the_same() -> None:
@@ -84,11 +84,11 @@ def test_a_cell_never_depends_on_the_other_rows(numbers_as_text: bool) -> None:
 
 
 def test_nothing_is_fitted_on_other_rows() -> None:
-    before = fit("t", frame()[:30], "target")
+    before = fit("t", frame().iloc[:30], "target")
     data = frame()
     data.loc[30:, "numeric"] = 1e9
-    assert fit("t", data[:30], "target") == before
-    far = cells(before, data[30:], Wording()).numbers
+    assert fit("t", data.iloc[:30], "target") == before
+    far = cells(before, data.iloc[30:], Wording()).numbers
     assert far[..., 0].max() == 3 and far[..., 1].max() == 6 and far[..., 3].max() == 1
 
 

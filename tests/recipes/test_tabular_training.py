@@ -42,7 +42,7 @@ def test_pretrain_then_finetune_on_a_table_of_ones_own_then_predict(tmp_path: Pa
     rows[:50].to_csv(tmp_path / "own.csv", index=False)
     rows[50:].to_csv(tmp_path / "rest.csv", index=False)
     train(
-        tmp_path / "second", "--stage", "finetune", "--init_from", str(tmp_path / "first"),
+        tmp_path / "second", "--stage", "finetune", "--init_from", str(tmp_path / "first" / "checkpoint-latest"),
         "--data.train", str(tmp_path / "own.csv"), "--data.target", "outcome", "--max_steps", "3",
     )  # fmt: skip
     before, after = weights(tmp_path / "first"), weights(tmp_path / "second")
@@ -125,4 +125,5 @@ def test_estimators_in_a_pipeline_and_a_cross_validation() -> None:
     pipeline = make_pipeline(FunctionTransformer(), TabularClassifier({**SETTINGS, "max_steps": 2}))
     found = cross_val_score(pipeline, frame.drop(columns=target), frame[target], cv=2)
     assert found.shape == (2,) and np.isfinite(found).all()
-    assert clone(pipeline[-1]).get_params() == pipeline[-1].get_params()
+    last = TabularClassifier({**SETTINGS, "max_steps": 2})
+    assert clone(last).get_params() == last.get_params()
