@@ -86,7 +86,7 @@ class TokenizerSettings:
     max_vocab_size: int = 50_000
     """The most of an automatic choice."""
     train_examples: int = 10_000
-    """Documents to learn from, at most 8 MB of text."""
+    """Documents to learn from, at most 4 MB of text."""
     retrain: bool = False
     """Fit the tokenizer anew where the output folder has one."""
 

@@ -341,7 +341,7 @@ class Corpus:
             for _, passage in self.sequence(split):
                 yield passage
 
-    def sample(self, examples: int, most_bytes: int = 8_000_000) -> list[str]:
+    def sample(self, examples: int, most_bytes: int = 4_000_000) -> list[str]:
         """Texts of the training split, spread over the whole of it where it can be entered anywhere."""
         if self.can_seek:
             pieces = self.pieces("train")
