@@ -403,6 +403,13 @@ class Recipe:
 
         return use.answer(self, model, request)
 
+    def export(self, model: Any, folder: Path) -> None:
+        """Write the model as `from_pretrained` reads it; adapters are in its weights by now."""
+        # Beside whole weights it would make transformers look for adapters.
+        for name in ("adapter_config.json", "base_config.json"):
+            (folder / name).unlink(missing_ok=True)
+        model.save_pretrained(folder)
+
 
 def _cache() -> Path:
     """Where made data are kept: RELAY_CACHE, or the user's cache."""
