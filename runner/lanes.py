@@ -1,6 +1,7 @@
 """Which examples a lane holds in a step, and the keys of its random numbers: functions of (seed, step, lane)."""
 
 import dataclasses
+import functools
 import hashlib
 from typing import Any
 
@@ -25,6 +26,11 @@ def _mix(values: np.ndarray, round_key: int) -> np.ndarray:
     return mixed ^ (mixed >> np.uint64(31))
 
 
+@functools.lru_cache(maxsize=64)
+def _round_keys(permutation_key: int) -> list[int]:
+    return [key(permutation_key, "feistel", number) for number in range(ROUNDS)]
+
+
 def permute(positions: np.ndarray, size: int, permutation_key: int) -> np.ndarray:
     """Images of `positions` (each in [0, size)) under a keyed permutation of [0, size), without building it.
 
@@ -35,7 +41,7 @@ def permute(positions: np.ndarray, size: int, permutation_key: int) -> np.ndarra
     half_bits = max(1, ((max(size, 2) - 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half_bits) - 1)
     shift = np.uint64(half_bits)
-    round_keys = [key(permutation_key, "feistel", number) for number in range(ROUNDS)]
+    round_keys = _round_keys(permutation_key)
     images = np.asarray(positions, dtype=np.uint64).copy()
     outside = np.ones(images.shape, dtype=bool)
     while outside.any():

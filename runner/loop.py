@@ -212,7 +212,7 @@ def backward(run: Run, lane: Fetched, totals: Totals, reduces: bool) -> tuple[to
                 scale = 0.0 if lane.is_empty else ranks * fraction / totals.lanes
                 whole = whole + loss.auxiliary * scale
             # A loss that is not finite makes every gradient so, and with it the norm on every process.
-            hardware.accelerator.backward(whole * torch.where(whole.detach().isfinite(), 1.0, torch.nan))
+            hardware.backward(whole * torch.where(whole.detach().isfinite(), 1.0, torch.nan))
         total += share.detach()
         logs = dict(loss.logs)
     if run.tree is not None:

@@ -301,7 +301,11 @@ def assemble(
         optimizer = adamw(prepared, settings, hardware.device)
     else:
         tree = None
-        prepared, optimizer = accelerator.prepare(model, adamw(model, settings, hardware.device))
+        prepared = accelerator.prepare(model)
+        optimizer = adamw(prepared, settings, hardware.device)
+        if accelerator.scaler is not None:
+            # Accelerate's wrapper knows of fp16's loss scale, and looks for installed packages at every step.
+            optimizer = accelerator.prepare(optimizer)
     bare_model = cast(nn.Module, accelerator.unwrap_model(prepared, keep_torch_compile=False))
     if settings.torch_compile:
         prepared = cast(nn.Module, torch.compile(prepared))

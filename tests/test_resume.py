@@ -100,16 +100,16 @@ def test_a_second_signal_leaves_at_once() -> None:
 
 def test_flipped_bits_are_found_named_and_passed_over(tmp_path: Path, unbroken: Any) -> None:
     folder = tmp_path / "run"
-    interrupted(folder, Interruption("fetch", 17))
+    interrupted(folder, Interruption("fetch", 17, signal=signal.SIGTERM))
     found, _ = checkpoint.newest(folder)
-    assert found is not None and checkpoint.step_of(found) == 15
+    assert found is not None and checkpoint.step_of(found) == 17
     path = found / "optimizer.safetensors"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
     train(folder, "--resume_from_checkpoint", "auto")
     assert "optimizer.safetensors is damaged" in output(folder)
-    assert "checkpoint-10 at step 10" in output(folder)
+    assert "checkpoint-15 at step 15" in output(folder)
     equals(folder, unbroken["map", 1])
 
 
