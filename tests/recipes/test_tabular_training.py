@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -125,5 +126,6 @@ def test_estimators_in_a_pipeline_and_a_cross_validation() -> None:
     pipeline = make_pipeline(FunctionTransformer(), TabularClassifier({**SETTINGS, "max_steps": 2}))
     found = cross_val_score(pipeline, frame.drop(columns=target), frame[target], cv=2)
     assert found.shape == (2,) and np.isfinite(found).all()
-    last = TabularClassifier({**SETTINGS, "max_steps": 2})
-    assert clone(last).get_params() == last.get_params()
+    last: TabularClassifier = TabularClassifier({**SETTINGS, "max_steps": 2})
+    again: Any = clone(last)
+    assert again.get_params() == last.get_params()
