@@ -46,14 +46,14 @@ def _cut(value: Any, own: slice, count: int) -> Any:
 
 def check_splittable(recipe: Any, lanes: list[Any], parts: int, error: RuntimeError) -> None:
     """Raises OutOfMemory where the lanes cannot be cut further."""
+    advice = getattr(recipe, "memory_advice", "Lower --micro_batch_size, or the recipe's length limits (--help).")
     if getattr(recipe, "couples_examples", False):
         raise OutOfMemory(
-            "Out of memory, and the loss compares the examples of a micro-batch, so it cannot be cut.\n"
-            "Lower --micro_batch_size or the recipe's length limits (relay train --recipe NAME --help lists them)."
+            f"Out of memory, and the loss compares the examples of a micro-batch, so it cannot be cut.\n{advice}"
         ) from error
     largest = max(len(next(iter(lane.batch.tensors.values()))) for lane in lanes)
     if parts >= largest:
         raise OutOfMemory(
-            "Out of memory with a single example.\nChoose a smaller model or shorter examples, or type "
-            "--gradient_checkpointing True."
+            "Out of memory with a single example.\nChoose a smaller model, type --gradient_checkpointing true, or: "
+            f"{advice}"
         ) from error

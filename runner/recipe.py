@@ -88,6 +88,9 @@ class Recipe(Protocol):
     """Whether the loss of an example depends on the others of its micro-batch (pairwise distances): then a
     lane that does not fit into memory is never split."""
 
+    memory_advice: ClassVar[str] = "Lower --micro_batch_size, or the recipe's length limits (--help)."
+    """What to type when memory runs out: the settings of this recipe that it grows with."""
+
     def data(self, split: str) -> Sequence[Any] | Stream:
         """Map-style examples of `split` ("train", "validation", "test"): `len()` and `[index]`; where the
         object has `__getitems__(indices)`, a whole micro-batch is asked for at once, and where it has
