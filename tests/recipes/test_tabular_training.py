@@ -110,7 +110,7 @@ def test_estimators() -> None:
 
     random = np.random.default_rng(0)
     rows = random.normal(size=(60, 3))
-    regressor = TabularRegressor({**SETTINGS, "max_steps": 40, "learning_rate": 3e-3}).fit(rows, rows[:, 0] * 10 + 50)
+    regressor = TabularRegressor({**SETTINGS, "max_steps": 120, "learning_rate": 3e-3}).fit(rows, rows[:, 0] * 10 + 50)
     assert regressor.score(rows, rows[:, 0] * 10 + 50) > 0.5
     assert regressor.predict(rows[:2]).shape == (2,)
 
