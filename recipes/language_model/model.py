@@ -184,7 +184,11 @@ def _adapted_class() -> Any:
 
             from safetensors.torch import save_file
 
-            tensors = {name: value.contiguous() for name, value in (state_dict or self.state_dict()).items()}
+            # A matrix that is input and output has two names, and is written under the first.
+            found: dict[int, tuple[str, Tensor]] = {}
+            for name, value in (state_dict or self.state_dict()).items():
+                found.setdefault(value.data_ptr(), (name, value.contiguous()))
+            tensors = dict(found.values())
             super().save_pretrained(str(save_directory), **more)
             save_file(tensors, Path(save_directory) / "model.safetensors", metadata={"format": "pt"})
 
