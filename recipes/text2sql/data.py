@@ -52,9 +52,7 @@ def read(source: str, folder: str | None, split: str) -> list[Question]:
     if not path.is_file():
         raise DataError(f"There is no file {path}: type --data.dir with the folder that holds {source}/{path.name}.")
     entries = _entries(path)
-    known = (
-        {entry["db_id"]: entry for entry in _entries(root / "tables.json")} if (root / "tables.json").is_file() else {}
-    )
+    known = _tables(root / "tables.json") if (root / "tables.json").is_file() else {}
     places: dict[str, tuple[Schema, str | None]] = {}
     questions = []
     for number, entry in enumerate(entries):
@@ -62,6 +60,8 @@ def read(source: str, folder: str | None, split: str) -> list[Question]:
             text, query, db_id = entry["question"], entry["query"], entry["db_id"]
         except (KeyError, TypeError):
             raise DataError(f"{path}: entry {number} lacks one of question, query, db_id.") from None
+        if not all(isinstance(value, str) for value in (text, query, db_id)):
+            raise DataError(f"{path}: question, query and db_id of entry {number} are to be texts, and are not.")
         if db_id not in places:
             database = root / "database" / db_id / f"{db_id}.sqlite"
             if database.is_file():
@@ -72,6 +72,14 @@ def read(source: str, folder: str | None, split: str) -> list[Question]:
                 raise DataError(f"{path}: the database {db_id!r} is neither at {database} nor in tables.json.")
         questions.append(Question(text, query, *places[db_id]))
     return questions
+
+
+def _tables(path: Path) -> dict[str, dict[str, Any]]:
+    """The entries of a tables.json by the database they describe."""
+    try:
+        return {entry["db_id"]: entry for entry in _entries(path)}
+    except (KeyError, TypeError):
+        raise DataError(f"{path}: every entry is to be an object with a db_id, as in Spider's tables.json.") from None
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:

@@ -199,10 +199,17 @@ def reveal_names(text: str, schema: Schema) -> str:
     tokens = {token: name for name, token in names_of(schema).items()}
 
     def name(match: re.Match[str]) -> str:
-        found = tokens.get(match[0], match[0])
+        found = tokens.get(match[0])
+        if found is None:
+            # In quotes SQLite would take it for a text; as it is, the query does not run, which is the truth.
+            return f" {match[0]} "
         return f" {found} " if re.fullmatch(r"[a-z_]\w*", found) else f' "{found}" '
 
-    return re.sub(r"\s+", " ", re.sub(r"<[tc]\d+>", name, text)).replace(". ", ".").strip()
+    # Every other part is a text in quotes, which stays as it was written.
+    parts = re.split(r"('(?:[^']|'')*')", text)
+    for place in range(0, len(parts), 2):
+        parts[place] = re.sub(r"\s+", " ", re.sub(r"<[tc]\d+>", name, parts[place])).replace(". ", ".")
+    return "".join(parts).strip()
 
 
 def describe(schema: Schema, with_tokens: bool = False) -> str:

@@ -274,7 +274,8 @@ class Recipe:
         target = prompt.hide_names(target, question.schema) if tokens else target
         target_ids = self.tokenizer(target)["input_ids"] + [self.tokenizer.eos_token_id]
         prompt_ids = self.tokenizer(shown)["input_ids"]
-        surplus = len(prompt_ids) + len(target_ids) - settings.max_seq_length
+        # Room for as much SQL as may be written, not for the gold one: its length is part of the answer.
+        surplus = len(prompt_ids) + self.generation_settings.max_new_tokens - settings.max_seq_length
         if surplus > 0:
             # The end of the schema goes, never the question.
             start = prompt_ids.index(self.tokenizer.convert_tokens_to_ids("<query>"))
@@ -315,8 +316,10 @@ class Recipe:
                 own = [reveal_names(text, example.question.schema) for text in own]
             candidates = [reveal(text, example.links) for text in own]
             database = example.question.database
-            guided = settings.execution_guided and database is not None
-            chosen.append(first_that_finds(candidates, database) if guided else candidates[0])
+            if settings.execution_guided and database is not None:
+                chosen.append(first_that_finds(candidates, database))
+            else:
+                chosen.append(candidates[0])
         return chosen
 
     def _train_tokenizer(self) -> Any:
