@@ -248,7 +248,7 @@ def test_predictions_are_written_beside_the_rows(tmp_path: Path) -> None:
     chances = written[["probability as new", "probability repaired", "probability scrapped"]]
     assert (chances.sum(axis=1) - 1).abs().max() < 1e-5
     assert written["prediction"].tolist() == [
-        name.removeprefix("probability ") for name in chances.idxmax(axis=1).tolist()
+        name.removeprefix("probability ") for name in map(str, chances.columns[chances.to_numpy().argmax(1)])
     ]
     with pytest.raises(DataError, match="--table"):
         recipe.answer(model, dataclasses.replace(request, table=None))
