@@ -452,7 +452,8 @@ def _ask_tyro(owner: type, arguments: list[str], program: str, description: str 
 def _one_line(box: str) -> str:
     """The message inside tyro's framed report, without the frame and the long help."""
     lines = [line.strip("│╭╰╮╯─ \n") for line in box.splitlines()]
-    lines = [line for line in lines if line]
+    # Without a terminal of UTF-8 the frame is made of dashes.
+    lines = [line for line in lines if line.strip("-+| ")]
     message = lines[1] if len(lines) > 1 else " ".join(lines)
     for line in lines[2:]:
         if line.startswith(("Argument helptext", "For full helptext")):

@@ -108,9 +108,9 @@ def _first_batch_size(settings: RunSettings, hardware: Hardware) -> int:
 
 
 def source_of_weights(init_from: str) -> Path:
-    """The folder that `--init_from` means: of a run its `final`, else its latest checkpoint, or a checkpoint itself."""
+    """The folder that `--init_from` means: of a run its latest checkpoint, else its `final`, or a checkpoint itself."""
     folder = Path(init_from)
-    for candidate in (folder / "final", folder / "checkpoint-latest", folder):
+    for candidate in (folder / "checkpoint-latest", folder / "final", folder):
         source = checkpoint.follow(candidate)
         if any(source.glob("model*.safetensors")):
             return source

@@ -167,6 +167,10 @@ def prepare(config: Config, assets: Path, found: Path | None, hardware: Hardware
         assets.mkdir(parents=True, exist_ok=True)
         if source is not None and (source / "assets").is_dir():
             shutil.copytree(source / "assets", assets, dirs_exist_ok=True)
+        elif source is not None:
+            # In `final/` they lie flat, beside the model.
+            others = shutil.ignore_patterns("*.safetensors", "manifest.json", "README.md", "config.yaml", "config.json")
+            shutil.copytree(source, assets, dirs_exist_ok=True, ignore=others)
     if not hasattr(recipe, "prepare"):
         return recipe
     if config.run.dry_run:

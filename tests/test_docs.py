@@ -25,7 +25,8 @@ import yaml
 
 from runner import registry
 from runner.__main__ import VERBS
-from runner.config import flatten, parse, settings_of, write_yaml
+from runner.commands.verify import VerifySettings
+from runner.config import RunSettings, flatten, parse, settings_of, write_yaml
 from runner.errors import RelayError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -138,10 +139,16 @@ def check_verb(rest: list[str]) -> None:
     if verb == "train":
         check_training(flags)
         return
-    module = importlib.import_module(f"runner.commands.{verb}")
+    module = importlib.import_module(f"runner.commands.{verb.replace('-', '_')}")
     with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
         module.main(["--help"])
     known = set(re.findall(r"--([a-z][a-z0-9_.-]*)", shown.getvalue()))
+    if verb in ("plan", "check", "find-lr", "evaluate", "verify"):
+        # These take the settings of a training beside their own.
+        owners = (RunSettings, *(registry.find(name) for name in registry.names()))
+        known |= {"recipe", "preset", "config"} | {setting.flag for owner in owners for setting in settings_of(owner)}
+    if verb == "verify":
+        known |= {setting.flag for setting in settings_of(VerifySettings)}
     if verb == "predict":
         known |= {"checkpoint"} | request_flags(flags)
     for flag in flags:

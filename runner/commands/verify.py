@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +192,7 @@ class Bench:
         return trial.wait(limit_seconds), trial.output()
 
 
-def final_weights(folder: Path) -> dict[str, Any]:
+def final_weights(folder: Path) -> Mapping[str, Any]:
     """The weights of the last checkpoint of a run, by name."""
     from runner import checkpoint
 
@@ -202,7 +202,7 @@ def final_weights(folder: Path) -> dict[str, Any]:
     return checkpoint.read_tensors(found / "model.safetensors")
 
 
-def hash_of(tensors: dict[str, Any]) -> str:
+def hash_of(tensors: Mapping[str, Any]) -> str:
     """A short hash of names and bits."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -217,7 +217,7 @@ def _bytes() -> Any:
     return torch.uint8
 
 
-def gap(left: dict[str, Any], right: dict[str, Any]) -> float:
+def gap(left: Mapping[str, Any], right: Mapping[str, Any]) -> float:
     """Length of the difference of all tensors together, relative to the length of the right ones."""
     if left.keys() != right.keys():
         raise Failed("the two have other tensors.")
