@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
 
-# DEMO_DB finds the bookshop of the made databases. accelerate gives one process one thread unless told otherwise;
+# DEMO_DB finds the bookshop of the made databases. Half of the cores: threads that fight for busy ones crawl;
 # more than four do not help a model this small.
 DEMO ?= runs/demo
 QUESTION ?= show the crime books published after 2010
@@ -27,7 +27,7 @@ DEMO_DB = from recipes.text2sql.demo import build; \
 	print(next(pair.database for pair in build().dev if pair.db_id == "bookshop"))
 
 demo: $(VENV)/.installed
-	@THREADS=$$($(BIN)/python -c 'import os; print(min(4, os.cpu_count() or 1))') && \
+	@THREADS=$$($(BIN)/python -c 'import os; print(max(1, min(4, (os.cpu_count() or 2) // 2)))') && \
 	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		--num_cpu_threads_per_process $$THREADS \
 		runner/train.py --recipe text2sql --output_dir $(DEMO) --resume_from_checkpoint auto

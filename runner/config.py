@@ -99,7 +99,7 @@ class RunSettings:
     """Weights & Biases: name of the run; the output folder's name when not given."""
     upload_to: str | None = None
     """URL (s3://, gs://, abfs://, file://, ...) that checkpoints are copied to in the background."""
-    cloud_provider: Literal["aws", "gcp", "azure"] | None = None
+    cloud_provider: Literal["aws", "s3", "gcp", "gcs", "azure"] | None = None
     """Another spelling of upload_to: the provider; the bucket and the prefix are the two settings below."""
     cloud_bucket: str | None = None
     """Another spelling of upload_to: the bucket, or Azure's container."""
@@ -168,7 +168,7 @@ class RunSettings:
             return
         if not self.cloud_bucket:
             raise ConfigError("cloud_provider came without a bucket: type --cloud_bucket NAME, or --upload_to URL.")
-        scheme = {"aws": "s3", "gcp": "gs", "azure": "abfs"}[self.cloud_provider]
+        scheme = {"gcp": "gs", "gcs": "gs", "azure": "abfs"}.get(self.cloud_provider, "s3")
         url = "/".join(part.strip("/") for part in (self.cloud_bucket, self.cloud_prefix) if part)
         if self.upload_to not in (None, f"{scheme}://{url}"):
             raise ConfigError(f"upload_to is {self.upload_to}, cloud_* say {scheme}://{url}: give one of the two.")
