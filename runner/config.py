@@ -175,6 +175,11 @@ class RunSettings:
         object.__setattr__(self, "upload_to", f"{scheme}://{url}")
 
     @property
+    def examples_per_evaluation_batch(self) -> int:
+        """`eval_batch_size`, or what stands in for it."""
+        return self.eval_batch_size or self.micro_batch_size
+
+    @property
     def schedule_names(self) -> tuple[str, ...]:
         """The names of the learning-rate schedules."""
         return typing.get_args(Scheduler)
@@ -338,9 +343,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def write_yaml(config: Config, path: Path) -> None:
     """Write all settings as resolved, so that `--config` with the file repeats the run."""
+    path.write_text(yaml_of(config), encoding="utf-8")
+
+
+def yaml_of(config: Config) -> str:
+    """All settings as resolved, as text."""
     import yaml
 
-    path.write_text(yaml.safe_dump(config.nested(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return yaml.safe_dump(config.nested(), sort_keys=False, allow_unicode=True)
 
 
 def _split(

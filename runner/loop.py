@@ -367,7 +367,7 @@ def judge(run: Run) -> bool:
         def asked() -> bool:
             return run.hardware.any(run.signals.number > 0)
 
-        size = run.settings.eval_batch_size or run.settings.micro_batch_size
+        size = run.settings.examples_per_evaluation_batch
         scores = evaluate(run.recipe, run.bare_model, run.eval_data, run.hardware, size, asked)
         if scores is None:
             number = run.signals.number

@@ -16,7 +16,7 @@ from torch import nn
 
 from runner import checkpoint, loop, report
 from runner.checkpoint import State
-from runner.config import Config, RunSettings, write_yaml
+from runner.config import Config, RunSettings, write_yaml, yaml_of
 from runner.errors import BadStep, CheckpointError, ConfigError, DataError, DivergedError, UploadError
 from runner.fetching import is_stream
 from runner.hardware import Hardware, open_hardware, seed_everything
@@ -41,17 +41,7 @@ def run(config: Config) -> None:
     found, state = resume_point(config.run, output_dir, hardware)
     config = settled(config, state, hardware)
     settings = config.run
-    check_batch(settings.batch_size or 0, settings.micro_batch_size)
-    check_world((settings.batch_size or 0) // settings.micro_batch_size, hardware.num_processes)
-
-    recipe = prepare(config, output_dir / "assets", found, hardware)
-    train_data = training_data(recipe, settings)
-    eval_data = limited(recipe.data("validation"), settings.max_eval_examples)
-    lanes, max_steps = plan(settings, train_data, state)
-    model = first_weights(recipe, settings)
-    run = assemble(config, hardware, recipe, model, lanes, train_data, eval_data, max_steps, state, signals)
-    if found is not None:
-        restore(run, found)
+    run = put_together(config, hardware, signals, found, state)
     _introduce(run, config, found)
     if settings.dry_run:
         _try_one_step(run)
@@ -80,6 +70,22 @@ def run(config: Config) -> None:
             f"Not uploaded to {settings.upload_to}: {'; '.join(f'{name} ({why})' for name, why in missing.items())}.\n"
             f"All of it is in {output_dir}; the same command with --resume_from_checkpoint auto uploads it again."
         )
+
+
+def put_together(config: Config, hardware: Hardware, signals: Any, found: Path | None, state: State) -> loop.Run:
+    """A run, ready to train from `state`: recipe, data, lanes, model and optimiser, with what `found` holds of them."""
+    settings = config.run
+    check_batch(settings.batch_size or 0, settings.micro_batch_size)
+    check_world((settings.batch_size or 0) // settings.micro_batch_size, hardware.num_processes)
+    recipe = prepare(config, Path(settings.output_dir or "") / "assets", found, hardware)
+    train_data = training_data(recipe, settings)
+    eval_data = limited(recipe.data("validation"), settings.max_eval_examples)
+    lanes, max_steps = plan(settings, train_data, state)
+    model = first_weights(recipe, settings)
+    run = assemble(config, hardware, recipe, model, lanes, train_data, eval_data, max_steps, state, signals)
+    if found is not None:
+        restore(run, found)
+    return run
 
 
 def _trained(run: loop.Run) -> bool:
@@ -159,10 +165,9 @@ def _try_one_step(run: loop.Run) -> None:
 
 def prepare(config: Config, assets: Path, found: Path | None, hardware: Hardware) -> Any:
     """The recipe, bound to what it fits on the training split; one process fits, the others read."""
-    recipe, source = (
-        config.recipe,
-        found or (source_of_weights(config.run.init_from) if config.run.init_from else None),
-    )
+    recipe, source = config.recipe, found
+    if source is None and config.run.init_from:
+        source = source_of_weights(config.run.init_from)
     if hardware.is_main and not config.run.dry_run:
         assets.mkdir(parents=True, exist_ok=True)
         if source is not None and (source / "assets").is_dir():
@@ -333,7 +338,7 @@ def assemble(
         progress=Progress(hardware.is_main, max_steps, examples_per_epoch(train_data, lanes.order)),
         saver=Saver(
             output_dir,
-            _yaml_text(config),
+            yaml_of(config),
             output_dir / "assets",
             settings.save_total_limit,
             hardware.is_main,
@@ -353,7 +358,7 @@ def _output_dir(config: Config, hardware: Hardware) -> str:
 
 
 def _introduce(run: loop.Run, config: Config, found: Path | None) -> None:
-    """Say what will happen, and open the run's files."""
+    """Say what will happen."""
     total = sum(parameter.numel() for parameter in run.bare_model.parameters())
     trained = sum(parameter.numel() for parameter in run.bare_model.parameters() if parameter.requires_grad)
     share = "" if trained == total else f", {trained:,} of them trained ({trained / total:.1%})"
@@ -397,12 +402,6 @@ def _open_metrics(run: loop.Run) -> None:
     run.ledger = Ledger(output_dir / "ledger.jsonl", state.step, start)
 
 
-def _yaml_text(config: Config) -> str:
-    import yaml
-
-    return yaml.safe_dump(config.nested(), sort_keys=False, allow_unicode=True)
-
-
 def _start_trackers(run: loop.Run, config: Config) -> None:
     """Open the experiment tracker; a W&B run continues under its id after a resume."""
     settings, accelerator = run.settings, run.hardware.accelerator
@@ -435,9 +434,11 @@ def _finish(run: loop.Run, config: Config, output_dir: Path) -> None:
     """Write `final/` and the report, and close what is open."""
     run.progress.close()
     accelerator = run.hardware.accelerator
-    tensors = checkpoint.model_tensors(run.bare_model)
+    # Where weights are cut over the processes, all take part in putting them together.
+    is_needed = run.hardware.is_main or run.hardware.is_sharded
+    tensors = checkpoint.model_tensors(run.bare_model) if is_needed else {}
     if run.hardware.is_main:
-        files = {"config.yaml": _yaml_text(config), "README.md": model_card(run, config)}
+        files = {"config.yaml": yaml_of(config), "README.md": model_card(run, config)}
         final = save_final(output_dir, run.bare_model, tensors, output_dir / "assets", files)
         print(f"finished at step {run.state.step}: {final}, {report.write(output_dir)}", flush=True)
         if run.saver.uploader is not None:
@@ -457,7 +458,7 @@ def _close_uploads(run: loop.Run) -> dict[str, str]:
 def model_card(run: loop.Run, config: Config) -> str:
     """A short README.md for the final model."""
     best = (
-        f"best {run.best_metric} {run.state.best_score:.4f} at step {run.state.best_step}"
+        f", best {run.best_metric} {run.state.best_score:.4f} at step {run.state.best_step}"
         if run.state.best_step
         else ""
     )

@@ -58,7 +58,7 @@ def test_the_written_file_repeats_the_run(tmp_path: Path) -> None:
     assert content["data"]["max_seq_length"] == 99 and content["recipe"] == "text2sql"
 
 
-def test_accumulation_gives_the_batch_or_contradicts_it() -> None:
+def test_a_word_where_a_number_is_wanted_is_refused() -> None:
     with pytest.raises(ConfigError):
         parse(["--recipe", TOY, "--max_steps", "three"])
 

@@ -186,7 +186,7 @@ def train_shortly(config: Config, rate: float, steps: int) -> tuple[float, dict[
         loop.train(run)
     except DivergedError:
         return math.nan, {}, run.best_metric
-    scores = evaluate(run.recipe, run.bare_model, eval_data, run.hardware, run.settings.micro_batch_size)
+    scores = evaluate(run.recipe, run.bare_model, eval_data, run.hardware, run.settings.examples_per_evaluation_batch)
     return seen.loss, scores or {}, run.best_metric
 
 
@@ -198,25 +198,17 @@ def open_run(config: Config) -> "Run":
     from runner import session
     from runner.checkpoint import State
     from runner.hardware import open_hardware
-    from runner.lanes import check_batch
     from runner.log import Progress
 
     batch_size = config.run.batch_size or config.run.micro_batch_size * (config.run.gradient_accumulation_steps or 4)
     config = config.with_run(batch_size=batch_size)
-    check_batch(batch_size, config.run.micro_batch_size)
     hardware = open_hardware(config.run)
     if hardware.num_processes > 1:
         raise ConfigError("relay find-lr runs on one process: type relay find-lr without accelerate launch.")
-    recipe = session.prepare(config, Path(config.run.output_dir or "") / "assets", None, hardware)
-    train_data = session.training_data(recipe, config.run)
-    eval_data = session.limited(recipe.data("validation"), config.run.max_eval_examples)
-    state = State()
-    lanes, max_steps = session.plan(config.run, train_data, state)
-    model = session.first_weights(recipe, config.run)
-    run = session.assemble(config, hardware, recipe, model, lanes, train_data, eval_data, max_steps, state, NoSignals())
+    run = session.put_together(config, hardware, NoSignals(), None, State())
     run.saver = NoSaver()
     run.progress.close()
-    run.progress = Progress(False, max_steps, None)
+    run.progress = Progress(False, run.max_steps, None)
     return run
 
 

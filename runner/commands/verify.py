@@ -458,13 +458,14 @@ def check_ledger(run: Path) -> Iterator[Row]:
 
 
 def _by_index(data: Any, starts: list[dict[str, Any]], steps: range) -> Iterator[tuple[int, list[Any]]]:
-    for step in steps:
-        start = [each for each in starts if each["step"] <= step][-1]
+    orders = []
+    for start in starts:
         size = start["batch_size"], start["micro_batch_size"], start["seed"]
         order = data.order(*size) if hasattr(data, "order") else None
-        made = lanes_module.Lanes(
-            start["num_examples"], *size, start["total_examples"], frozenset(start["excluded"]), order
-        )
+        excluded = frozenset(start["excluded"])
+        orders.append(lanes_module.Lanes(start["num_examples"], *size, start["total_examples"], excluded, order))
+    for step in steps:
+        made = [each for each, start in zip(orders, starts, strict=True) if start["step"] <= step][-1]
         consumed = [made.indices(step, lane) for lane in range(made.num_lanes)]
         total = sum(_checksum(step, lane, ids) for lane, ids in enumerate(consumed))
         yield total % 2**64, [index for ids in consumed for index in ids]
@@ -475,7 +476,7 @@ def _streamed(data: Any, starts: list[dict[str, Any]], steps: range) -> Iterator
     num_lanes = first["batch_size"] // first["micro_batch_size"]
     readers = [data.read(lane, num_lanes, first["seed"], None) for lane in range(num_lanes)]
     for step in steps:
-        excluded = set([each for each in starts if each["step"] <= step][-1]["excluded"])
+        excluded = [each for each in starts if each["step"] <= step][-1]["excluded"]
         total, seen = 0, []
         for lane, reader in enumerate(readers):
             consumed = []
