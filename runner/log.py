@@ -27,6 +27,8 @@ class Metrics:
 
 
 def _number(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_number(part) for part in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -301,17 +301,18 @@ def remember(run: Run, lanes: list[Fetched], totals: Totals) -> None:
 
 
 def log(run: Run, loss: torch.Tensor, norm: float, logs: list[dict[str, torch.Tensor]], speed: Speed) -> None:
-    """Write and show the numbers of this step: one small all-reduce."""
+    """Write and show the numbers of this step: one small all-reduce. A lane's NaN counts as not said."""
     step = run.state.step
     names = sorted({name for lane in logs for name in lane})
     device = run.hardware.device
     packed: list[torch.Tensor] = [loss.reshape(1).float()]
     shapes = []
     for name in names:
-        seen = [torch.as_tensor(lane[name], dtype=torch.float32, device=device) for lane in logs if name in lane]
-        mean = torch.stack(seen).mean(0)
-        shapes.append(mean.shape)
-        packed.append(mean.reshape(-1) / run.hardware.num_processes)
+        seen = torch.stack(
+            [torch.as_tensor(lane[name], dtype=torch.float32, device=device) for lane in logs if name in lane]
+        )  # (lanes, ...)
+        shapes.append(seen.shape[1:])
+        packed += [seen.nansum(0).reshape(-1), (~seen.isnan()).sum(0).reshape(-1)]
     flat = torch.cat(packed)
     if run.hardware.num_processes > 1:
         flat = run.hardware.accelerator.reduce(flat, "sum")
@@ -325,9 +326,13 @@ def log(run: Run, loss: torch.Tensor, norm: float, logs: list[dict[str, torch.Te
         **speed.take(),
     }
     for name, shape in zip(names, shapes, strict=True):
-        count = math.prod(shape)
-        taken, numbers = numbers[:count], numbers[count:]
-        values[name] = taken[0] if not shape else torch.tensor(taken).reshape(shape).tolist()
+        size = math.prod(shape)
+        totals, counts, numbers = numbers[:size], numbers[size : 2 * size], numbers[2 * size :]
+        means = [total / count if count else math.nan for total, count in zip(totals, counts, strict=True)]
+        if shape:
+            values[name] = torch.tensor(means).reshape(shape).tolist()
+        elif counts[0]:
+            values[name] = means[0]
     if run.metrics is not None:
         run.metrics.write(step, "train", values)
     if run.ledger is not None:

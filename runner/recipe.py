@@ -42,7 +42,8 @@ class Loss(NamedTuple):
     weight: float
     """How many there were: the same number as `Batch.weight`."""
     logs: Mapping[str, Any] = {}
-    """Numbers, or small tensors, to log; each is averaged over the lanes of the logged steps."""
+    """Numbers, or small tensors, to log; each is averaged over the step's lanes, without those that say NaN. Every
+    lane gives the same names."""
     auxiliary: Tensor | None = None
     """(): a mean over this micro-batch (router balance, z-loss), already times its coefficient; the loop
     averages it over the lanes of the step, whatever the number of processes."""

@@ -27,6 +27,11 @@ def test_processes_agree_to_rounding(tmp_path: Path, kind: str) -> None:
         gaps = [abs(a["loss"] - b["loss"]) / abs(b["loss"]) for a, b in zip(runs[processes], runs[1], strict=True)]
         assert max(gaps) < 1e-5
         assert difference(weights(tmp_path / str(processes)), weights(tmp_path / "1")) < 1e-5
+        for here, alone in zip(runs[processes], runs[1], strict=True):
+            assert here["toy"] == pytest.approx(alone["toy"], rel=1e-5)
+            # A mean over the lanes that say something, on whichever process they are; null where none does.
+            said = alone["sometimes"] != [None, None]
+            assert here["sometimes"] == (pytest.approx(alone["sometimes"], rel=1e-5) if said else [None, None])
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])

@@ -23,6 +23,8 @@ NAME_TOKENS = tuple(
 LONGEST_VALUE_WORDS = 6
 MAX_VALUES_PER_COLUMN = 5_000
 MAX_COLUMNS_SHOWN = 6
+CONSTANT_FROM_ROWS = 20
+"""A text that all of a column's rows hold, and these are at least so many, tells none of them from another."""
 WORD = re.compile(r"\d+(?:\.\d+)?|\w+|[^\w\s]")
 LITERAL = re.compile(r"'((?:[^']|'')*)'|(?<![\w.'])(\d+(?:\.\d+)?)(?![\w.'])")
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -48,7 +50,7 @@ class Link:
 
 @functools.lru_cache(maxsize=512)
 def values_of(database: str) -> dict[tuple[str, ...], Link]:
-    """Every distinct text value of a database, by its lower-cased words."""
+    """Every distinct text value of a database, by its lower-cased words; none of columns that hold only one."""
     found: dict[tuple[str, ...], tuple[str, list[str]]] = {}
     schema = Schema.from_database(Path(database))
     connection = sqlite3.connect(f"{Path(database).resolve().as_uri()}?mode=ro", uri=True)
@@ -60,7 +62,11 @@ def values_of(database: str) -> dict[tuple[str, ...], Link]:
                 f"SELECT DISTINCT {quoted[0]} FROM {quoted[1]} WHERE typeof({quoted[0]}) = 'text' "
                 f"LIMIT {MAX_VALUES_PER_COLUMN}"
             )
-            for (value,) in connection.execute(query):
+            texts = [value for (value,) in connection.execute(query)]
+            if len(texts) == 1:
+                (rows,) = connection.execute(f"SELECT count(*) FROM {quoted[1]}").fetchone()
+                texts = [] if rows >= CONSTANT_FROM_ROWS else texts
+            for value in texts:
                 words = tuple(WORD.findall(value.lower()))
                 if 0 < len(words) <= LONGEST_VALUE_WORDS:
                     found.setdefault(words, (value, []))[1].append(column.lower())
