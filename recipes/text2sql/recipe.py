@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tyro.conf import Suppress
 
-from runner.errors import DataError
+from runner.errors import ConfigError, DataError
 from runner.recipe import Batch, Loss
 
 if TYPE_CHECKING:
@@ -81,8 +81,37 @@ class GenerationSettings:
     """Longest SQL, in tokens."""
     num_beams: int = 1
     """Candidates that beam search follows; 1 writes greedily."""
+    temperature: float = 0.0
+    """Above 0, candidates are drawn instead: below 1 the likely becomes likelier."""
+    top_p: float = 1.0
+    """Draw from the likeliest tokens that have this share of the probability together."""
+    num_candidates: int = 1
+    """Candidates to draw; the first of several is not drawn, but the likeliest."""
     execution_guided: bool = False
     """Of the candidates, take the likeliest that runs and finds something."""
+    voting: bool = False
+    """Of the candidates, take one whose rows most of them give."""
+    seed: int = 0
+    """The same seed draws the same candidates."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or min(self.num_beams, self.num_candidates) < 1:
+            raise ConfigError(
+                "Wanted: generation.temperature of at least 0, generation.top_p above 0 up to 1, and "
+                "generation.num_beams and generation.num_candidates of at least 1."
+            )
+        if self.temperature > 0 and self.num_beams > 1:
+            raise ConfigError(
+                "Candidates are drawn or searched by beams, not both: type --generation.temperature 0 or "
+                "--generation.num_beams 1."
+            )
+        if self.voting and (self.num_candidates if self.temperature > 0 else self.num_beams) == 1:
+            raise ConfigError(
+                "One candidate cannot vote: type --generation.num_beams 4, or --generation.temperature 0.8 "
+                "--generation.num_candidates 8."
+            )
+        if self.voting and self.execution_guided:
+            raise ConfigError("Type --generation.voting true or --generation.execution_guided true, not both.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -290,37 +319,9 @@ class Recipe:
         return read(self.data_settings.source, self.data_settings.dir, split)
 
     def _write(self, model: Any, examples: list[Example]) -> list[str]:
-        import torch
+        from recipes.text2sql.decoding import write
 
-        from recipes.text2sql.prompt import reveal, reveal_names
-        from recipes.text2sql.sql import first_that_finds
-
-        longest = max(len(example.prompt) for example in examples)
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (longest - len(e.prompt)) + e.prompt for e in examples], device=model.device)
-        settings = self.generation_settings
-        written = model.generate(
-            input_ids=ids,
-            attention_mask=(ids != pad).long(),
-            max_new_tokens=settings.max_new_tokens,
-            do_sample=False,
-            num_beams=settings.num_beams,
-            num_return_sequences=settings.num_beams,
-        )  # (batch * beams, time), the likeliest first
-        texts = [self.tokenizer.decode([t for t in row if t not in (pad, self.tokenizer.eos_token_id)])
-                 for row in written[:, longest:].tolist()]  # fmt: skip
-        chosen = []
-        for number, example in enumerate(examples):
-            own = texts[number * settings.num_beams : (number + 1) * settings.num_beams]
-            if self.data_settings.schema_tokens:
-                own = [reveal_names(text, example.question.schema) for text in own]
-            candidates = [reveal(text, example.links) for text in own]
-            database = example.question.database
-            if settings.execution_guided and database is not None:
-                chosen.append(first_that_finds(candidates, database))
-            else:
-                chosen.append(candidates[0])
-        return chosen
+        return write(self, model, examples)
 
     def _train_tokenizer(self) -> Any:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
