@@ -95,7 +95,9 @@ class Recipe(Protocol):
     def data(self, split: str) -> Sequence[Any] | Stream:
         """Map-style examples of `split` ("train", "validation", "test"): `len()` and `[index]`; where the
         object has `__getitems__(indices)`, a whole micro-batch is asked for at once, and where it has
-        `order(batch_size, micro_batch_size, seed) -> Order`, that is the order. "train" may be a Stream instead.
+        `order(batch_size, micro_batch_size, seed) -> Order`, that is the order; where it has
+        `warnings(examples) -> list[str]`, those are told before a run that takes so many examples. "train" may be a
+        Stream instead.
 
         A validation split that does not exist is an empty sequence. Called after `prepare`.
         Random augmentation uses the global `random`, `numpy.random` and `torch` generators: they are

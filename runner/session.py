@@ -371,6 +371,8 @@ def _introduce(run: loop.Run, config: Config, found: Path | None) -> None:
         f"data: {training} training and {len(run.eval_data):,} validation examples; "
         f"{run.max_steps:,} steps of {run.lanes.batch_size} examples in {run.lanes.num_lanes} lanes"
     )
+    for warning in getattr(run.train_data, "warnings", lambda _: [])(run.max_steps * run.lanes.batch_size):
+        say(f"warning: {warning}")
     if found is not None:
         say(f"going on from {found} at step {run.state.step}")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tyro.conf import Suppress
 
@@ -16,6 +16,7 @@ from runner.recipe import Batch, Loss
 
 if TYPE_CHECKING:
     from recipes.text2sql.data import Question
+    from recipes.text2sql.mixing import MixedOrder
     from recipes.text2sql.prompt import Link
 
 
@@ -23,10 +24,25 @@ if TYPE_CHECKING:
 class DataSettings:
     """What to train on."""
 
-    source: Literal["demo", "spider", "geography"] = "demo"
-    """Where the questions are from; demo is made on this machine and needs no files."""
+    source: str = "demo"
+    """Where the questions are from: demo (made here), spider, bird, wikisql, gretel, geography, atis; or several of
+    spider,bird,wikisql,gretel with commas, or mix for those four."""
     dir: str | None = None
-    """Folder that holds spider/ or geography/."""
+    """Folder that holds spider/, bird/, wikisql/, gretel/, geography/ or atis/."""
+    spider_weight: float = 0.4
+    """Share of Spider among mixed sources, in proportion to the other weights; 0 leaves it out."""
+    bird_sql_weight: float = 0.3
+    """Share of BIRD among mixed sources."""
+    wiki_sql_weight: float = 0.2
+    """Share of WikiSQL among mixed sources."""
+    gretel_synthetic_weight: float = 0.1
+    """Share of Gretel's synthetic questions among mixed sources."""
+    max_source_epochs: float = 16.0
+    """Passes over a mixed source after which its share goes to the others; 0: no limit. More are warned of."""
+    evidence: bool = True
+    """Put BIRD's hint behind its question."""
+    preprocessing_num_workers: int = 0
+    """Processes that prepare a large source once; 0: one per core."""
     max_seq_length: int = 768
     """Longest prompt with its SQL, in tokens; longer prompts lose the end of their schema."""
     schema_in_prompt: bool = True
@@ -41,6 +57,34 @@ class DataSettings:
     """Share of the training examples that are new pairs, made by exchanging phrases between pairs."""
     value_swap_prob: float = 0.0
     """Share of the training examples whose values are exchanged for others of the same column."""
+
+    def __post_init__(self) -> None:
+        from recipes.text2sql.data import SOURCES, WEIGHTED
+
+        names = self.source.split(",")
+        if self.source != "mix" and names != [n for n in SOURCES if n == self.source] and not set(names) <= {*WEIGHTED}:
+            raise ConfigError(
+                f"data.source is {self.source!r}: type --data.source with one of {', '.join(SOURCES)}, with several of "
+                f"{', '.join(WEIGHTED)} (commas between them), or with mix."
+            )
+        weights = {name: getattr(self, f"{weight}_weight") for name, weight in WEIGHTED.items()}
+        for name, weight in weights.items():
+            if not 0 <= weight < float("inf"):
+                raise ConfigError(f"data.{WEIGHTED[name]}_weight is {weight}: type a number of at least 0.")
+        if not self.sources:
+            raise ConfigError(f"The weights of {self.source} are all 0: type a larger --data.spider_weight, for one.")
+        if not self.max_source_epochs >= 0:
+            raise ConfigError(f"data.max_source_epochs is {self.max_source_epochs}: type a number of at least 0.")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of the sources to read; of several, those that have a weight."""
+        from recipes.text2sql.data import WEIGHTED
+
+        names = tuple(WEIGHTED) if self.source == "mix" else tuple(dict.fromkeys(self.source.split(",")))
+        if len(names) == 1:
+            return names
+        return tuple(name for name in names if getattr(self, f"{WEIGHTED[name]}_weight"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,7 +200,11 @@ class Recipe:
     def data(self, split: str) -> Examples:
         """Questions as prompts and targets."""
         questions = self._questions(split)
-        return TrainingExamples(self, questions) if split == "train" else Examples(self, questions)
+        if split != "train":
+            return Examples(self, questions)
+        return (
+            MixedExamples(self, questions) if len(self.data_settings.sources) > 1 else TrainingExamples(self, questions)
+        )
 
     def collate(self, examples: list[Example]) -> Batch:
         """Right-padded prompts with their SQL; only the SQL is scored."""
@@ -286,10 +334,8 @@ class Recipe:
 
     def example(self, question: Question) -> Example:
         """A question as token ids."""
-        from recipes.text2sql import prompt
-
-        text, links = prompt.link(question.text, question.database)
-        return self.encode(question, text, links, prompt.target(question.query, links, question.schema))
+        text, links = question.link()
+        return self.encode(question, text, links, question.target(links))
 
     def encode(self, question: Question, text: str, links: list[Link], target: str) -> Example:
         """The token ids of a question and a target that have placeholders for the linked values."""
@@ -311,12 +357,17 @@ class Recipe:
             prompt_ids = prompt_ids[: max(1, start - surplus)] + prompt_ids[start:]
         return Example(question, prompt_ids, target_ids, links)
 
-    def _questions(self, split: str) -> list[Question]:
-        from recipes.text2sql.data import read, read_demo
+    def _questions(self, split: str) -> Sequence[Question]:
+        from recipes.text2sql.data import WEIGHTED, read, read_demo
 
-        if self.data_settings.source == "demo":
+        settings = self.data_settings
+        if settings.source == "demo":
             return read_demo(split)
-        return read(self.data_settings.source, self.data_settings.dir, split)
+        if not set(settings.sources) <= WEIGHTED.keys():
+            return read(settings.source, settings.dir, split)
+        from recipes.text2sql.prepared import gather
+
+        return gather(settings.sources, settings.dir, split, settings.evidence, settings.preprocessing_num_workers)
 
     def _write(self, model: Any, examples: list[Example]) -> list[str]:
         from recipes.text2sql.decoding import write
@@ -331,8 +382,8 @@ class Recipe:
 
         tokens, texts = self.data_settings.schema_tokens, []
         for question in self._questions("train"):
-            text, links = prompt.link(question.text, question.database)
-            target = prompt.target(question.query, links, question.schema)
+            text, links = question.link()
+            target = question.target(links)
             texts += [
                 prompt.prompt(text, links, question.schema, True, 1, tokens),
                 prompt.hide_names(target, question.schema) if tokens else target,
@@ -380,7 +431,7 @@ class Examples:
     """A split: made into token ids when asked for."""
 
     recipe: Recipe
-    questions: list[Question]
+    questions: Sequence[Question]
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -394,11 +445,11 @@ class TrainingExamples(Examples):
     """The training split, with the augmentations that the settings ask for."""
 
     def __getitem__(self, index: int) -> Example:
-        from recipes.text2sql import augment, prompt
+        from recipes.text2sql import augment
 
         settings, question = self.recipe.data_settings, self.questions[index]
-        text, links = prompt.link(question.text, question.database)
-        target = prompt.target(question.query, links, question.schema)
+        text, links = question.link()
+        target = question.target(links)
         if random.random() < settings.recombination_prob:
             text, target = random.choice(self.recombined[index] or [(text, target)])
         if question.database and random.random() < settings.value_swap_prob:
@@ -413,3 +464,37 @@ class TrainingExamples(Examples):
         from recipes.text2sql.augment import recombine_questions
 
         return recombine_questions(self.questions)
+
+    def warnings(self, examples: int) -> list[str]:
+        """What to tell before a run of so many examples: a source that is repeated too often."""
+        from recipes.text2sql.data import WEIGHTED
+
+        source, most = self.recipe.data_settings.source, self.recipe.data_settings.max_source_epochs
+        passes = examples / len(self)
+        if source not in WEIGHTED or not most or passes <= most:
+            return []
+        return [
+            f"{examples:,} examples repeat {source} {passes:.1f} times, and data.max_source_epochs is {most:g}: "
+            "lower --max_steps, or mix other sources in."
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedExamples(TrainingExamples):
+    """Several sources, each with its share."""
+
+    def order(self, batch_size: int, micro_batch_size: int, seed: int) -> MixedOrder:
+        """Which examples a lane holds."""
+        from recipes.text2sql.data import WEIGHTED
+        from recipes.text2sql.mixing import MixedOrder
+        from recipes.text2sql.prepared import Mixture
+
+        assert isinstance(self.questions, Mixture)
+        settings, names = self.recipe.data_settings, tuple(self.questions.parts)
+        weights = tuple(getattr(settings, f"{WEIGHTED[name]}_weight") for name in names)
+        most = settings.max_source_epochs
+        return MixedOrder(names, self.questions.sizes, weights, batch_size, micro_batch_size, seed, most)
+
+    def warnings(self, examples: int) -> list[str]:
+        """What to tell before a run of so many examples."""
+        return self.order(1, 1, 0).warnings(examples)

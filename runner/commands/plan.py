@@ -261,6 +261,8 @@ def _print_steps(run: Any, data: Any, batch_size: int, batch: Any) -> None:
     steps = run.max_steps or math.ceil(math.ceil(epochs * (known or 0)) / batch_size)
     passes = f": {steps * batch_size / known:.2f} passes over {known:,}" if known else ""
     print(f"steps        {steps:,} of {batch_size} examples in {batch_size // run.micro_batch_size} lanes{passes}")
+    for warning in getattr(data, "warnings", lambda _: [])(steps * batch_size):
+        print(f"warning      {warning}")
     if batch is not None and batch.tokens:
         longest = batch.tokens / run.micro_batch_size
         print(f"tokens       at most {longest * batch_size:,.0f} a step, {longest * batch_size * steps:,.0f} in all")

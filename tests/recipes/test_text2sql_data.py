@@ -1,0 +1,515 @@
+"""The data of text2sql: reading and checking four sources, mixing them, the cache, schemas, augmentation."""
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import sqlite3
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.text2sql import prepared, sources
+from recipes.text2sql.data import Question
+from recipes.text2sql.mixing import MixedOrder, interleaved, shares
+from recipes.text2sql.recipe import DataSettings, Recipe
+from recipes.text2sql.sql import execute
+from runner.config import parse
+from runner.errors import ConfigError, DataError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SHARED = REPOSITORY.parent / "shared" / "data" / "text2sql"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data are not here")
+
+# A folder with the four sources in their official formats ---------------------------------------------------
+
+SHOP = """
+CREATE TABLE author (id INTEGER PRIMARY KEY, name TEXT, city TEXT);
+CREATE TABLE book (id INTEGER PRIMARY KEY, title TEXT, price REAL, author_id INTEGER REFERENCES author (id));
+INSERT INTO author VALUES (1, 'Flann O''Brien', 'Dublin'), (2, 'Ada Costa', 'Porto');
+INSERT INTO book VALUES (1, 'Ubik', 5.5, 1), (2, 'The Third Policeman', 12.0, 1), (3, 'Porto Nights', 8.0, 2);
+"""
+SHOP_PAIRS = [
+    ("how many books are there ?", "SELECT count(*) FROM book"),
+    ("which books cost less than 8.5 ?", "SELECT title FROM book WHERE price < 8.5"),
+    ("books by Ada Costa ?", "SELECT T2.title FROM author AS T1 JOIN book AS T2 ON T1.id = T2.author_id "
+     "WHERE T1.name = 'Ada Costa'"),
+    ("who lives in dublin ?", 'SELECT name FROM author WHERE city = "Dublin"'),
+]  # fmt: skip
+WIKI_TABLE = {
+    "id": "1-10-2",
+    "header": ["Player", "No.", "School/Club Team", "no."],
+    "types": ["text", "real", "text", "text"],
+    "rows": [["Amir Johnson", 15, "Westchester HS", "x"], ["Jalen Rose", 5.5, "Michigan", "y"]],
+}
+WIKI_PAIRS = [
+    ("who is number 15 ?", {"sel": 0, "agg": 0, "conds": [[1, 0, "15"]]}),
+    ("how many play for michigan ?", {"sel": 0, "agg": 3, "conds": [[2, 0, "MICHIGAN"]]}),
+    ("which school is above 5 and not y ?", {"sel": 2, "agg": 0, "conds": [[1, 1, 5], [3, 0, "x"]]}),
+]
+BEDS = "CREATE TABLE beds (state TEXT, beds INT); INSERT INTO beds VALUES ('Texas', 85), ('Ohio', 70);"
+GRETEL = [
+    ("beds in each state ?", BEDS, "SELECT state, SUM(beds) FROM beds GROUP BY state;"),
+    ("most beds ?", BEDS, "-- the most\nSELECT MAX(beds) FROM beds"),
+    ("add a state", BEDS, "INSERT INTO beds VALUES ('Utah', 3);"),
+    ("delete it", BEDS, "DELETE FROM beds"),
+    ("which doctor ?", BEDS, "SELECT doctor FROM beds"),
+    ("who ?", "CREATE TABLE a (b ENUM('x'", "SELECT b FROM a"),
+    ("who else ?", "ATTACH 'other.db' AS other", "SELECT 1"),
+]
+
+
+def write_shop(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    connection = sqlite3.connect(path)
+    connection.executescript(SHOP)
+    connection.close()
+
+
+def lines(path: Path, entries: Sequence[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Spider, BIRD, WikiSQL and Gretel, a few questions each."""
+    write_shop(tmp_path / "spider/database/shop/shop.sqlite")
+    entries = [{"question": text, "query": query, "db_id": "shop"} for text, query in SHOP_PAIRS]
+    (tmp_path / "spider/train_spider.json").write_text(json.dumps(entries))
+    (tmp_path / "spider/dev.json").write_text(json.dumps(entries[:2]))
+    for part, name, number in (("train", "train", 4), ("dev", "dev_20240627", 3)):
+        write_shop(tmp_path / f"bird/{name}/{part}_databases/shop/shop.sqlite")
+        entries = [
+            {"question": text, "SQL": query, "db_id": "shop", "evidence": "cheap refers to price < 6"}
+            for text, query in SHOP_PAIRS[:number]
+        ]
+        (tmp_path / f"bird/{name}/{part}.json").write_text(json.dumps(entries))
+    for part in ("train", "dev"):
+        lines(tmp_path / f"wikisql/{part}.tables.jsonl", [WIKI_TABLE])
+        lines(
+            tmp_path / f"wikisql/{part}.jsonl",
+            [{"phase": 1, "table_id": "1-10-2", "question": text, "sql": sql} for text, sql in WIKI_PAIRS],
+        )
+    for part in ("train", "test"):
+        lines(
+            tmp_path / f"gretel/{part}.jsonl",
+            [{"sql_prompt": text, "sql_context": context, "sql": query} for text, context, query in GRETEL],
+        )
+    return tmp_path
+
+
+def read(source: str, folder: Path, split: str = "train", **settings: Any) -> Any:
+    """The questions of a source, as the recipe reads them."""
+    return Recipe(data_settings=DataSettings(source=source, dir=str(folder), **settings))._questions(split)
+
+
+def bound(folder: Path, **settings: Any) -> Any:
+    """A small recipe with its tokenizer."""
+    recipe = Recipe(data_settings=DataSettings(dir=str(folder), **settings))
+    vocabulary = dataclasses.replace(recipe.tokenizer_settings, vocab_size=512)
+    assets = folder / "assets"
+    assets.mkdir(exist_ok=True)
+    return dataclasses.replace(recipe, tokenizer_settings=vocabulary).prepare(assets)
+
+
+# Reading ---------------------------------------------------------------------------------------------------
+
+
+def rows(question: Question) -> list[tuple[Any, ...]]:
+    """What the query of a question finds."""
+    assert question.database
+    result = execute(question.database, question.query)
+    assert result.error is None, (question, result.error)
+    return sorted(result.rows)
+
+
+def test_spider_and_bird(folder: Path) -> None:
+    spider = read("spider", folder)
+    assert [question.text for question in spider] == [text for text, _ in SHOP_PAIRS]
+    assert [rows(question) for question in spider] == [
+        [(3,)], [("Porto Nights",), ("Ubik",)], [("Porto Nights",)], [("Flann O'Brien",)],
+    ]  # fmt: skip
+    bird = read("bird", folder)
+    assert bird[0].text == "how many books are there ? ; cheap refers to price < 6"
+    assert [question.text for question in read("bird", folder, evidence=False)] == [q.text for q in spider]
+    assert [rows(question) for question in bird] == [rows(question) for question in spider]
+    assert len(read("bird", folder, "validation")) == len(read("bird", folder, "test")) == 3
+
+
+def test_more_training_files_of_spider_are_read(folder: Path) -> None:
+    shutil.copy(folder / "spider/dev.json", folder / "spider/train_others.json")
+    assert len(read("spider", folder)) == 6 and len(read("spider", folder, "validation")) == 2
+
+
+def test_birds_tables_stand_in_for_databases_and_the_rest_is_counted(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(folder / "bird/train/train_databases")
+    with pytest.raises(DataError, match="4 about databases that are not there"):
+        read("bird", folder)
+    tables = [{
+        "db_id": "shop", "table_names_original": ["book"], "column_names_original": [[-1, "*"], [0, "title"]],
+        "column_types": ["text", "text"], "primary_keys": [[1]], "foreign_keys": [],
+    }]  # fmt: skip
+    (folder / "bird/train/train_tables.json").write_text(json.dumps(tables))
+    entries = json.loads((folder / "bird/train/train.json").read_text())
+    entries[0]["db_id"] = "far away"
+    (folder / "bird/train/train.json").write_text(json.dumps(entries))
+    capsys.readouterr()
+    found = read("bird", folder)
+    assert len(found) == 3 and found[0].database is None and list(found[0].schema.tables) == ["book"]
+    assert "bird (train): 3 questions of 4 (1 about databases that are not there)" in capsys.readouterr().err
+
+
+def test_wikisql_becomes_sql_with_the_tables_names(folder: Path) -> None:
+    found = read("wikisql", folder)
+    assert [question.query for question in found] == [
+        'SELECT "Player" FROM wiki_table WHERE "No." = 15',
+        'SELECT COUNT("Player") FROM wiki_table WHERE "School/Club Team" = \'MICHIGAN\'',
+        'SELECT "School/Club Team" FROM wiki_table WHERE "No." > 5 AND "no. 2" = \'x\'',
+    ]
+    # As in the official files, upper and lower case do not matter.
+    assert [rows(question) for question in found] == [[("Amir Johnson",)], [(1,)], [("Westchester HS",)]]
+    assert found[0].schema.tables == {
+        "wiki_table": {"Player": "text", "No.": "number", "School/Club Team": "text", "no. 2": "text"}
+    }
+    assert found[1].link()[0] == "how many play for <v0> ?"
+
+
+def test_names_that_sqlite_does_not_take() -> None:
+    assert sources.column_names(["a", "A", "", 'x "y"', "a", "a 2"]) == ["a", "A 2", "column 3", "x y", "a 3", "a 2 2"]
+
+
+@needs_shared
+def test_wikisqls_own_rows_give_what_the_official_form_gives(tmp_path: Path) -> None:
+    (tmp_path / "wikisql").mkdir()
+    for part in ("train.jsonl", "train.tables.jsonl"):
+        (tmp_path / "wikisql" / part).symlink_to(SHARED / "wikisql" / part.replace("train", "sample"))
+    entries = list(sources.json_lines(SHARED / "wikisql/sample.jsonl"))
+    types = {table["id"]: table["types"] for table in sources.json_lines(SHARED / "wikisql/sample.tables.jsonl")}
+    official = sqlite3.connect(f"{(SHARED / 'wikisql/sample.db').resolve().as_uri()}?mode=ro", uri=True)
+    found = read("wikisql", tmp_path)
+    assert len(found) == len(entries) == 183
+    nonempty = 0
+    for entry, question in zip(entries, found, strict=True):
+        # The official query: columns by number, values in lower case, numbers where the column holds them.
+        id_, structure = entry["table_id"], entry["sql"]
+        conditions, values = [], []
+        for column, operator, value in structure["conds"]:
+            value = value.lower() if isinstance(value, str) else value
+            if types[id_][column] == "real" and isinstance(value, str):
+                value = float(sources.NUMBER.findall(value.replace(",", ""))[0])
+            conditions.append(f"col{column} {'=><'[operator]} ?")
+            values.append(value)
+        aggregate = ("", "MAX", "MIN", "COUNT", "SUM", "AVG")[structure["agg"]]
+        query = f"SELECT {aggregate}(col{structure['sel']}) FROM table_{id_.replace('-', '_')}"
+        query += " WHERE " + " AND ".join(conditions) if conditions else ""
+        wanted = sorted(official.execute(query, values).fetchall(), key=repr)
+        ours = [tuple(v.lower() if isinstance(v, str) else v for v in row) for row in rows(question)]
+        assert sorted(ours, key=repr) == wanted, (question.query, query)
+        nonempty += any(value is not None for row in wanted for value in row)
+    official.close()
+    assert nonempty == 178
+
+
+@needs_shared
+def test_wikisqls_queries_without_tables_are_spelled() -> None:
+    # Headers are not there for these 24,299; every structure must still become a query.
+    for split, number in (("dev", 8421), ("test", 15878)):
+        spelled = 0
+        for entry in sources.json_lines(SHARED / f"wikisql/{split}.jsonl"):
+            structure = entry["sql"]
+            query = sources.wikisql_query(structure, [f"c{n}" for n in range(50)], ["text"] * 50)
+            spelled += query.count(" AND ") == max(0, len(structure["conds"]) - 1) or "and" in query.lower()
+        assert spelled == number
+
+
+def test_gretels_contexts_are_executed_and_what_does_not_run_is_counted(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = read("gretel", folder)
+    assert [rows(question) for question in found] == [[("Ohio", 70), ("Texas", 85)], [(85,)]]
+    assert found[0].schema.tables == {"beds": {"state": "text", "beds": "number"}}
+    said = capsys.readouterr().err
+    assert said.startswith("gretel (train): 2 questions of 7 (")
+    for part in ("2 asks for writing", "2 has a context that SQLite does not run", "1 has a query that SQLite does"):
+        assert part in said
+    # Nothing was attached.
+    assert not list(Path.cwd().glob("other.db"))
+
+
+def test_gretels_parquet_is_read_too(folder: Path) -> None:
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    entries = [{"sql_prompt": text, "sql_context": context, "sql": query, "id": 1} for text, context, query in GRETEL]
+    before = [question.query for question in read("gretel", folder)]
+    (folder / "gretel/train.jsonl").unlink()
+    path = folder / "gretel/synthetic_text_to_sql_train.snappy.parquet"
+    write_table(pyarrow.Table.from_pylist(entries), path)
+    assert [question.query for question in read("gretel", folder)] == before
+    path.write_bytes(b"PAR1 but not really")
+    with pytest.raises(DataError, match="cannot be read"):
+        read("gretel", folder)
+
+
+@needs_shared
+def test_gretels_real_rows(tmp_path: Path) -> None:
+    (tmp_path / "gretel").mkdir()
+    (tmp_path / "gretel/train.jsonl").symlink_to(SHARED / "gretel/sample.jsonl")
+    # The other row names a column that two of its tables have.
+    assert [rows(question) for question in read("gretel", tmp_path)] == [
+        [("California", 100000), ("New York", 70000), ("Texas", 85000)]
+    ]
+
+
+@needs_shared
+def test_birds_real_database(tmp_path: Path) -> None:
+    found = read("bird", SHARED, "validation")
+    assert len(found) == 129 and {question.schema.db_id for question in found} == {"superhero"}
+    assert all(rows(question) for question in found[::10])
+
+
+WIKI_ENTRY = '{"question": "?", "table_id": "%s", "sql": {"sel": %d, "agg": 0, "conds": []}}'
+
+
+@pytest.mark.parametrize(
+    ("source", "file", "content"),
+    [
+        ("bird", "train/train.json", "[{"),
+        ("bird", "train/train.json", '[{"question": "?", "query": "SELECT 1", "db_id": "shop"}]'),
+        ("bird", "train/train.json", None),
+        ("wikisql", "train.jsonl", "{"),
+        ("wikisql", "train.jsonl", '{"question": "?", "table_id": "none", "sql": {"sel": 0, "agg": 0, "conds": []}}'),
+        ("wikisql", "train.jsonl", '{"question": "?", "table_id": "1-10-2", "sql": {"sel": 9, "agg": 0, "conds": []}}'),
+        (
+            "wikisql",
+            "train.jsonl",
+            '{"question": "?", "table_id": "1-10-2", "sql": {"sel": -1, "agg": 0, "conds": []}}',
+        ),
+        ("wikisql", "train.tables.jsonl", '{"id": "1-10-2"}'),
+        ("wikisql", "train.tables.jsonl", None),
+        ("gretel", "train.jsonl", '{"sql_prompt": "?"}'),
+        ("gretel", "train.jsonl", '{"sql_prompt": "?", "sql_context": 3, "sql": "SELECT 1"}'),
+        ("gretel", "train.jsonl", "[1]"),
+        ("gretel", "train.jsonl", None),
+    ],
+)
+def test_a_broken_file_is_named(folder: Path, source: str, file: str, content: str | None) -> None:
+    path = folder / source / file
+    path.unlink() if content is None else path.write_text(content)
+    for name in (source, "mix"):
+        with pytest.raises(DataError) as caught:
+            read(name, folder)
+        message = str(caught.value)
+        assert path.name.partition(".")[0] in message and len(message.splitlines()) <= 3, message
+        assert (name == "mix") == ("_weight 0" in message)
+
+
+# Mixing ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("weights", "counts"),
+    [
+        ((0.4, 0.3, 0.2, 0.1), (4, 3, 2, 1)),
+        ((1, 1, 1), (1, 1, 1)),
+        ((0.5, 0, 0.25), (2, 0, 1)),
+        ((0.333, 0.667), (333, 667)),
+        ((7,), (1,)),
+        ((0.123456789, 0.876543211), (1235, 8765)),
+    ],
+)
+def test_shares_are_exact(weights: tuple[float, ...], counts: tuple[int, ...]) -> None:
+    assert shares(weights) == counts
+
+
+def order(sizes: Sequence[int], weights: Sequence[float], batch: int = 8, lane: int = 4, **more: Any) -> MixedOrder:
+    names = tuple(f"source{number}" for number in range(len(sizes)))
+    return MixedOrder(names, tuple(sizes), tuple(weights), batch, lane, **{"seed": 3, **more})
+
+
+def source_of(index: int, sizes: Sequence[int]) -> int:
+    return next(number for number in range(len(sizes)) if index < sum(sizes[: number + 1]))
+
+
+def drawn(mixed: MixedOrder, steps: int) -> list[int]:
+    lanes = mixed.batch_size // mixed.micro_batch_size
+    return [index for step in range(steps) for lane in range(lanes) for index in mixed.indices(step, lane)]
+
+
+def test_every_window_holds_the_shares_and_every_pass_each_example_once() -> None:
+    sizes = (40, 37, 50, 11)
+    examples = drawn(order(sizes, (0.4, 0.3, 0.2, 0.1), max_epochs=0), 100)
+    assert len(examples) == 800
+    for first in range(0, 800, 10):
+        assert Counter(source_of(index, sizes) for index in examples[first : first + 10]) == {0: 4, 1: 3, 2: 2, 3: 1}
+    patterns = {tuple(source_of(index, sizes) for index in examples[first : first + 10]) for first in range(0, 800, 10)}
+    assert len(patterns) > 40, "the windows are shuffled"
+    for source, size in enumerate(sizes):
+        own = [index for index in examples if source_of(index, sizes) == source]
+        passes = [own[first : first + size] for first in range(0, len(own) - size + 1, size)]
+        assert len(passes) >= 1 and all(len(set(each)) == size for each in passes)
+        assert len({tuple(each) for each in passes}) == len(passes), "each pass in an order of its own"
+
+
+@pytest.mark.parametrize(("batch", "lane"), [(8, 8), (8, 2), (8, 1), (16, 4), (24, 3)])
+def test_the_order_is_a_function_of_the_place_alone(batch: int, lane: int) -> None:
+    # However a run is cut into lanes and steps, and in whatever sequence it is asked.
+    sizes, weights = (40, 37, 50), (0.5, 0.3, 0.2)
+    wanted = drawn(order(sizes, weights, 8, 4, max_epochs=2.0), 48)
+    mixed = order(sizes, weights, batch, lane, max_epochs=2.0)
+    places = [(step, number) for step in range(384 // batch) for number in range(batch // lane)]
+    random.Random(1).shuffle(places)
+    asked = {(step, number): mixed.indices(step, number) for step, number in places}
+    assert [index for place in sorted(asked) for index in asked[place]] == wanted
+    assert drawn(order(sizes, weights, max_epochs=2.0, seed=4), 48) != wanted
+
+
+def test_a_source_that_has_been_repeated_enough_makes_way() -> None:
+    sizes, weights = (10, 1000, 30), (0.5, 0.3, 0.2)
+    mixed = order(sizes, weights, max_epochs=2.0)
+    examples = drawn(mixed, 100)
+    counts = Counter(source_of(index, sizes) for index in examples)
+    # 20 of the first in the first 40 places; then 0.3 to 0.2 until 60 of the third; then the second alone.
+    assert counts == {0: 20, 1: 720, 2: 60}
+    assert [source_of(index, sizes) for index in examples[:40]].count(0) == 20
+    assert Counter(source_of(index, sizes) for index in examples[40:45]) == {1: 3, 2: 2}
+    assert mixed.seen(800) == {"source0": 20, "source1": 720, "source2": 60}
+    for number in range(0, 800, 7):
+        seen = Counter(source_of(index, sizes) for index in examples[:number])
+        assert list(mixed.seen(number).values()) == [seen[0], seen[1], seen[2]]
+    said = mixed.warnings(800)
+    assert len(said) == 2 and "source0 will have been seen 2 times" in said[0] and "after 40 of 800" in said[0]
+    assert mixed.warnings(40) == []
+    # Where all have been seen so often, they begin again, and that is said.
+    assert "repeat source0" in mixed.warnings(10_000)[-1]
+    assert set(drawn(order((3, 5), (1, 1), max_epochs=1.0), 10)) == set(range(8))
+
+
+def test_the_seeds_own_plan_is_warned_of() -> None:
+    # 100,000 steps of 32 at 40 % of Spider's 8,659 questions: 148 passes, of BIRD's 9,428 102 (research, 1.2).
+    sizes, weights = (8659, 9428, 56355, 92000), (0.4, 0.3, 0.2, 0.1)
+    free = order(sizes, weights, max_epochs=0.0)
+    passes = {name: number / size for (name, number), size in zip(free.seen(3_200_000).items(), sizes, strict=True)}
+    assert [round(passes[f"source{number}"]) for number in (0, 1)] == [148, 102]
+    assert free.warnings(3_200_000) == []
+    said = order(sizes, weights).warnings(3_200_000)
+    assert said and "source0 will have been seen 16 times" in said[0]
+
+
+def test_evaluation_begins_with_some_of_each() -> None:
+    sizes = (50, 10, 40)
+    mixed = interleaved(sizes)
+    assert sorted(mixed) == list(range(100))
+    assert Counter(source_of(index, sizes) for index in mixed[:10]) == {0: 5, 1: 1, 2: 4}
+
+
+def test_a_mixed_recipe(folder: Path) -> None:
+    recipe = bound(folder, source="mix")
+    data = recipe.data("train")
+    assert len(data) == 4 + 4 + 3 + 2
+    mixed = data.order(10, 5, 0)
+    assert mixed.names == ("spider", "bird", "wikisql", "gretel") and mixed.weights == (0.4, 0.3, 0.2, 0.1)
+    found = [data[index].question for step in range(4) for lane in (0, 1) for index in mixed.indices(step, lane)]
+    known = {"wiki_table": "wikisql", "beds": "gretel"}
+    kinds = Counter("bird" if "cheap refers" in q.text else known.get(next(iter(q.schema.tables))) for q in found)
+    assert kinds == {None: 16, "bird": 12, "wikisql": 8, "gretel": 4}
+    evaluated = recipe.data("validation")
+    groups = Counter(question.group for question in evaluated.questions)
+    assert groups == {"spider": 2, "bird": 3, "wikisql": 3, "gretel": 2}
+    assert {evaluated[index].question.group for index in range(4)} == set(groups)
+    batch = recipe.collate([data[0], data[5], data[9], data[12]])
+    assert batch.weight == (batch["labels"] != -100).sum()
+    # Two sources, and one of them left out by its weight.
+    some = bound(folder, source="wikisql,gretel", gretel_synthetic_weight=0.3).data("train").order(10, 5, 0)
+    assert (some.names, some.weights) == (("wikisql", "gretel"), (0.2, 0.3))
+    assert len(bound(folder, source="wikisql,gretel", gretel_synthetic_weight=0.0).data("train")) == 3
+
+
+def test_a_source_without_validation_is_told_and_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "gretel/test.jsonl").unlink()
+    assert {question.group for question in read("mix", folder, "validation")} == {"spider", "bird", "wikisql"}
+    assert "gretel has no validation split" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["--data.source", "spidr"], "spidr"),
+        (["--data.source", "demo,spider"], "mix"),
+        (["--data.source", "spider,"], "bird"),
+        (["--data.source", "mix", "--data.spider_weight", "-1"], "spider_weight"),
+        (["--data.source", "spider,bird", "--data.spider_weight", "0", "--data.bird_sql_weight", "0"], "all 0"),
+        (["--data.max_source_epochs", "nan"], "max_source_epochs"),
+    ],
+)
+def test_wrong_settings(flags: list[str], word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        parse(["--recipe", "text2sql", *flags])
+
+
+# The cache -------------------------------------------------------------------------------------------------
+
+
+def test_the_cache_holds_what_reading_gives(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = {name: list(read(name, folder)) for name in ("spider", "bird", "wikisql", "gretel")}
+    monkeypatch.setattr(prepared, "CACHED_FROM", 1)
+    monkeypatch.setenv("RELAY_CACHE", str(folder / "cache"))
+    for name, questions in wanted.items():
+        capsys.readouterr()
+        found = read(name, folder)
+        assert isinstance(found.parts[name], prepared.CachedQuestions)
+        elsewhere = [dataclasses.replace(q, database=None, prepared=None) for q in found]
+        assert elsewhere == [dataclasses.replace(q, database=None, prepared=None) for q in questions]
+        assert [(q.link(), q.target(q.link()[1])) for q in found] == [
+            (q.link(), q.target(q.link()[1])) for q in questions
+        ]
+        assert [rows(question) for question in found] == [rows(question) for question in questions]
+        first = capsys.readouterr().err
+        monkeypatch.setattr(prepared, "_make", None)
+        assert list(read(name, folder)) == list(found), "the second time it is not made again"
+        monkeypatch.undo()
+        monkeypatch.setattr(prepared, "CACHED_FROM", 1)
+        monkeypatch.setenv("RELAY_CACHE", str(folder / "cache"))
+        # What was left out is told each time.
+        assert (capsys.readouterr().err.count("2 questions of 7") == 1) == (name == "gretel") == ("of 7" in first)
+
+
+def test_the_cache_knows_when_its_data_have_changed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELAY_CACHE", str(folder / "cache"))
+
+    def key() -> str:
+        return prepared.content_key(sources.entries("spider", str(folder), "train"))
+
+    before = key()
+    assert key() == before
+    database = folder / "spider/database/shop/shop.sqlite"
+    os.utime(database)
+    assert key() == before, "only content counts"
+    connection = sqlite3.connect(database)
+    connection.execute("UPDATE author SET city = 'Galway' WHERE id = 1")
+    connection.commit()
+    connection.close()
+    assert key() != before
+    after = key()
+    # A large file counts by its ends, and its ends say that it was written to.
+    monkeypatch.setattr(prepared, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(prepared, "END_BYTES", 100)
+    before = key()
+    connection = sqlite3.connect(database)
+    connection.execute("UPDATE author SET city = 'Dublin' WHERE id = 1")
+    connection.commit()
+    connection.close()
+    assert key() != before
+    entries = json.loads((folder / "spider/train_spider.json").read_text())
+    entries[0]["question"] += " please"
+    (folder / "spider/train_spider.json").write_text(json.dumps(entries))
+    assert key() not in (before, after)
