@@ -1,9 +1,7 @@
-"""SQL on SQLite: schemas, an executor that only reads, and spellings that keep a query's result.
+"""SQL on SQLite: schemas, what a query's result says, and spellings that keep it.
 
-The field's usual executors run whatever a model wrote: a predicted `DROP TABLE` drops the table. This one
-cannot write, attach, load, create a file, outlive its deadline by much or fill the memory. Normalising
-changes spelling only; literals stay as they are, because lower-casing them changes the result of one query in
-five.
+Queries run in `recipes.text2sql.execution`. Normalising changes spelling only; literals stay as they are, because
+lower-casing them changes the result of one query in five.
 """
 
 from __future__ import annotations
@@ -15,22 +13,13 @@ import math
 import re
 import sqlite3
 import string
-import sys
-import threading
-import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recipes.text2sql.execution import Execution, check_database, connect, execute
 from runner.errors import DataError
-
-MAX_VALUE_BYTES = 1_000_000
-"""No single text or blob, and no row inside SQLite, may be longer."""
-MAX_RESULT_BYTES = 50_000_000
-"""No result may hold more text and blobs than this."""
-MAX_HEAP_BYTES = 512 * 1024 * 1024
-"""What SQLite as a whole may allocate in this process, sorting and temporary tables included."""
 
 # Schemas -----------------------------------------------------------------------------------------------
 
@@ -67,7 +56,7 @@ class Schema:
         primary: list[tuple[str, str]] = []
         foreign: list[tuple[str, str, str | None, str | None]] = []
         try:
-            connection = _connect(path)
+            connection = connect(path)
         except sqlite3.Error as error:
             raise DataError(f"Cannot open the database {path}: {error}.") from error
         try:
@@ -158,22 +147,6 @@ class Schema:
         return {_fold(table): frozenset(map(_fold, columns)) | rowid for table, columns in self.tables.items()}
 
 
-def check_database(path: Path | str) -> None:
-    """Raise DataError unless `path` is a file that begins as a SQLite database does."""
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"There is no database file {path}: give the path of a SQLite file.")
-    try:
-        with path.open("rb") as file:
-            head = file.read(16)
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
-    if not head:
-        raise DataError(f"The database file {path} is empty: give the path of a SQLite file with tables in it.")
-    if head != b"SQLite format 3\x00":
-        raise DataError(f"{path} is not a database (it begins with {head[:12]!r}): give the path of a SQLite file.")
-
-
 def create_empty_database(schema: Schema, path: Path | str) -> None:
     """Write a SQLite file with the schema's tables, without rows. Raises DataError where `path` exists."""
     path = Path(path)
@@ -181,20 +154,17 @@ def create_empty_database(schema: Schema, path: Path | str) -> None:
         raise DataError(f"{path} exists already: give a path where nothing stands.")
     connection = sqlite3.connect(path)
     try:
-        _create_tables(connection, schema)
+        for statement in _table_statements(schema):
+            connection.execute(statement)
         connection.commit()
     finally:
         connection.close()
 
 
-def _empty(schema: Schema) -> sqlite3.Connection:
-    connection = sqlite3.connect(":memory:")
-    _create_tables(connection, schema)
-    return connection
-
-
-def _create_tables(connection: sqlite3.Connection, schema: Schema) -> None:
+def _table_statements(schema: Schema) -> tuple[str, ...]:
+    """CREATE TABLE for each of the schema's tables."""
     declared = {"number": "NUMERIC", "text": "TEXT", "time": "TEXT", "boolean": "BOOLEAN"}
+    statements = []
     for table, columns in schema.tables.items():
         lines = [f"{_quoted(column)} {declared.get(kind, '')}" for column, kind in columns.items()]
         primary = [_quoted(column) for owner, column in schema.primary_keys if owner == table]
@@ -205,7 +175,8 @@ def _create_tables(connection: sqlite3.Connection, schema: Schema) -> None:
             for owner, column, other, target in schema.foreign_keys
             if owner == table
         ]
-        connection.execute(f"CREATE TABLE {_quoted(table)} ({', '.join(lines)})")
+        statements.append(f"CREATE TABLE {_quoted(table)} ({', '.join(lines)})")
+    return tuple(statements)
 
 
 def _existing(
@@ -254,36 +225,7 @@ def _fold(name: str) -> str:
 
 _ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
-# Execution ---------------------------------------------------------------------------------------------
-
-_READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
-_REFUSED_FUNCTIONS = {"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer", "sqlite_log"}
-if sys.version_info < (3, 11):  # A value's length cannot be limited there: refuse what makes long ones.
-    _REFUSED_FUNCTIONS |= {"zeroblob", "randomblob", "printf", "format"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Execution:
-    """What running a query gave: rows and the columns' names, or an error."""
-
-    rows: tuple[tuple[Any, ...], ...] = ()
-    columns: tuple[str, ...] = ()
-    error: str | None = None
-
-
-def execute(database_path: Path | str, sql: str, *, timeout_seconds: float = 5.0, max_rows: int = 10_000) -> Execution:
-    """Run one query on a SQLite file, reading only.
-
-    Whatever is wrong with the query or the file is told in `error`, never raised; so is a result of more than
-    `max_rows` rows, since a part of it would compare as if it were the whole. Bytes that are not UTF-8 become
-    the replacement character.
-    """
-    path = Path(database_path)
-    try:
-        check_database(path)
-    except DataError as error:
-        return Execution(error=str(error))
-    return _run(lambda: _connect(path), sql, timeout_seconds, max_rows)
+# Results -----------------------------------------------------------------------------------------------
 
 
 def first_that_finds(candidates: Sequence[str], database: Path | str) -> str:
@@ -303,11 +245,9 @@ def first_that_finds(candidates: Sequence[str], database: Path | str) -> str:
 
 def is_valid(database: Path | str | Schema, sql: str) -> bool:
     """Whether SQLite prepares the query as one that only reads, on a file or on an empty database."""
+    place = _table_statements(database) if isinstance(database, Schema) else database
     # With QUERY PLAN, neither "EXPLAIN SELECT 1" nor "QUERY PLAN SELECT 1" passes for a query.
-    explain = f"EXPLAIN QUERY PLAN {sql}"
-    if isinstance(database, Schema):
-        return _run(lambda: _empty(database), explain, 5.0, 10_000).error is None
-    return execute(database, explain).error is None
+    return execute(place, f"EXPLAIN QUERY PLAN {sql}").error is None
 
 
 @functools.lru_cache(maxsize=20_000)
@@ -373,80 +313,6 @@ def _exact_part(row: tuple[Any, ...]) -> tuple[Any, ...]:
 def _sort_key(row: tuple[Any, ...]) -> tuple[Any, ...]:
     exact = tuple("" if _is_number(value) else f"{type(value).__name__} {value!r}" for value in row)
     return exact, tuple(float(value) for value in row if _is_number(value))
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    path = path.resolve()
-    options = "mode=ro"
-    with path.open("rb") as file:
-        head = file.read(20)
-    log = path.with_name(path.name + "-wal")
-    if head[18:20] == b"\x02\x02" and not (log.exists() and log.stat().st_size):
-        # Even a reader of a database in WAL mode writes two files beside it, unless told that nobody is
-        # writing.
-        options += "&immutable=1"
-    connection = sqlite3.connect(f"{path.as_uri()}?{options}", uri=True)
-    connection.text_factory = lambda raw: raw.decode("utf-8", errors="replace")
-    return connection
-
-
-def _run(connect: Callable[[], sqlite3.Connection], sql: str, timeout_seconds: float, max_rows: int) -> Execution:
-    """Open a connection, run one query and close it, in time."""
-    deadline = time.monotonic() + timeout_seconds
-    done: list[Execution] = []
-    # SQLite looks at the deadline between its steps; one step on long texts can take minutes. So the query
-    # runs in a thread that is left behind when it does not come back (it ends with its step).
-    thread = threading.Thread(target=lambda: done.append(_read(connect, sql, deadline, max_rows)), daemon=True)
-    thread.start()
-    thread.join(timeout_seconds + 0.5)
-    if done and (done[0].error is None or time.monotonic() <= deadline):
-        return done[0]
-    return Execution(error=f"not finished after {timeout_seconds:g} seconds")
-
-
-def _read(connect: Callable[[], sqlite3.Connection], sql: str, deadline: float, max_rows: int) -> Execution:
-    is_query = False
-
-    def authorise(action: int, first: str | None, second: str | None, *_: str | None) -> int:
-        nonlocal is_query
-        is_query = is_query or action == sqlite3.SQLITE_SELECT
-        refused = action not in _READING or (
-            action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in _REFUSED_FUNCTIONS
-        )
-        return sqlite3.SQLITE_DENY if refused else sqlite3.SQLITE_OK
-
-    try:
-        connection = connect()
-    except (OSError, sqlite3.Error) as error:
-        return Execution(error=str(error))
-    try:
-        for pragma in ("query_only = ON", "trusted_schema = OFF", "temp_store = MEMORY",
-                       f"hard_heap_limit = {MAX_HEAP_BYTES}"):  # fmt: skip
-            connection.execute(f"PRAGMA {pragma}").close()
-        if sys.version_info >= (3, 11):
-            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
-            connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, 1_000_000)
-            connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-        connection.set_authorizer(authorise)
-        connection.set_progress_handler(lambda: time.monotonic() > deadline, 500)
-        cursor = connection.execute(sql)
-        if cursor.description is None or not is_query:
-            return Execution(error="not a query: there is nothing to read")
-        rows, size = [], 0
-        for row in cursor:
-            rows.append(row)
-            size += sum(len(value) for value in row if isinstance(value, str | bytes))
-            if len(rows) > max_rows:
-                return Execution(error=f"more than {max_rows} rows")
-            if size > MAX_RESULT_BYTES:
-                return Execution(error=f"more than {MAX_RESULT_BYTES} bytes")
-        return Execution(tuple(rows), tuple(column[0] for column in cursor.description))
-    except MemoryError:
-        return Execution(error="out of memory")
-    except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
-        return Execution(error=str(error))
-    finally:
-        connection.close()
 
 
 # Spelling ----------------------------------------------------------------------------------------------
