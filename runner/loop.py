@@ -13,13 +13,13 @@ from torch import nn
 from runner import memory, optim, schedule
 from runner.checkpoint import State
 from runner.config import RunSettings
-from runner.errors import BadStep, DivergedError, Interrupted
+from runner.errors import BadStep, DivergedError, Interrupted, OutOfMemory
 from runner.evaluation import evaluate, is_better, on_device
 from runner.fetching import Fetched, batches
 from runner.hardware import Hardware, seed_everything
 from runner.lanes import Lanes, key
 from runner.log import Ledger, Metrics, Progress, Speed
-from runner.recipe import Loss
+from runner.recipe import Batch, Loss
 from runner.tree import Tree
 
 
@@ -54,6 +54,10 @@ class Run:
     """What this process's lanes hold in the current step."""
     tree: Tree | None = None
     """With --deterministic: adds up the lanes' gradients, instead of DDP."""
+    tally: torch.Tensor | None = None
+    """What this process's lanes have tallied of the current step."""
+    remark: str | None = None
+    """What the recipe last had to say about its numbers."""
 
     @property
     def share(self) -> range:
@@ -170,10 +174,12 @@ def accumulate(run: Run, lanes: list[Fetched], totals: Totals) -> tuple[torch.Te
         fits = True
         total = torch.zeros((), device=run.hardware.device)
         all_logs: list[dict[str, torch.Tensor]] = []
+        run.tally = None
         try:
+            whole_step = survey(run, lanes) if getattr(run.recipe, "tallies_first", False) else None
             for number, lane in enumerate(lanes):
                 reduces = overlaps and number == len(lanes) - 1
-                share, logs = backward(run, lane, totals, reduces)
+                share, logs = backward(run, lane, totals, reduces, whole_step)
                 total += share
                 all_logs.append(logs)
         except RuntimeError as error:
@@ -193,18 +199,58 @@ def accumulate(run: Run, lanes: list[Fetched], totals: Totals) -> tuple[torch.Te
     return total, all_logs
 
 
-def backward(run: Run, lane: Fetched, totals: Totals, reduces: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def survey(run: Run, lanes: list[Fetched]) -> torch.Tensor | None:
+    """The tally of the step before its gradients: every lane once more, with the random numbers that it will have."""
+    try:
+        for lane in lanes:
+            for _, batch, _ in parts_of(run, lane):
+                with torch.no_grad(), run.hardware.accelerator.autocast():
+                    add_tally(run, lane, Loss(*run.recipe.loss(run.bare_model, batch)).tally)
+    except RuntimeError as error:
+        # The others wait for this process's tally.
+        if memory.is_out_of_memory(error) and run.hardware.num_processes > 1:
+            raise OutOfMemory("Out of memory while a step was tallied: lower --micro_batch_size.") from error
+        raise
+    tally, run.tally = tally_of_step(run), None
+    return tally
+
+
+def add_tally(run: Run, lane: Fetched, tally: torch.Tensor | None) -> None:
+    """Count what a lane, or a part of one, has tallied; an empty lane counts nothing."""
+    if tally is not None:
+        tally = tally.detach() * (not lane.is_empty)
+        run.tally = tally if run.tally is None else run.tally + tally
+
+
+def tally_of_step(run: Run) -> torch.Tensor | None:
+    """The tally over all processes; None where the recipe keeps none."""
+    if run.tally is None:
+        return None
+    return torch.tensor(run.hardware.sum(run.tally.reshape(-1).tolist()), device=run.tally.device).view_as(run.tally)
+
+
+def parts_of(run: Run, lane: Fetched) -> Iterator[tuple[bool, Batch, float]]:
+    """A lane in as many parts as memory asks for, each with its random numbers: (is the last, batch, fraction)."""
+    parts = memory.split(lane.batch, run.state.parts)
+    for number, (part, fraction) in enumerate(parts):
+        batch = on_device(part, run.hardware.device)
+        seed_everything(key(run.settings.seed, "model", run.state.step, lane.lane, *([number] if number else [])))
+        yield number == len(parts) - 1, batch, fraction
+
+
+def backward(
+    run: Run, lane: Fetched, totals: Totals, reduces: bool, whole_step: torch.Tensor | None
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Forward and backward of one lane, in as many parts as memory asks for."""
     hardware = run.hardware
     # DDP and FSDP average the gradients over the processes; the loss is a sum over them. The tree sums.
     ranks = hardware.num_processes if run.tree is None else 1
-    parts = memory.split(lane.batch, run.state.parts)
     total, logs = torch.zeros((), device=hardware.device), {}
-    for number, (part, fraction) in enumerate(parts):
-        batch = on_device(part, hardware.device)
-        seed_everything(key(run.settings.seed, "model", run.state.step, lane.lane, *([number] if number else [])))
-        with reduction(run, reduces and number == len(parts) - 1), hardware.accelerator.autocast():
+    for is_last, batch, fraction in parts_of(run, lane):
+        batch.step = whole_step
+        with reduction(run, reduces and is_last), hardware.accelerator.autocast():
             loss = Loss(*run.recipe.loss(run.model, batch))
+            add_tally(run, lane, loss.tally)
             # An empty lane takes part, so that every process reduces, and counts nothing.
             share = loss.sum / totals.weight if not lane.is_empty and totals.weight else loss.sum * 0
             whole = share * ranks
@@ -261,6 +307,9 @@ def update(run: Run, loss: torch.Tensor, totals: Totals) -> float:
         # A step of which every example was left out has nothing to teach.
         if totals.lanes:
             run.optimizer.step()
+            tally = tally_of_step(run)
+            if tally is not None:
+                run.recipe.end_step(run.bare_model, tally)
             mean = state.mean_gradient_norm
             state.mean_gradient_norm = norm if mean is None else 0.98 * mean + 0.02 * norm
     elif settings.on_bad_step == "skip":
@@ -338,6 +387,10 @@ def log(run: Run, loss: torch.Tensor, norm: float, logs: list[dict[str, torch.Te
     if run.ledger is not None:
         run.ledger.flush()
     run.progress.step(step, values)
+    remark = run.recipe.remark(step, values) if hasattr(run.recipe, "remark") else None
+    if remark is not None and remark != run.remark:
+        run.progress.say(remark)
+    run.remark = remark
     track(run, "train", values)
 
 

@@ -29,6 +29,8 @@ class Batch:
     """Tokens in this micro-batch, for the tokens/s in the progress; 0 where the word means nothing."""
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Anything else that `loss` or `predict` wants, left on the host."""
+    step: Tensor | None = None
+    """The tally of the whole step that this micro-batch is of, where the recipe `tallies_first`."""
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -47,6 +49,9 @@ class Loss(NamedTuple):
     auxiliary: Tensor | None = None
     """(): a mean over this micro-batch (router balance, z-loss), already times its coefficient; the loop
     averages it over the lanes of the step, whatever the number of processes."""
+    tally: Tensor | None = None
+    """Counts, of one shape in every micro-batch: added up over the lanes of the step and the processes, for
+    `Recipe.end_step`, or for the step's own loss as `Batch.step`."""
 
 
 class Order(Protocol):
@@ -80,7 +85,7 @@ class Stream(Protocol):
 
 
 class Recipe(Protocol):
-    """The verbs. `prepare`, `presets`, `inherit`, `Request`/`answer` and `export` are optional."""
+    """The verbs. Those below "Optional verbs" may be left out."""
 
     best_metric: ClassVar[str]
     """The metric that chooses the best checkpoint unless `--metric_for_best_model` says otherwise."""
@@ -88,6 +93,9 @@ class Recipe(Protocol):
     couples_examples: ClassVar[bool] = False
     """Whether the loss of an example depends on the others of its micro-batch (pairwise distances): then a
     lane that does not fit into memory is never split."""
+
+    tallies_first: ClassVar[bool] = False
+    """Whether a loss needs to know the tally of its whole step: then every lane is computed once more before."""
 
     memory_advice: ClassVar[str] = "Lower --micro_batch_size, or the recipe's length limits (--help)."
     """What to type when memory runs out: the settings of this recipe that it grows with."""
@@ -143,6 +151,16 @@ class Recipe(Protocol):
     def inherit(self, model: nn.Module, tensors: dict[str, Tensor]) -> None:
         """Put the weights that `--init_from` names into the fresh model of this stage, where the two are not
         the same model (a new head, adapters). Without it, every name and shape must be the same."""
+        ...
+
+    def end_step(self, model: nn.Module, tally: Tensor) -> None:
+        """Change what does not learn by gradients (buffers), after each update, from the tally of the step: the
+        same on every process. `model` is unwrapped. Only called where `loss` gives a tally."""
+        ...
+
+    def remark(self, step: int, values: Mapping[str, Any]) -> str | None:
+        """A line for people about the numbers of a logged step: what is wrong, and the setting to change. It is said
+        when it is new."""
         ...
 
     def export(self, model: nn.Module, folder: Path) -> None:

@@ -89,8 +89,10 @@ class DataSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """The Mixtral decoder."""
+    """The decoder, a mixture of experts."""
 
+    family: Literal["mixtral", "qwen3_moe"] = "mixtral"
+    """Architecture of a fresh model; Qwen3's normalises queries and keys as well."""
     hidden_size: int = 128
     """Width of the residual stream."""
     num_hidden_layers: int = 2
@@ -107,6 +109,24 @@ class ModelSettings:
     """Experts that each token is sent to."""
     dropout: float = 0.1
     """Dropout of embeddings and of attention, as a share."""
+    expert_dropout: float = 0.0
+    """Dropout inside the experts, between their matrices, as a share."""
+    expert_capacity: float | None = None
+    """In training, what an expert takes at most, as a factor of its fair share of a micro-batch; none: everything."""
+    router_jitter_noise: float = 0.0
+    """In training, the router's input is multiplied by numbers from 1 - this to 1 + this."""
+    balance: Literal["aux", "bias"] = "aux"
+    """Balance the experts by router_aux_loss_coef, or without a loss, by a bias that follows their load."""
+    balance_scope: Literal["micro", "global"] = "micro"
+    """Of balance aux: each micro-batch is to be balanced, or the whole step, for a third more time."""
+    balance_bias_rate: float = 0.001
+    """Of balance bias: how far the bias moves at each step."""
+
+    def __post_init__(self) -> None:
+        if self.expert_capacity is not None and self.expert_capacity <= 0:
+            raise ConfigError(f"model.expert_capacity is {self.expert_capacity}: type a number above 0, such as 1.25.")
+        if not 0 <= self.expert_dropout < 1 or not 0 <= self.router_jitter_noise < 1:
+            raise ConfigError("model.expert_dropout and model.router_jitter_noise are numbers from 0 to below 1.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,43 +245,37 @@ class Recipe:
         return Batch(tensors, weight=weight, tokens=int(mask.sum()), extra={"examples": examples})
 
     def model(self) -> Any:
-        """Mixtral from its config, with dropout on the embeddings."""
-        from transformers import MixtralConfig, MixtralForCausalLM
+        """A fresh decoder, whose tokens are routed as the settings say."""
+        from recipes.text2sql.model import build, drop_embeddings, route
 
-        from recipes.text2sql.model import DroppingEmbedding
-
-        sizes = {
-            field.name: getattr(self.model_settings, field.name)
-            for field in dataclasses.fields(self.model_settings)
-            if field.name != "dropout"
-        }
-        tokenizer = self.tokenizer if self.assets is not None else None
-        model = MixtralForCausalLM(
-            MixtralConfig(
-                **sizes,
-                vocab_size=self.tokenizer_settings.vocab_size,
-                max_position_embeddings=max(4096, self.data_settings.max_seq_length),
-                attention_dropout=self.model_settings.dropout,
-                tie_word_embeddings=True,
-                sliding_window=None,
-                # Ours is added, per layer and with padding masked; theirs pools the layers.
-                router_aux_loss_coef=0.0,
-                pad_token_id=tokenizer.pad_token_id if tokenizer else None,
-                bos_token_id=None,
-                eos_token_id=tokenizer.eos_token_id if tokenizer else None,
-            )
+        settings, tokenizer = self.model_settings, self.tokenizer if self.assets is not None else None
+        model = build(
+            settings,
+            self.tokenizer_settings.vocab_size,
+            self.data_settings.max_seq_length,
+            tokenizer.pad_token_id if tokenizer else None,
+            tokenizer.eos_token_id if tokenizer else None,
         )
-        embedding: Any = model.get_input_embeddings()
-        embedding.__class__ = DroppingEmbedding
-        embedding.dropout = self.model_settings.dropout
+        drop_embeddings(model, settings.dropout)
+        route(model, settings)
         return model
+
+    @property
+    def tallies_first(self) -> bool:
+        """Whether the loss needs the choices of the whole step."""
+        settings = self.model_settings
+        return settings.balance == "aux" and settings.balance_scope == "global" and self.router_aux_loss_coef > 0
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Summed cross-entropy of the SQL's tokens, and the router's losses as means over the layers."""
         import torch
 
-        from recipes.text2sql.model import balance_loss, expert_counts, expert_logs, z_loss
+        from recipes.text2sql import model as parts
 
+        settings, mask = self.model_settings, batch["attention_mask"].reshape(-1)
+        routers = parts.routers_of(model)
+        for router in routers:
+            router.mask = mask
         output = model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
@@ -274,14 +288,47 @@ class Recipe:
         total = torch.nn.functional.cross_entropy(
             logits.reshape(-1, logits.shape[-1]), batch["labels"][:, 1:].reshape(-1), ignore_index=-100, reduction="sum"
         )
-        mask, top_k = batch["attention_mask"].reshape(-1), self.model_settings.num_experts_per_tok
+        top_k = self.model_settings.num_experts_per_tok
         layers = [layer.reshape(-1, layer.shape[-1]) for layer in output.router_logits]
-        balance = torch.stack([balance_loss(layer, mask, top_k) for layer in layers]).mean()
-        z = torch.stack([z_loss(layer, mask) for layer in layers]).mean()
+        biases = [router.balance_bias for router in routers] or [None] * len(layers)
+        counts = torch.stack([parts.expert_counts(*each, bias=bias) for each, bias in
+                              zip(((layer, mask, top_k) for layer in layers), biases, strict=True)])  # fmt: skip
+        of_step = counts if batch.step is None else batch.step[:, :-1]
+        balance = torch.stack(
+            [parts.balance_loss(layer, mask, top_k, own) for layer, own in zip(layers, of_step, strict=True)]
+        ).mean()
+        z = torch.stack([parts.z_loss(layer, mask) for layer in layers]).mean()
         logs: dict[str, Any] = {"router/balance_loss": balance.detach(), "router/z_loss": z.detach()}
-        logs |= expert_logs(torch.stack([expert_counts(layer, mask, top_k) for layer in layers]).cpu())
-        auxiliary = self.router_aux_loss_coef * balance + self.router_z_loss_coef * z
-        return Loss(total, batch.weight, logs, auxiliary)
+        logs |= parts.expert_logs(counts.cpu())
+        capacity = settings.expert_capacity if model.training else None
+        logs["expert/dropped"] = parts.dropped(layers, mask, top_k, biases, capacity)
+        auxiliary = self.router_z_loss_coef * z
+        if settings.balance == "aux":
+            auxiliary = self.router_aux_loss_coef * balance + auxiliary
+        if batch.step is not None:
+            # This micro-batch's share of the step's auxiliary loss. The loop divides by the weight of the step, and
+            # shows the sum: so it gets the gradient and not the value.
+            share = auxiliary * (mask.sum() * top_k / of_step[0].sum() * batch.step[0, -1])
+            return Loss(total + share - share.detach(), batch.weight, logs)
+        tally = None
+        if settings.balance == "bias" or self.tallies_first:
+            weight = torch.full_like(counts[:, :1], batch.weight)
+            tally = torch.cat([counts, weight], dim=1)
+        return Loss(total, batch.weight, logs, auxiliary, tally)
+
+    def end_step(self, model: Any, tally: Any) -> None:
+        """Move the bias that balances the experts."""
+        from recipes.text2sql.model import move_bias
+
+        if self.model_settings.balance == "bias":
+            move_bias(model, tally[:, :-1], self.model_settings.balance_bias_rate)
+
+    def remark(self, step: int, values: Mapping[str, Any]) -> str | None:
+        """That experts collapse, where they do; in the first steps, it is nothing yet."""
+        from recipes.text2sql.model import collapse
+
+        counts = values.get("expert/tokens_per_expert")
+        return collapse(counts, self.model_settings.balance) if counts and step >= 20 else None
 
     def predict(self, model: Any, batch: Batch) -> list[Any]:
         """Greedy SQL for each question, with what scoring needs."""
