@@ -325,14 +325,9 @@ def build(settings: "ModelSettings", vocab_size: int, max_seq_length: int, pad: 
             **shape, num_local_experts=experts, intermediate_size=width, sliding_window=None
         )
         return transformers.MixtralForCausalLM(config)
-    config = transformers.Qwen3MoeConfig(
-        **shape,
-        num_experts=experts,
-        moe_intermediate_size=width,
-        intermediate_size=width,
-        head_dim=settings.hidden_size // settings.num_attention_heads,
-        norm_topk_prob=True,
-    )
+    shape |= {"num_experts": experts, "moe_intermediate_size": width, "intermediate_size": width}
+    shape |= {"head_dim": settings.hidden_size // settings.num_attention_heads, "norm_topk_prob": True}
+    config = transformers.Qwen3MoeConfig(**shape)
     return transformers.Qwen3MoeForCausalLM(config)
 
 
