@@ -187,7 +187,7 @@ def _make(name: str, found: list[Entry], processes: int, folder: Path, target: P
         num_proc=processes if processes > 1 else None,
         remove_columns=table.column_names,
         cache_file_name=str(target / "all" / "rows.arrow"),
-        new_fingerprint=target.name,
+        new_fingerprint=hashlib.blake2b(target.name.encode(), digest_size=12).hexdigest(),
         desc=f"preparing {name}",
     )
     reasons = made["left_out"][:]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from recipes.text2sql.data import Question
     from recipes.text2sql.mixing import MixedOrder
     from recipes.text2sql.prompt import Link
+    from recipes.text2sql.schema_text import Style
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,9 +45,16 @@ class DataSettings:
     preprocessing_num_workers: int = 0
     """Processes that prepare a large source once; 0: one per core."""
     max_seq_length: int = 768
-    """Longest prompt with its SQL, in tokens; longer prompts lose the end of their schema."""
+    """Longest prompt with its SQL, in tokens; longer prompts lose the columns that match the question least."""
     schema_in_prompt: bool = True
     """Show the schema to the model; without it, a model knows only the databases it was trained on."""
+    schema_style: Literal["auto", "names", "full"] = "auto"
+    """What the prompt says of a schema: names alone, or with types and keys; auto: full for all but demo, geography
+    and atis."""
+    schema_samples: int = 0
+    """Values of each column that the prompt shows."""
+    schema_descriptions: bool = False
+    """Show what BIRD's database_description/ says of the columns."""
     schema_tokens: bool = False
     """Write tables and columns as tokens, <t0> <c0> ..., that the prompt explains: databases never seen need it."""
     question_repeats: int = 1
@@ -75,6 +83,15 @@ class DataSettings:
             raise ConfigError(f"The weights of {self.source} are all 0: type a larger --data.spider_weight, for one.")
         if not self.max_source_epochs >= 0:
             raise ConfigError(f"data.max_source_epochs is {self.max_source_epochs}: type a number of at least 0.")
+
+    @property
+    def style(self) -> Style:
+        """How schemas are written."""
+        from recipes.text2sql.data import WEIGHTED
+        from recipes.text2sql.schema_text import Style
+
+        is_full = self.schema_style == "full" or (self.schema_style == "auto" and {*self.sources} <= WEIGHTED.keys())
+        return Style(self.schema_tokens, is_full, self.schema_samples, self.schema_descriptions)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -386,22 +403,32 @@ class Recipe:
 
     def encode(self, question: Question, text: str, links: list[Link], target: str) -> Example:
         """The token ids of a question and a target that have placeholders for the linked values."""
-        from recipes.text2sql import prompt
+        from recipes.text2sql import prompt, schema_text
 
         settings = self.data_settings
         tokens = settings.schema_tokens
-        shown = prompt.prompt(
-            text, links, question.schema, settings.schema_in_prompt, settings.question_repeats, tokens
-        )
         target = prompt.hide_names(target, question.schema) if tokens else target
         target_ids = self.tokenizer(target)["input_ids"] + [self.tokenizer.eos_token_id]
-        prompt_ids = self.tokenizer(shown)["input_ids"]
+        asked = prompt.prompt(text, links, question.schema, False, settings.question_repeats, tokens)
+        asked_ids = self.tokenizer(asked.removeprefix("<schema>"))["input_ids"]
         # Room for as much SQL as may be written, not for the gold one: its length is part of the answer.
-        surplus = len(prompt_ids) + self.generation_settings.max_new_tokens - settings.max_seq_length
-        if surplus > 0:
-            # The end of the schema goes, never the question.
-            start = prompt_ids.index(self.tokenizer.convert_tokens_to_ids("<query>"))
-            prompt_ids = prompt_ids[: max(1, start - surplus)] + prompt_ids[start:]
+        room = settings.max_seq_length - self.generation_settings.max_new_tokens - len(asked_ids)
+
+        def schema_ids(described: str) -> list[int]:
+            return self.tokenizer(f"<schema>{described}")["input_ids"]
+
+        described = ""
+        if settings.schema_in_prompt:
+            described = schema_text.fitting(
+                question.schema,
+                settings.style,
+                question.database,
+                text,
+                links,
+                lambda text: len(schema_ids(text)) - room,
+                lambda texts: list(map(len, self.tokenizer(texts)["input_ids"])),
+            )
+        prompt_ids = schema_ids(described) + asked_ids
         return Example(question, prompt_ids, target_ids, links)
 
     def _questions(self, split: str) -> Sequence[Question]:
@@ -425,14 +452,15 @@ class Recipe:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
         from transformers import PreTrainedTokenizerFast
 
-        from recipes.text2sql import prompt
+        from recipes.text2sql import prompt, schema_text
 
         tokens, texts = self.data_settings.schema_tokens, []
         for question in self._questions("train"):
             text, links = question.link()
             target = question.target(links)
             texts += [
-                prompt.prompt(text, links, question.schema, True, 1, tokens),
+                prompt.prompt(text, links, question.schema, False, 1, tokens),
+                schema_text.describe(question.schema, self.data_settings.style, question.database),
                 prompt.hide_names(target, question.schema) if tokens else target,
             ]
         tokenizer = Tokenizer(models.BPE())
