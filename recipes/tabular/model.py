@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from recipes.tabular.grams import CODE_SIZE
 from recipes.tabular.table import CHANNELS
+
+MOST_KEPT_TOKENS = 16384
+MOST_CHUNK_TOKENS = 4096
+MOST_VECTORS = 65536
 
 
 class Attention(nn.Module):
@@ -220,31 +226,66 @@ class TextEncoder(nn.Module):
         self.project = nn.Identity() if text_width == width else nn.Linear(text_width, width)
         self._states: FrozenStates | None = None
         self._version = -1
+        self._vectors: dict[bytes, Tensor] = {}
+        self._vectors_version = -1
         if frozen_layers:
             for module in (bert.embeddings, *bert.encoder.layer[:frozen_layers]):
                 module.requires_grad_(False)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """(U, L) token ids, sorted by length, and (U,) lengths to (U, D)."""
+        if not self.training and not torch.is_grad_enabled():
+            return self.project(self._known(tokens, lengths))
+        self._vectors.clear()
+        sizes = lengths.tolist()
+        # Kept activations grow with the texts of a step; above this it is cheaper to compute them twice than to swap.
+        twice = torch.is_grad_enabled() and sum(sizes) > MOST_KEPT_TOKENS
         pieces = []
-        for first in range(0, len(tokens), self.chunk_size):
-            sizes = lengths[first : first + self.chunk_size]
-            chunk = tokens[first : first + self.chunk_size, : int(sizes.max())]
-            mask = torch.arange(chunk.shape[1], device=tokens.device) < sizes[:, None]
-            if self.frozen_layers:
-                states = self._lower(chunk, sizes)
+        for first, last in self._chunks(sizes):
+            arguments = tokens[first:last, : sizes[last - 1]], lengths[first:last]
+            if twice:
+                # Only the token ids are held until the backward pass: the frozen layers' output is read again.
+                pieces.append(checkpoint(self._encode, *arguments, use_reentrant=False))
             else:
-                states = self.bert.embeddings(input_ids=chunk)
-            # Where every text is as long, no mask: a text alone and a text in a chunk are then the same sum.
-            bias = None if bool(mask.all()) else mask[:, None, None, :]
-            for layer in self.bert.encoder.layer[self.frozen_layers :]:
-                states = layer(states, bias)
-                states = states[0] if isinstance(states, tuple) else states
-            if self.pooling == "cls":
-                pieces.append(states[:, 0])
-            else:
-                pieces.append((states * mask[..., None]).sum(1) / sizes[:, None])
+                pieces.append(self._encode(*arguments))
         return self.project(torch.cat(pieces))
+
+    def _chunks(self, sizes: list[int]) -> Iterator[tuple[int, int]]:
+        """(first, last) of texts that are encoded together: so many texts, and so many tokens with their padding."""
+        first = 0
+        for place, size in enumerate(sizes):
+            count = place - first
+            if count == self.chunk_size or (count and (count + 1) * size > MOST_CHUNK_TOKENS):
+                yield first, place
+                first = place
+        yield first, len(sizes)
+
+    def _known(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """(U, width of the encoder): while the weights stay, each distinct text is encoded once, whatever the batch."""
+        version = sum(value._version for value in self.bert.parameters())
+        if version != self._vectors_version or len(self._vectors) > MOST_VECTORS:
+            self._vectors, self._vectors_version = {}, version
+        host, sizes = tokens.cpu().numpy(), lengths.tolist()
+        keys = [host[row, :size].tobytes() for row, size in enumerate(sizes)]
+        new = [row for row, key in enumerate(keys) if key not in self._vectors]
+        for first, last in self._chunks([sizes[row] for row in new]) if new else ():
+            rows = new[first:last]
+            vectors = self._encode(tokens[rows, : sizes[rows[-1]]], lengths[rows])
+            self._vectors.update((keys[row], vector) for row, vector in zip(rows, vectors, strict=True))
+        return torch.stack([self._vectors[key] for key in keys])
+
+    def _encode(self, chunk: Tensor, sizes: Tensor) -> Tensor:
+        """(u, l) token ids and their lengths to (u, width of the encoder)."""
+        mask = torch.arange(chunk.shape[1], device=chunk.device) < sizes[:, None]
+        states = self._lower(chunk, sizes) if self.frozen_layers else self.bert.embeddings(input_ids=chunk)
+        # Where every text is as long, no mask: a text alone and a text in a chunk are then the same sum.
+        bias = None if bool(mask.all()) else mask[:, None, None, :]
+        for layer in self.bert.encoder.layer[self.frozen_layers :]:
+            states = layer(states, bias)
+            states = states[0] if isinstance(states, tuple) else states
+        if self.pooling == "cls":
+            return states[:, 0]
+        return (states * mask[..., None]).sum(1) / sizes[:, None]
 
     @torch.no_grad()
     def _lower(self, chunk: Tensor, sizes: Tensor) -> Tensor:

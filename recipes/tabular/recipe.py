@@ -359,7 +359,11 @@ class Recipe:
         """The weights of another stage: adapters start fresh, or are merged where this stage has none."""
         import torch
 
+        from recipes.tabular.tabstar import is_tabstar, renamed
+
         lacking = []
+        if is_tabstar(tensors):
+            tensors = {"vocabulary": model.vocabulary, **renamed(tensors)}
         if "vocabulary" in tensors and not tensors["vocabulary"].equal(model.vocabulary.cpu()):
             raise CheckpointError(
                 "--init_from has the weights of another vocabulary, and this run could not take that over.\n"

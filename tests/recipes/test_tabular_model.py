@@ -255,3 +255,96 @@ def test_predictions_are_written_beside_the_rows(tmp_path: Path) -> None:
     rows.drop(columns="age").to_csv(tmp_path / "rows.csv", index=False)
     with pytest.raises(DataError, match="no column age"):
         recipe.answer(model, request)
+
+
+class Reference(torch.nn.Module):
+    """TabSTAR v1.0 in torch's own layers, under the names of the `tabstar` package (1.2.2, arch/)."""
+
+    def __init__(self, bert: Any, width: int, heads: int, layers: int) -> None:
+        super().__init__()
+        from torch.nn import Linear, Module, ReLU, Sequential, TransformerEncoder, TransformerEncoderLayer
+
+        def layer(count: int) -> TransformerEncoderLayer:
+            return TransformerEncoderLayer(width, count, 4 * width, 0.0, batch_first=True, norm_first=True)
+
+        def head() -> Module:
+            owner = Module()
+            owner.layers = Sequential(Linear(width, 4 * width), ReLU(), Linear(4 * width, 1))
+            return owner
+
+        self.text_encoder = bert
+        self.numerical_fusion, self.tabular_encoder = Module(), Module()
+        self.numerical_fusion.scalar_embedder = Sequential(
+            Linear(1, 2 * width), ReLU(), torch.nn.Dropout(0.0), Linear(2 * width, width)
+        )
+        self.numerical_fusion.fusion_block = layer(2)
+        self.tabular_encoder.encoder = TransformerEncoder(layer(heads), layers, enable_nested_tensor=False)
+        self.cls_head, self.reg_head = head(), head()
+
+    def forward(self, tokens: torch.Tensor, attend: torch.Tensor, numbers: torch.Tensor, targets: int) -> torch.Tensor:
+        """Token ids of every cell (B, S, L), and z of every cell (B, S), to scores (B, targets)."""
+        states = self.text_encoder(tokens.flatten(0, 1), attention_mask=attend.flatten(0, 1)).last_hidden_state[:, 0]
+        states = states.view(*numbers.shape, -1)
+        values = self.numerical_fusion.scalar_embedder(numbers[..., None])
+        pairs = torch.stack([states, values], 2).flatten(0, 1)
+        states = self.numerical_fusion.fusion_block(pairs).mean(1).view_as(states)
+        states = self.tabular_encoder.encoder(states)[:, :targets]
+        return (self.cls_head if targets > 1 else self.reg_head).layers(states).squeeze(-1)
+
+
+def test_weights_of_tabstar_give_its_loss(tmp_path: Path) -> None:
+    from recipes.tabular.text import load_encoder
+
+    given = pretrained_folder(tmp_path / "bert")
+    sizes = ModelSettings(
+        text_encoder=str(given), hidden_size=32, num_attention_heads=2, interaction_layers=3, dropout=0.1,
+        numerical_fusion="transformer", final_norm=False, gram_buckets=0, cell_dropout=0.0, unfrozen_layers=2,
+    )  # fmt: skip
+    data = dataclasses.replace(DATA, wording="tabstar", numbers_as_text=True, max_text_tokens=64)
+    recipe = prepared(tmp_path / "ours", model_settings=sizes, data_settings=data)
+    torch.manual_seed(5)
+    reference = Reference(load_encoder(given), 32, 2, 3).eval()
+    model = fresh(recipe).eval()
+    recipe.inherit(model, reference.state_dict())
+    rows = recipe.data("train")
+    for first, targets in ((0, 2), (len(rows) - 8, 1)):
+        batch = batch_of(recipe, list(range(first, first + 8)))
+        ours = recipe.loss(model, batch).sum
+        tokens, places = batch.extra["tokens"], batch["cells"]
+        attend = (torch.arange(tokens.shape[1]) < batch.extra["lengths"][:, None])[places]
+        scores = reference(tokens[places], attend, batch["numbers"][..., 0], targets)
+        if targets > 1:
+            theirs = torch.nn.functional.cross_entropy(scores, batch["labels"], reduction="sum")
+        else:
+            theirs = ((scores[:, 0] - batch["targets"]) ** 2).sum()
+        assert ours.item() == pytest.approx(theirs.item(), rel=1e-4)
+
+
+def test_many_tokens_are_computed_twice_and_learn_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = str(pretrained_folder(tmp_path / "bert"))
+    recipe = prepared(tmp_path, model_settings=dataclasses.replace(SMALL, text_encoder=given, unfrozen_layers=2))
+    batch = batch_of(recipe, list(range(12)))
+    found = []
+    for most in (16384, 0):
+        monkeypatch.setattr("recipes.tabular.model.MOST_KEPT_TOKENS", most)
+        monkeypatch.setattr("recipes.tabular.model.MOST_CHUNK_TOKENS", 4096 if most else 40)
+        # Not in training, where dropout draws chunk by chunk.
+        model = fresh(recipe).eval()
+        recipe.loss(model, batch).sum.backward()
+        found.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_vectors_that_are_kept_are_of_the_present_weights(tmp_path: Path) -> None:
+    recipe = prepared(tmp_path)
+    model = fresh(recipe).eval()
+    batch = batch_of(recipe, [0, 1, 2])
+    with torch.no_grad():
+        first, again = recipe.predict(model, batch), recipe.predict(model, batch)
+        assert model.texts._vectors and first == again
+        model.texts.bert.encoder.layer[0].output.dense.weight.mul_(3)
+        changed = recipe.predict(model, batch)
+        model.texts._vectors.clear()
+        assert changed == recipe.predict(model, batch) != first
