@@ -174,12 +174,13 @@ class PackedStream:
         if not self.corpus.can_seek:
             yield from self._sequential(lane, num_lanes, seed, epoch, first)
             return
-        # Small sources are cut into smaller pieces, so that each lane gets some.
-        size = min(text.PIECE, max(1024, self.corpus.size // (8 * num_lanes)))
+        # Small sources are cut into smaller pieces, so that each lane gets some; many lanes read less each.
+        share = settings.shuffle_window // num_lanes
+        size = min(text.PIECE, max(1024, self.corpus.size // (8 * num_lanes)), max(1 << 16, share))
         pieces = self.corpus.pieces("train", size)[lane::num_lanes]
         if settings.shuffle_window:
             random.Random(f"{seed}/pieces/{lane}/{epoch}").shuffle(pieces)
-        together = max(1, settings.shuffle_window // size)
+        together = max(1, share // size)
         for number in range(first, -(-len(pieces) // together)):
             mine = pieces[number * together : (number + 1) * together]
             passages = [self.corpus.read_piece("train", piece) for piece in mine]
@@ -220,8 +221,8 @@ def estimated_rows(corpus: Corpus, packer: Packer) -> int | None:
         return None
     if corpus.files[0].suffix == ".parquet":
         return None
-    pieces = corpus.pieces("train")
-    chosen = pieces[:: max(1, len(pieces) // 4)][:4]
+    pieces = corpus.pieces("train", 1 << 16)
+    chosen = pieces[:: max(1, len(pieces) // 8)][:8]
     rows = sum(len(packer.rows(corpus.read_piece("train", piece))) for piece in chosen)
     size = sum(end - first for _, first, end in chosen)
     total = sum(end - first for _, first, end in pieces)

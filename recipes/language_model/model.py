@@ -37,6 +37,106 @@ class DroppingLinear(nn.Linear):
         return nn.functional.dropout(super().forward(input), self.dropout, self.training)
 
 
+LARGE_LOGITS = 1 << 26
+"""Logits of a micro-batch from which they are not held: 256 MB in fp32."""
+CHUNK = 1 << 22
+"""Logits that are held at a time instead."""
+
+
+class ScoringLinear(nn.Linear):
+    """The output matrix. While it is given labels it answers what each row costs instead of its logits, which are
+    then never held all at once. It does so inside the model's forward, where DDP, FSDP and torch.compile want it."""
+
+    labels: Tensor | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(batch, time, hidden) -> (batch, time, vocab), or, with labels, (batch,) nats."""
+        if self.labels is None:
+            return super().forward(input)
+        return ChunkedCrossEntropy.apply(input, self.weight, self.labels)
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy summed over each row; logits are made a few rows at a time, and once more for the backward pass.
+
+    (batch, time, hidden), (vocab, hidden), (batch, time) int64 -> (batch,) fp32. Labels of -100 count nothing.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        """Under autocast, products are computed as it says, and the rest in fp32."""
+        kind = hidden.device.type
+        ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        ctx.save_for_backward(hidden, weight, labels)
+        flat, targets, matrix = hidden.detach().flatten(0, 1).to(ctx.dtype), labels.flatten(), weight.to(ctx.dtype)
+        losses = [
+            nn.functional.cross_entropy(
+                _wide(flat[part] @ matrix.T), targets[part], ignore_index=-100, reduction="none"
+            )
+            for part in _parts(len(flat), len(weight))
+        ]
+        return torch.cat(losses).view(labels.shape).sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """Softmax minus the label, in place."""
+        hidden, weight, labels = ctx.saved_tensors
+        flat, targets, matrix = hidden.flatten(0, 1).to(ctx.dtype), labels.flatten(), weight.to(ctx.dtype)
+        scale = gradients[0].repeat_interleave(labels.shape[1]) * (targets != -100)
+        to_hidden, to_weight = torch.empty_like(flat), torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        for part in _parts(len(flat), len(weight)):
+            slopes = _wide(flat[part] @ matrix.T).softmax(-1)
+            places = targets[part].clamp(min=0)[:, None]
+            slopes.scatter_add_(1, places, slopes.new_full(places.shape, -1.0))
+            slopes = slopes.mul_(scale[part, None]).to(ctx.dtype)
+            to_hidden[part] = slopes @ matrix
+            if to_weight is not None:
+                to_weight += slopes.T @ flat[part]
+        return to_hidden.view(hidden.shape).to(hidden.dtype), to_weight, None
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _parts(rows: int, vocab_size: int) -> list[slice]:
+    size = max(1, CHUNK // vocab_size)
+    return [slice(first, first + size) for first in range(0, rows, size)]
+
+
+PLAIN_OUTPUT = (
+    "Llama",
+    "Mistral",
+    "Qwen2",
+    "Qwen3",
+    "Arcee",
+    "StableLm",
+    "Starcoder2",
+    "GPT2LMHead",
+    "LearnedPositions",
+)
+"""Beginnings of the classes that do nothing to what their output matrix gives."""
+
+
+def let_score(model: Any) -> None:
+    """Give the model an output matrix that can score, where its class allows that."""
+    head = model.get_output_embeddings()
+    if type(head) is nn.Linear and head.bias is None and type(model).__name__.startswith(PLAIN_OUTPUT):
+        head.__class__ = ScoringLinear
+
+
+def nats_of_rows(model: nn.Module, inputs: dict[str, Any], labels: Tensor, chunked: bool | None) -> Tensor:
+    """What each row costs: (batch,). `chunked` None: where the logits are large."""
+    head = next((each for each in model.modules() if isinstance(each, ScoringLinear)), None)
+    if head is None or not (labels.numel() * head.out_features > LARGE_LOGITS if chunked is None else chunked):
+        return sums_of_rows(model(**inputs).logits, labels)
+    head.labels = labels
+    try:
+        return model(**inputs).logits
+    finally:
+        head.labels = None
+
+
 def build(settings: ModelSettings, vocab_size: int, max_seq_length: int, special: dict[str, int | None]) -> Any:
     """A fresh model of one of five exact combinations of norm, gate and position.
 
@@ -211,8 +311,9 @@ def other_parameters(settings: ModelSettings) -> int:
 
 def sums_of_rows(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy summed over each row, in nats, in fp32. (batch, time, vocab), (batch, time) -> (batch,)."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    each = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none")
+    each = nn.functional.cross_entropy(
+        _wide(logits).flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none"
+    )
     return each.view(labels.shape).sum(1)
 
 

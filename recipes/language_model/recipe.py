@@ -32,7 +32,7 @@ class DataSettings:
     validation_source: str | None = None
     """Text to judge by; none: the part of the source that validation_split names."""
     validation_split: float = 0.1
-    """Share of the source that is kept from training: the end of each file; at most 4 MB."""
+    """Share of the source that is kept from training: the end of each file; at most 1 MB."""
     config: str | None = None
     """Of a `datasets` id: the configuration."""
     split: str = "train"
@@ -45,8 +45,8 @@ class DataSettings:
     """What stands between two documents of a text file, such as "\\n\\n"; none: a file is one document."""
     streaming: bool | None = None
     """Read while training, so that memory does not grow with the data; none: where they hold more than 64 MB."""
-    shuffle_window: int = 1_000_000
-    """Streams: bytes that a lane reads and shuffles at a time; 0: nothing is shuffled."""
+    shuffle_window: int = 2_000_000
+    """Streams: bytes that the lanes together read and shuffle at a time; 0: nothing is shuffled."""
     max_seq_length: int = 256
     """Tokens that the model sees at a time."""
     stride: int | None = None
@@ -121,6 +121,8 @@ class ModelSettings:
     """Rotary positions; without them they are learnt (as in GPT-2)."""
     tie_embeddings: bool = True
     """One matrix for input and output tokens."""
+    chunked_loss: bool | None = None
+    """Never hold all logits of a micro-batch at once; none: where they are more than 256 MB."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -304,6 +306,7 @@ class Recipe:
             built = model.build(settings, vocab_size, self.data_settings.max_seq_length, special)
         if self.lora.rank:
             built = model.with_adapters(built, self.lora)
+        model.let_score(built.get_base_model() if self.lora.rank else built)
         return built
 
     def _pretrained(self) -> Any:
@@ -319,11 +322,12 @@ class Recipe:
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Summed cross-entropy of the tokens that follow, in nats."""
-        from recipes.language_model.model import sums_of_rows
+        from recipes.language_model.model import nats_of_rows
 
         # Without a cache and without a mask, or else transformers lets packed documents see each other.
-        output = model(input_ids=batch["input_ids"], position_ids=batch.tensors.get("position_ids"), use_cache=False)
-        sums = sums_of_rows(output.logits, batch["labels"])
+        inputs = {"input_ids": batch["input_ids"], "position_ids": batch.tensors.get("position_ids")}
+        inputs["use_cache"] = False
+        sums = nats_of_rows(model, inputs, batch["labels"], self.model_settings.chunked_loss)
         if not model.training:
             # `predict` is asked for the same batch next.
             batch.extra["nats"] = sums.detach()

@@ -28,7 +28,7 @@ PIECE = 1 << 18
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 LINES = (".jsonl", ".ndjson")
 KNOWN = (".txt", ".text", ".md", *LINES, ".parquet")
-MOST_VALIDATION = 4_000_000
+MOST_VALIDATION = 1_000_000
 """Bytes: the most that is cut off the training data for validation."""
 
 

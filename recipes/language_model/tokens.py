@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,20 +58,34 @@ def byte_pairs(texts: Sequence[str], vocab_size: int) -> Any:
     return _wrapped(tokenizer)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Merges:
+    """What a byte-level BPE has learnt, in the order in which it did: the first of it is a smaller tokenizer."""
+
+    vocabulary: list[str]
+    pairs: list[tuple[str, str]]
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> _Merges:
+        content = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+        pairs = [pair if isinstance(pair, list) else pair.split(" ") for pair in content["merges"]]
+        return cls(sorted(content["vocab"], key=content["vocab"].__getitem__), [(left, right) for left, right in pairs])
+
+    def model(self, vocab_size: int) -> Any:
+        """The BPE model that the same training would have given for a smaller vocabulary."""
+        from tokenizers import models
+
+        vocabulary = {token: number for number, token in enumerate(self.vocabulary[:vocab_size])}
+        return models.BPE(vocab=vocabulary, merges=[pair for pair in self.pairs if "".join(pair) in vocabulary])
+
+
 def truncated(tokenizer: Any, vocab_size: int) -> Any:
-    """The BPE tokenizer that the same training would have given for a smaller vocabulary: the first merges."""
+    """The tokenizer with the first merges only."""
     from tokenizers import Tokenizer
 
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    model = content["model"]
-    kept = sorted(model["vocab"].items(), key=lambda item: item[1])[:vocab_size]
-    model["vocab"] = dict(kept)
-    model["merges"] = model["merges"][: max(0, vocab_size - len(model["vocab"]) + len(model["merges"]))]
-    names = model["vocab"]
-    model["merges"] = [
-        pair for pair in model["merges"] if "".join(pair if isinstance(pair, list) else pair.split(" ")) in names
-    ]
-    return _wrapped(Tokenizer.from_str(json.dumps(content)))
+    smaller = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    smaller.model = _Merges.of(tokenizer).model(vocab_size)
+    return _wrapped(smaller)
 
 
 def from_path(path: Path) -> Any:
@@ -167,22 +182,24 @@ def candidates(
     A larger vocabulary needs fewer tokens per byte and more parameters per token; where compute per byte is least
     comes within a factor 1.5 of the scaling law of Tao et al. 2024, arXiv 2407.13623.
     """
-    kept = texts[::10] or texts
+    kept = texts[::10]
     kept_bytes = sum(len(text.encode()) for text in kept)
     scale = max(1.0, corpus_bytes / max(1, sum(len(text.encode()) for text in texts)))
-    words, kept_words = _words(tokenizer, texts), _words(tokenizer, kept)
+    kept_words = _words(tokenizer, kept)
+    words = kept_words + _words(tokenizer, [text for number, text in enumerate(texts) if number % 10])
+    whole = _Merges.of(tokenizer)
     largest = min(most, len(tokenizer))
     sizes = {round(320 * 2 ** (power / 2) / MULTIPLE) * MULTIPLE for power in range(24)}
     found = []
     for size in sorted({size for size in sizes if size < largest} | {largest}):
-        smaller = truncated(tokenizer, size) if size < len(tokenizer) else tokenizer
-        model = smaller.backend_tokenizer.model
+        model = whole.model(size)
         # Every word is cut once, however often it stands there.
-        counts = np.zeros(size, np.int64)
+        counts, tokens = np.zeros(size, np.int64), 0
         for word, times in words.items():
-            for token in model.tokenize(word):
-                counts[token.id] += times
-        tokens = sum(times * len(model.tokenize(word)) for word, times in kept_words.items())
+            ids = [token.id for token in model.tokenize(word)]
+            for each in ids:
+                counts[each] += times
+            tokens += kept_words[word] * len(ids)
         ordinary = counts[len(SPECIAL) + 256 :] * scale
         rare = float((ordinary < LEAST_SEEN).mean()) if len(ordinary) else 0.0
         ratio = kept_bytes / max(1, tokens)
@@ -192,10 +209,21 @@ def candidates(
     return found
 
 
+WORD = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
+"""Cuts text nearly as byte-level BPE does, many times as fast; what it leaves together, the tokenizer cuts."""
+
+
 def _words(tokenizer: Any, texts: list[str]) -> Counter[str]:
     """How often the pieces occur within which BPE joins bytes."""
     cut = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str
-    return Counter(word for text in texts for word, _ in cut(text))
+    coarse: Counter[str] = Counter()
+    for text in texts:
+        coarse.update(WORD.findall(text))
+    words: Counter[str] = Counter()
+    for piece, times in coarse.items():
+        for word, _ in cut(piece):
+            words[word] += times
+    return words
 
 
 SLACK = 1.02
