@@ -1,4 +1,4 @@
-"""The decoder: a class of transformers whose config can say what is asked for, so that other tools read it."""
+"""The decoder: a class of transformers where its config can say what is asked for, so that other tools read it."""
 
 from __future__ import annotations
 
@@ -138,10 +138,7 @@ def nats_of_rows(model: nn.Module, inputs: dict[str, Any], labels: Tensor, chunk
 
 
 def build(settings: ModelSettings, vocab_size: int, max_seq_length: int, special: dict[str, int | None]) -> Any:
-    """A fresh model of one of five exact combinations of norm, gate and position.
-
-    Raises ConfigError for a combination that no class of transformers has.
-    """
+    """A fresh model: of the class of transformers that has this norm, gate and position, or of our own."""
     import transformers
 
     shape: dict[str, Any] = {
@@ -177,10 +174,10 @@ def build(settings: ModelSettings, vocab_size: int, max_seq_length: int, special
     elif kind == ("layer", False, False):
         model = _gpt2(settings, shape)
     else:
-        raise ConfigError(
-            f"No model has norm {settings.norm}, swiglu {settings.swiglu} and rope {settings.rope} together.\n"
-            "Without rope (learned positions) there is --model.norm layer --model.no-swiglu; with it, all four."
-        )
+        from recipes.language_model.positioned import PositionedConfig, PositionedForCausalLM
+
+        own = PositionedConfig(**wide, norm=settings.norm, swiglu=settings.swiglu)
+        model = PositionedForCausalLM(own)
     _add_dropout(model, settings.dropout)
     _scale_residuals(model, settings.num_hidden_layers)
     return model
@@ -238,6 +235,8 @@ def _scale_residuals(model: Any, num_layers: int) -> None:
 def pretrained(path: str) -> Any:
     """The model of a folder that `from_pretrained` reads. Raises DataError where there is none."""
     from transformers import AutoModelForCausalLM
+
+    import recipes.language_model.positioned  # noqa: F401  (so that a folder of it is known)
 
     try:
         return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)

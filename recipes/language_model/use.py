@@ -135,7 +135,7 @@ def _show(text: str) -> None:
 
 def converse(recipe: Any, model: Any, request: Any) -> str:
     """Read prompts and commands until the input ends."""
-    print(f"Type the beginning of a text, or /{' N, /'.join(NUMBERS)} N, or /quit.")
+    print(f"Type the beginning of a text, or /{' N, /'.join(NUMBERS)} N, /status or /quit.")
     while True:
         try:
             line = input("> ")
@@ -150,12 +150,18 @@ def converse(recipe: Any, model: Any, request: Any) -> str:
 
 
 def changed(request: Any, words: list[str]) -> Any:
-    """The request with what a line like `/temperature 0.8` says; unchanged, and told why, where that cannot be."""
-    name = words[0] if words else ""
+    """The request with what `/temperature 0.8` or `/set temperature=0.8` says; unchanged, and told why, where that
+    cannot be, or where `/status` or `/help` only ask."""
+    if words and words[0] == "set":
+        words = " ".join(words[1:]).replace("=", " ").split()
+    name = words[0].replace("-", "_") if words else ""
+    if name == "status":
+        print("  ".join(f"{each} = {getattr(request, each)}" for each in NUMBERS))
+        return request
     try:
         new = dataclasses.replace(request, **{name: NUMBERS[name](words[1])})
     except (KeyError, IndexError, ValueError):
-        print(f"Wanted: /{' N, /'.join(NUMBERS)} N.")
+        print(f"Wanted: /{' N, /'.join(NUMBERS)} N, /status or /quit.")
         return request
     except ConfigError as error:
         print(error)

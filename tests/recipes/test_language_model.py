@@ -1,5 +1,6 @@
 """The language-model recipe: tokenizers, vocabulary, packing, streams, decoders, generation and adapters."""
 
+import dataclasses
 import gzip
 import itertools
 import json
@@ -395,6 +396,9 @@ def test_presets_have_the_parameters_that_their_table_says(name: str) -> None:
         ({"norm": "layer"}, "StableLmForCausalLM"),
         ({"norm": "layer", "swiglu": False}, "Starcoder2ForCausalLM"),
         ({"norm": "layer", "swiglu": False, "rope": False}, "GPT2LMHeadModel"),
+        ({"rope": False}, "PositionedForCausalLM"),
+        ({"rope": False, "swiglu": False, "activation": "relu"}, "PositionedForCausalLM"),
+        ({"rope": False, "norm": "layer"}, "PositionedForCausalLM"),
     ],
 )
 def test_every_combination_learns_drops_out_and_loads_elsewhere(
@@ -424,11 +428,55 @@ def test_every_combination_learns_drops_out_and_loads_elsewhere(
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
-def test_a_combination_that_nobody_has_is_refused() -> None:
-    with pytest.raises(ConfigError, match="rope"):
-        model.build(ModelSettings(rope=False), 64, 64, {})
+def test_heads_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="multiple"):
         model.build(ModelSettings(hidden_size=130), 64, 64, {})
+
+
+def test_our_own_class_is_llama_where_they_meet_and_learns_its_positions() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM, SmolLM3Config, SmolLM3ForCausalLM
+
+    from recipes.language_model.positioned import PositionedConfig, PositionedForCausalLM
+
+    sizes: dict[str, Any] = dict(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    sizes |= dict(num_key_value_heads=2, intermediate_size=48, max_position_embeddings=64, pad_token_id=0)
+    no_border: dict[str, Any] = dict(bos_token_id=1, eos_token_id=2)
+    ids = torch.randint(1, 64, (2, 20))
+    torch.manual_seed(0)
+    llama = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
+    own = PositionedForCausalLM(PositionedConfig(**sizes, rope=True)).eval()
+    own.load_state_dict(llama.state_dict())
+    assert own(input_ids=ids).logits.equal(llama(input_ids=ids).logits)
+    # Without positions of either kind it is SmolLM3 without rotation.
+    unturned = SmolLM3ForCausalLM(SmolLM3Config(**sizes, no_rope_layers=[0, 0], tie_word_embeddings=False, **no_border)).eval()
+    bare = PositionedForCausalLM(PositionedConfig(**sizes)).eval()
+    assert bare.positions is not None
+    assert 0.01 < float(bare.positions.weight.detach().std()) < 0.03
+    bare.load_state_dict(unturned.state_dict(), strict=False)
+    learnt = bare(input_ids=ids).logits
+    torch.nn.init.zeros_(bare.positions.weight)
+    assert torch.allclose(bare(input_ids=ids).logits, unturned(input_ids=ids).logits, atol=1e-6)
+    assert not torch.allclose(learnt, unturned(input_ids=ids).logits, atol=1e-3)
+
+
+def test_our_own_class_writes_with_a_cache_as_without(tmp_path: Path, stories: Path) -> None:
+    recipe = characters(tmp_path / "a", stories)
+    own = Recipe(data_settings=recipe.data_settings, model_settings=dataclasses.replace(SMALL, rope=False))
+    own = own.prepare(tmp_path / "a")
+    torch.manual_seed(0)
+    decoder = own.model().eval()
+    torch.nn.init.normal_(decoder.positions.weight)
+    ids = torch.randint(4, 20, (2, 9))
+    mask = torch.ones_like(ids)
+    # A text that is padded on the left has its places from its own beginning on.
+    mask[1, :4] = 0
+    written = [
+        decoder.generate(input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=8, use_cache=cached)
+        for cached in (True, False)
+    ]
+    assert written[0].equal(written[1])
+    alone = decoder.generate(input_ids=ids[1:, 4:], do_sample=False, max_new_tokens=8, eos_token_id=None)
+    assert alone[0].equal(written[0][1, 4:][: len(alone[0])])
 
 
 # Using it -----------------------------------------------------------------------------------------------
@@ -481,11 +529,12 @@ def test_text_is_shown_while_it_is_written_and_may_outgrow_the_window(writer: tu
 
 def test_a_conversation_changes_its_settings(writer: tuple[Recipe, Any], monkeypatch: Any, capsys: Any) -> None:
     recipe, decoder = writer
-    lines = iter(["/temperature 0", "/top_p 7", "/nonsense", "Anna", "/quit"])
+    lines = iter(["/set temperature=0.5", "/temperature 0", "/set top-k=7", "/top_p 7", "/status", "Anna", "/quit"])
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
     recipe.answer(decoder, request(interactive=True))
     shown = capsys.readouterr().out
     greedy = recipe.answer(decoder, request(prompt="Anna", temperature=0.0))
+    assert "temperature = 0.5\n" in shown and "temperature = 0.0  top_k = 7  top_p = 1.0" in shown
     assert "temperature = 0.0" in shown and "top_p above 0" in shown and greedy in shown
 
 
