@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import time
 import xml.etree.ElementTree
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,7 @@ MISTAKES = [
     (["report"], "relay report runs/NAME"),
     (["plan", "--recipe", TOY, "--batch_size", "12"], "--micro_batch_size"),
     (["plan", "--recipe", TOY, "--accelerate_config", "no.yaml"], "no.yaml"),
+    (["plan", "--recipe", TOY, "--timed_steps", "-1"], "timed_steps"),
     (["find-lr", "--recipe", TOY, "--min", "1", "--max", "0.1"], "no range"),
     (["find-lr", "--recipe", TOY, "--sweep", "fast,slow"], "--sweep"),
     (["find-lr", "--recipe", TOY, "--output", "picture.png"], ".svg"),
@@ -111,6 +114,19 @@ def test_planned_activations_are_those_that_a_forward_pass_leaves(layers: int, w
     assert planned.total == sum(parameter.numel() for parameter in model.parameters())
     logits = 8 * bench_loop.CONTEXT * bench_loop.VOCABULARY * 4
     assert logits * 0.9 < planned.logits < logits * 3
+
+
+def test_a_plan_says_how_long_the_steps_take(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--recipe", TOY, "--max_steps", "1000", "--mixed_precision", "no", "--timed_steps", "3"]
+    started = time.monotonic()
+    assert main(words) == 0
+    spent = time.monotonic() - started
+    found = re.search(r"^time +(\d+):(\d\d):(\d\d) at (\S+) s a step", capsys.readouterr().out, re.MULTILINE)
+    assert found
+    hours, minutes, seconds = map(int, found.groups()[:3])
+    a_step = float(found[4])
+    assert math.isclose(3600 * hours + 60 * minutes + seconds, 1000 * a_step, abs_tol=1 + 5 * a_step)
+    assert 0 < 3 * a_step < spent
 
 
 def test_a_loss_that_looks_at_its_numbers_is_planned_with_numbers() -> None:

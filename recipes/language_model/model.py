@@ -150,6 +150,8 @@ def build(settings: ModelSettings, vocab_size: int, max_seq_length: int, special
         "tie_word_embeddings": settings.tie_embeddings,
         "attention_dropout": settings.dropout,
         "use_cache": True,
+        # Nguyen and Salazar 2019, arXiv 1910.05895 ("SmallInit"). GPT-2's 0.02 is too small for narrow models.
+        "initializer_range": settings.initializer_range or (2 / (5 * settings.hidden_size)) ** 0.5,
         **special,
     }
     heads = settings.num_key_value_heads or settings.num_attention_heads
@@ -199,6 +201,7 @@ def _gpt2(settings: ModelSettings, shape: dict[str, Any]) -> Any:
             embd_pdrop=settings.dropout,
             attn_pdrop=settings.dropout,
             tie_word_embeddings=settings.tie_embeddings,
+            initializer_range=shape["initializer_range"],
             bos_token_id=shape["bos_token_id"],
             eos_token_id=shape["eos_token_id"],
         )

@@ -31,7 +31,7 @@ class NoRotation(nn.Module):
 
 
 class PositionedForCausalLM(LlamaForCausalLM):
-    """Llama, but that a vector for its place is added to each token, as in GPT-2, instead of turning keys and queries."""
+    """Llama, but that a learnt vector of its place is added to each token, as in GPT-2, and nothing is turned."""
 
     config_class = PositionedConfig
 

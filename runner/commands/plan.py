@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import datetime
 import math
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,10 +26,16 @@ class PlanSettings:
     """The file that would be given to accelerate launch: how many processes, and whether they hold shards."""
     longest: int = 8
     """Take the longest of so many training examples for each place of the micro-batch."""
+    timed_steps: int = 0
+    """Make so many steps with fresh weights here, and say how long all of them would take."""
+
+    def __post_init__(self) -> None:
+        if self.timed_steps < 0 or self.longest < 1:
+            raise ConfigError("Wanted: timed_steps of at least 0, and longest of at least 1.")
 
 
 def main(arguments: list[str]) -> None:
-    """Print the plan. Nothing is trained, and the model's weights are not made."""
+    """Print the plan. Without timed_steps, nothing is trained, and the model's weights are not made."""
     own, flags = own_and_others(PlanSettings, arguments)
     if not flags or "--help" in own or "-h" in own:
         print("usage: relay plan --recipe NAME [--preset P] [--accelerate_config FILE.yaml] [--flag value ...]\n")
@@ -42,6 +50,7 @@ def main(arguments: list[str]) -> None:
         print("on top: some 10 %.\n")
         print("  --accelerate_config FILE.yaml  the file for accelerate launch: how many processes, whether sharded")
         print("  --longest N                    the longest of N examples for each place of the lane (default 8)")
+        print("  --timed_steps N                make N steps here, and say how long all would take (default 0)")
         return
     settings: PlanSettings = parse_into(PlanSettings, own, "relay plan")
     config = parse(flags, "relay plan")
@@ -73,7 +82,9 @@ def main(arguments: list[str]) -> None:
     if batch is not None:
         shape = ", ".join(f"{name} {' x '.join(map(str, tensor.shape))}" for name, tensor in batch.tensors.items())
         print(f"lane         {run.micro_batch_size} examples, the longest of a sample: {shape}")
-    _print_steps(run, data, batch_size, batch)
+    steps = _print_steps(run, data, batch_size, batch)
+    if settings.timed_steps and steps:
+        _print_time(config, settings.timed_steps, steps)
     _print_fit(parts, found, run.gradient_checkpointing, is_sharded)
 
 
@@ -249,15 +260,34 @@ def _longest(recipe: Any, data: Any, seed: int, sample: int, micro_batch_size: i
     return recipe.collate((few * micro_batch_size)[:micro_batch_size])
 
 
-def _print_steps(run: Any, data: Any, batch_size: int, batch: Any) -> None:
-    """Steps, passes over the data and, where the word means something, tokens."""
+def _print_time(config: Any, timed: int, steps: int) -> None:
+    """Make a few steps, the first of which is not counted, and print what all of them would take."""
+    from runner.commands.find_lr import open_run
+    from runner.loop import train
+
+    with tempfile.TemporaryDirectory(prefix="relay-plan-") as folder:
+        quiet = config.with_run(output_dir=folder, report_to="none", resume_from_checkpoint=None, upload_to=None)
+        run = open_run(quiet.with_run(max_steps=timed + 1, eval_steps=0, save_steps=0))
+        run.eval_data, ends = [], []
+        run.progress.advance = lambda step: ends.append(time.monotonic())  # type: ignore[method-assign]
+        train(run)
+    seconds = (ends[-1] - ends[0]) / timed
+    whole = datetime.timedelta(seconds=round(seconds * steps))
+    print(
+        f"time         {whole} at {seconds:.3g} s a step (mean of {timed}, one process), beside evaluation and saving"
+    )
+
+
+def _print_steps(run: Any, data: Any, batch_size: int, batch: Any) -> int:
+    """Steps (which are returned, 0 where nobody knows), passes over the data and, where the word means something,
+    tokens."""
     if data is None:
-        return
+        return 0
     known = getattr(data, "examples_per_epoch", None) if hasattr(data, "read") else len(data)
     epochs = run.num_train_epochs or 3.0
     if run.max_steps is None and known is None:
         print("steps        not known: the data are a stream without end, give --max_steps")
-        return
+        return 0
     steps = run.max_steps or math.ceil(math.ceil(epochs * (known or 0)) / batch_size)
     passes = f": {steps * batch_size / known:.2f} passes over {known:,}" if known else ""
     print(f"steps        {steps:,} of {batch_size} examples in {batch_size // run.micro_batch_size} lanes{passes}")
@@ -266,6 +296,7 @@ def _print_steps(run: Any, data: Any, batch_size: int, batch: Any) -> None:
     if batch is not None and batch.tokens:
         longest = batch.tokens / run.micro_batch_size
         print(f"tokens       at most {longest * batch_size:,.0f} a step, {longest * batch_size * steps:,.0f} in all")
+    return steps
 
 
 def _print_fit(parts: dict[str, float], found: Measured, is_checkpointed: bool, is_sharded: bool) -> None:

@@ -440,7 +440,6 @@ def test_our_own_class_is_llama_where_they_meet_and_learns_its_positions() -> No
 
     sizes: dict[str, Any] = dict(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
     sizes |= dict(num_key_value_heads=2, intermediate_size=48, max_position_embeddings=64, pad_token_id=0)
-    no_border: dict[str, Any] = dict(bos_token_id=1, eos_token_id=2)
     ids = torch.randint(1, 64, (2, 20))
     torch.manual_seed(0)
     llama = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
@@ -448,10 +447,11 @@ def test_our_own_class_is_llama_where_they_meet_and_learns_its_positions() -> No
     own.load_state_dict(llama.state_dict())
     assert own(input_ids=ids).logits.equal(llama(input_ids=ids).logits)
     # Without positions of either kind it is SmolLM3 without rotation.
-    unturned = SmolLM3ForCausalLM(SmolLM3Config(**sizes, no_rope_layers=[0, 0], tie_word_embeddings=False, **no_border)).eval()
+    nope: dict[str, Any] = dict(no_rope_layers=[0, 0], tie_word_embeddings=False, bos_token_id=1, eos_token_id=2)
+    unturned = SmolLM3ForCausalLM(SmolLM3Config(**sizes, **nope)).eval()
     bare = PositionedForCausalLM(PositionedConfig(**sizes)).eval()
     assert bare.positions is not None
-    assert 0.01 < float(bare.positions.weight.detach().std()) < 0.03
+    assert 0.015 < float(bare.positions.weight.detach().std()) < 0.025
     bare.load_state_dict(unturned.state_dict(), strict=False)
     learnt = bare(input_ids=ids).logits
     torch.nn.init.zeros_(bare.positions.weight)

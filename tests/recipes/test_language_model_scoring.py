@@ -81,6 +81,22 @@ def test_a_chunked_loss_trains_as_a_plain_one(
         assert gap < tolerance, name
 
 
+@pytest.mark.parametrize("kind", [{}, {"norm": "layer", "swiglu": False}, {"rope": False}])
+def test_planned_activations_are_those_that_a_forward_pass_leaves(
+    kind: dict[str, Any], tmp_path: Path, stories: Path
+) -> None:
+    recipe = recipe_of(tmp_path / "a", stories, hidden_size=64, intermediate_size=160, **kind)
+    rows = recipe.data("train")
+    batch = recipe.collate([rows[number] for number in range(8)])
+    planned = plan.measure(recipe, batch, RunSettings(mixed_precision="no"))
+    decoder = recipe.model().train()
+    recipe.loss(decoder, batch)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        loss = recipe.loss(decoder, batch)
+    held = sum(event.self_cpu_memory_usage for event in profile.key_averages())
+    assert loss.sum.isfinite() and math.isclose(planned.activations, held, rel_tol=0.1)
+
+
 def test_large_logits_are_not_held(tmp_path: Path, stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = []
     for large in (1 << 26, 100):
