@@ -16,6 +16,7 @@ from runner.errors import ConfigError
 
 Precision = Literal["auto", "no", "bf16", "fp16"]
 Scheduler = Literal["constant", "linear", "cosine", "step", "one_cycle", "wsd"]
+Optimizer = Literal["adamw", "muon"]
 Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 
 
@@ -41,6 +42,8 @@ class RunSettings:
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.01
     """Decoupled weight decay, on matrices only (not on biases, norms or other vectors)."""
+    optim: Optimizer = "adamw"
+    """muon: matrices inside layers are updated by Muon, everything else by AdamW, at one learning rate."""
     adam_beta1: float = 0.9
     """AdamW: decay rate of the first moment."""
     adam_beta2: float = 0.999

@@ -70,10 +70,11 @@ class Saver:
         """Take the memory of the copies before training starts: the first touch of fresh pages takes seconds."""
         if not self.is_main or (run.hardware.is_sharded and self.in_shards):
             return
+        is_adam = run.settings.optim == "adamw"
         for name, parameter in run.bare_model.named_parameters():
             name = checkpoint.clean_name(name)
             self.copied_model[name] = torch.zeros(parameter.shape, dtype=parameter.dtype)
-            for kind in ("exp_avg", "exp_avg_sq") if parameter.requires_grad else ():
+            for kind in ("exp_avg", "exp_avg_sq") if parameter.requires_grad and is_adam else ():
                 self.copied_optimizer[f"{name}/{kind}"] = torch.zeros(parameter.shape, dtype=parameter.dtype)
 
     def wait(self) -> None:

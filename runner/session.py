@@ -296,23 +296,25 @@ def assemble(
     signals: Any,
 ) -> loop.Run:
     """Everything that the loop needs, prepared by accelerate."""
-    from runner.optim import adamw
+    from runner.optim import optimizer as optimizer_of
 
     settings, accelerator = config.run, hardware.accelerator
     output_dir = Path(settings.output_dir or "")
     model.train()
+    if settings.optim == "muon" and (hardware.is_sharded or accelerator.scaler is not None):
+        raise ConfigError("Muon needs whole matrices, and no fp16: type --optim adamw, or leave FSDP or fp16 out.")
     if settings.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
         tree = Tree(model, lanes.num_lanes, hardware.process, hardware.num_processes)
-        prepared, optimizer = model.to(hardware.device), adamw(model, settings, hardware.device)
+        prepared, optimizer = model.to(hardware.device), optimizer_of(model, settings, hardware.device)
     elif hardware.is_sharded:
         tree = None
         prepared = shard(model.to(hardware.device), hardware.device.type, hardware.num_processes)
-        optimizer = adamw(prepared, settings, hardware.device)
+        optimizer = optimizer_of(prepared, settings, hardware.device)
     else:
         tree = None
         prepared = accelerator.prepare(model)
-        optimizer = adamw(prepared, settings, hardware.device)
+        optimizer = optimizer_of(prepared, settings, hardware.device)
         if accelerator.scaler is not None:
             # Accelerate's wrapper knows of fp16's loss scale, and looks for installed packages at every step.
             optimizer = accelerator.prepare(optimizer)

@@ -382,10 +382,10 @@ def repeatable(subject: Subject) -> str:
 
 def learns(subject: Subject) -> str:
     """ten updates on one micro-batch lower its loss"""
-    from runner.optim import adamw
+    from runner.optim import optimizer as optimizer_of
 
     model = subject.model().train()
-    optimizer = adamw(model, subject.config.run, subject.hardware.device)
+    optimizer = optimizer_of(model, subject.config.run, subject.hardware.device)
     losses = []
     for _ in range(11):
         loss = subject.loss(model, subject.batch())
