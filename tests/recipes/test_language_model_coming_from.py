@@ -53,6 +53,18 @@ def test_the_page_has_every_flag_of_the_guides(heading: str, names: list[str]) -
     assert set(names) == there
 
 
+def test_the_recipes_page_has_every_setting_and_its_default() -> None:
+    page = PAGE.parent / "recipes" / "language_model.md"
+    part = page.read_text(encoding="utf-8").partition("\n## Settings\n")[2]
+    documented = re.findall(r"^\| `([a-z_.]+)` \| ([^|]*) \| [^|]+ \|$", part, re.MULTILINE)
+    plain = Recipe()
+    defaults = [(each.flag, each.get(plain)) for each in settings_of(Recipe)]
+    assert documented == [
+        (flag, "none" if value is None else str(value).replace("True", "true").replace("False", "false"))
+        for flag, value in defaults
+    ]
+
+
 @pytest.mark.parametrize("heading", ["`train_advanced`", "FundamentaLLM"])
 def test_what_is_named_as_ours_is_ours(heading: str) -> None:
     rows = rows_of(heading)
