@@ -75,6 +75,11 @@ def tanh_scale(hidden_size: int) -> float:
     return 10 * math.sqrt(hidden_size / 128)
 
 
+def in_full(values: Tensor) -> Tensor:
+    """In fp32 where they are in less, as under autocast; in fp64 they stay."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 class Block(nn.Module):
     """One pre-norm transformer layer."""
 
@@ -140,7 +145,7 @@ class AttentionPooling(nn.Module):
         self, states: Float[Tensor, "rows places size"], mask: Bool[Tensor, "rows places"] | None
     ) -> Float[Tensor, "rows size"]:
         """Pool the places where `mask` is True; a row without any is pooled evenly, so that nothing becomes NaN."""
-        scores = self.score(states).squeeze(-1).float() / math.sqrt(states.shape[-1])
+        scores = in_full(self.score(states).squeeze(-1)) / math.sqrt(states.shape[-1])
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
         weights = scores.softmax(-1).to(states.dtype)
@@ -256,10 +261,10 @@ class UniFracHead(nn.Module):
         Roots of shares, as in Hellinger's distance, so that the rare count; both times the root of the branch's length,
         so that their inner products are alike to UniFrac's.
         """
-        logits = self.below(states.float())
+        logits = self.below(in_full(states))
         hidden = logits.masked_fill(~is_there[..., None], -1e4)
         presence = 1 - torch.exp(-F.softplus(hidden).sum(1))
-        shares = torch.einsum("sa,sab->sb", abundance, torch.sigmoid(logits)).clamp(min=1e-6).sqrt()
+        shares = torch.einsum("sa,sab->sb", abundance.to(logits.dtype), torch.sigmoid(logits)).clamp(min=1e-6).sqrt()
         weight = F.softplus(self.branch_length).sqrt()
         return torch.cat([presence * weight, shares * weight], 1)
 
@@ -279,7 +284,7 @@ class UniFracHead(nn.Module):
         assert pooled is not None
         if self.kind == "tanh":
             return pooled, None
-        num_asvs = is_there.sum(1, keepdim=True).float()
+        num_asvs = is_there.sum(1, keepdim=True).to(pooled.dtype)
         features = torch.cat([pooled, num_asvs.log1p() - 4], 1)
         volume = self.volume(features).exp()
         direction = self.direction(features)
@@ -292,7 +297,7 @@ def embedding_distances(
     embeddings: Float[Tensor, "samples size"], lengths: Float[Tensor, " samples"] | None, scale: float
 ) -> Float[Tensor, "samples samples"]:
     """Distances between all pairs of embeddings, in UniFrac's range; see UniFracHead."""
-    embeddings = embeddings.float()
+    embeddings = in_full(embeddings)
     if lengths is None:
         # Not by products, which lose the small ones; its gradient between a sample and its double is 0, not NaN.
         apart = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
@@ -436,7 +441,7 @@ class MicrobiomeModel(nn.Module):
         """The embeddings of encoded samples, whose first place is nobody's."""
         # In full precision: distances are differences of nearly equal numbers.
         with torch.autocast(states.device.type, enabled=False):
-            encoded = states.float()
+            encoded = in_full(states)
             pooled = self.pooling(encoded, mask) if hasattr(self, "pooling") else None
             return self.unifrac_head(encoded[:, 1:], pooled, mask[:, 1:])
 
@@ -479,7 +484,7 @@ class MicrobiomeModel(nn.Module):
                 both = torch.ones(singles.shape[:2], dtype=torch.bool, device=singles.device)
                 output.asv_embeddings, output.asv_lengths = self.embed(singles, both)
         if self.shape.has_count_head:
-            output.counts = self.count_head(self.count_encoder(states, everywhere))[:, 1:].squeeze(-1).float()
+            output.counts = in_full(self.count_head(self.count_encoder(states, everywhere))[:, 1:].squeeze(-1))
         if self.reads_branches:
             with torch.autocast(tokens.device.type, enabled=False):
                 output.branches = self.unifrac_head.branch_features(encoded[:, 1:], is_there, abundance)
@@ -488,5 +493,5 @@ class MicrobiomeModel(nn.Module):
         elif self.shape.num_outputs:
             shares = F.pad((abundance * 1000).log1p(), (1, 0))[..., None]
             encoded = self.target_encoder(states + self.target_abundance(shares.to(states.dtype)), everywhere)
-            output.target = self.target_head(self.target_pooling(encoded, everywhere)).float()
+            output.target = in_full(self.target_head(self.target_pooling(encoded, everywhere)))
         return output

@@ -434,7 +434,7 @@ class Recipe:
         import torch
         import torch.nn.functional as F
 
-        from recipes.microbiome.model import embedding_distances
+        from recipes.microbiome.model import embedding_distances, in_full
 
         size = len(batch["asvs"])
         output = model(
@@ -465,7 +465,7 @@ class Recipe:
                     logs["asv_loss"] = errors.detach().mean() if len(errors) else torch.nan
             if self.wants_nucleotides:
                 hidden = batch["tokens"][batch["mask"]].long() - 1
-                guesses = output.nucleotides.float()
+                guesses = in_full(output.nucleotides)
                 losses["nucleotide"] = self.nuc_penalty * F.cross_entropy(guesses, hidden, reduction="sum")
                 losses["nucleotide"] = losses["nucleotide"] / max(1, len(hidden))
                 if len(hidden):
