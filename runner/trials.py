@@ -172,7 +172,7 @@ def _compute_plain_sum(dtype: str) -> None:
     if dtype == "float64":
         torch.nn.functional.grouped_mm = _slow_grouped_mm
 
-    def without_auxiliary(total: Any, weight: float, logs: Any, auxiliary: Any = None) -> Loss:
+    def without_auxiliary(total: Any, weight: float, logs: Any = {}, *auxiliary: Any) -> Loss:  # noqa: B006
         return Loss(total, weight, logs)
 
     loop.Loss = without_auxiliary  # type: ignore[assignment, misc]

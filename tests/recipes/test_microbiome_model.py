@@ -106,6 +106,18 @@ def test_padding_changes_nothing(form: str, patch: int) -> None:
     assert torch.allclose(plain.embeddings, other.embeddings, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("stage", "form"), [("pretrain", "branches"), ("pretrain", "tanimoto"), ("predict", "branches")]
+)
+def test_double_precision_goes_through(stage: str, form: str) -> None:
+    """`relay verify grads` compares gradients in it, where rounding hides nothing."""
+    recipe = recipe_of(stage, distance=form)
+    model, batch = recipe.model().eval(), batch_of(recipe)
+    single = recipe.loss(model, batch).sum
+    double = recipe.loss(model.double(), batch).sum
+    assert double.dtype == torch.float64 and math.isclose(single.item(), double.item(), rel_tol=1e-4)
+
+
 def test_a_row_without_anything_is_no_nan() -> None:
     pooled = AttentionPooling(8)(torch.randn(2, 3, 8), torch.tensor([[True, True, False], [False] * 3]))
     assert pooled.isfinite().all()
