@@ -2,16 +2,19 @@
 
 import functools
 import types
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from runner.errors import ConfigError
+from runner.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from recipes.text2sql.recipe import ModelSettings
+    from recipes.text2sql.recipe import LoraSettings, ModelSettings
 
 # transformers' routers that are one matrix, a softmax and its top k, and return (logits, weights, choices).
 ROUTERS = ("MixtralTopKRouter", "Qwen2MoeTopKRouter", "Qwen3MoeTopKRouter", "OlmoeTopKRouter")
@@ -335,3 +338,160 @@ def drop_embeddings(model: Any, dropout: float) -> None:
     """Dropout of the token embeddings, under their own name."""
     embedding: Any = model.get_input_embeddings()
     embedding.__class__, embedding.dropout = DroppingEmbedding, dropout
+
+
+# A model that was trained before -----------------------------------------------------------------------
+
+
+def keep_base(path: str, folder: Path, more_tokens: Sequence[str]) -> None:
+    """Write the tokenizer of a trained model, with the tokens of our prompts, and its config: what a run's folder
+    needs to say by itself what its model is. Raises DataError where they cannot be read.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    from recipes.text2sql import prompt
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        config: Any = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    if tokenizer.eos_token_id is None:
+        tokenizer.add_special_tokens({"eos_token": "<eos>"})
+    if tokenizer.pad_token_id is None:
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    ours = [token for token in prompt.SPECIAL_TOKENS if token not in ("<pad>", "<eos>")]
+    tokenizer.add_tokens([*ours, *more_tokens], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    (folder / "base_config.json").write_text(config.to_json_string(use_diff=False), encoding="utf-8")
+
+
+def _unreadable(path: str, error: Exception) -> DataError:
+    return DataError(
+        f"model.pretrained {path} cannot be loaded: {' '.join(str(error).split())[:200]}\n"
+        "Type --model.pretrained with a folder that holds a decoder and its tokenizer, such as final/ of a run."
+    )
+
+
+def pretrained(path: str, tokenizer: Any, assets: Path | None) -> tuple[Any, list[int]]:
+    """A trained decoder in fp32, and which tokens it has not seen before. Raises DataError where it cannot be read."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kept = assets and assets / "base_config.json"
+    try:
+        if not Path(path).exists() and kept and kept.is_file():
+            # The base has been moved away; its weights are in the checkpoint as well.
+            model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(kept))
+        else:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    # Ours is added, per layer and with padding masked.
+    if hasattr(model.config, "router_aux_loss_coef"):
+        model.config.router_aux_loss_coef = 0.0
+    if tokenizer is None:
+        return model, []
+    known = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > known:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    for config in (model.config, model.generation_config):
+        config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    return model, list(range(known, len(tokenizer)))
+
+
+def config_of(model: Any) -> Any:
+    """The config of a model, also inside data parallelism's wrapper."""
+    return (model if hasattr(model, "config") else model.module).config
+
+
+def with_adapters(model: Any, settings: "LoraSettings", new_tokens: list[int]) -> Any:
+    """Low-rank adapters on a frozen model, of attention and experts alike; the embeddings of new tokens train.
+
+    Raises ConfigError where the settings do not fit the model. Source: Hu et al. 2021 (LoRA), arXiv 2106.09685.
+    """
+    import peft
+
+    names = {name for name, _ in model.named_parameters()}
+    parameters = [f"experts.{each}" for each in ("gate_up_proj", "down_proj") if settings.experts]
+    parameters += ["gate.weight"] if settings.router else []
+    parameters = [each for each in parameters if any(name.endswith(f".{each}") for name in names)]
+    if settings.router and "gate.weight" not in parameters:
+        raise ConfigError("lora.router was asked for, and the model has none: leave it out.")
+    if settings.dropout and parameters:
+        raise ConfigError(
+            f"lora.dropout is {settings.dropout}, which adapters of experts and routers cannot have:\n"
+            "type --lora.dropout 0, or --lora.experts false and no --lora.router."
+        )
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_dropout=settings.dropout,
+        target_modules=settings.target_modules.split(",") if settings.target_modules else _linear(model),
+        target_parameters=parameters or None,
+        trainable_token_indices=new_tokens or None,
+    )
+    try:
+        with warnings.catch_warnings():
+            # PEFT asks for a name that transformers has changed.
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("error", "target_modules=.* no module was matched", RuntimeWarning)
+            adapted: Any = peft.get_peft_model(model, config)
+    except (ValueError, RuntimeWarning) as error:
+        raise ConfigError(f"lora.target_modules does not fit this model: {str(error).splitlines()[0]}") from None
+    adapted.__class__ = _adapted_class()
+    return adapted
+
+
+def _linear(model: Any) -> list[str]:
+    """The names of all matrices that are modules, but the output. PEFT's own "all-linear" adds experts and routers of
+    some classes, with twice the rank.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    output = model.get_output_embeddings()
+    names = {name.rpartition(".")[2] for name in linear if model.get_submodule(name) is not output}
+    return sorted(names)
+
+
+@functools.cache
+def _adapted_class() -> Any:
+    import peft
+
+    class Adapted(peft.PeftModelForCausalLM):
+        """A model with adapters, whose folder holds the adapters in PEFT's format and all weights beside them."""
+
+        def save_pretrained(self, save_directory: Any, state_dict: Any = None, **more: Any) -> None:  # type: ignore[override]
+            """Write both."""
+            from safetensors.torch import save_file
+
+            # A matrix that is input and output has two names, and is written under the first.
+            found: dict[int, tuple[str, Tensor]] = {}
+            for name, value in (state_dict or self.state_dict()).items():
+                found.setdefault(value.data_ptr(), (name, value.contiguous()))
+            super().save_pretrained(str(save_directory), save_embedding_layers=False, **more)
+            save_file(dict(found.values()), Path(save_directory) / "model.safetensors", metadata={"format": "pt"})
+
+    return Adapted
+
+
+@torch.no_grad()
+def inherit(model: Any, tensors: dict[str, Tensor]) -> None:
+    """Put the weights of another stage into the model. Raises ConfigError where they are another model's."""
+    persistent = model.state_dict(keep_vars=True)
+    named = [*model.named_parameters(), *model.named_buffers()]
+    unused, missing = set(tensors), []
+    for name, target in [(name, value) for name, value in named if name in persistent]:
+        plain = name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".token_adapter", "")
+        source = name if name in tensors else plain
+        if source in tensors and tensors[source].shape == target.shape:
+            target.copy_(tensors[source])
+            unused.discard(source)
+        elif source in tensors or not (".lora_" in name or name.endswith(("balance_bias", "trainable_tokens_delta"))):
+            missing.append(name)
+    wrong = missing or sorted(name for name in unused if not name.endswith("balance_bias"))
+    if wrong:
+        raise ConfigError(
+            f"--init_from has another model's weights: {len(wrong)} of its tensors do not fit, such as {wrong[0]}.\n"
+            "Give the same model settings; of final/, or of a run with adapters, type relay export, and\n"
+            "--model.pretrained with the folder that it wrote."
+        )

@@ -110,6 +110,8 @@ class ModelSettings:
 
     family: Literal["mixtral", "qwen3_moe"] = "mixtral"
     """Architecture of a fresh model; Qwen3's normalises queries and keys as well."""
+    pretrained: str | None = None
+    """Folder of a trained decoder of any class, with its dimensions, dropout and tokenizer; none: fresh weights."""
     hidden_size: int = 128
     """Width of the residual stream."""
     num_hidden_layers: int = 2
@@ -144,6 +146,24 @@ class ModelSettings:
             raise ConfigError(f"model.expert_capacity is {self.expert_capacity}: type a number above 0, such as 1.25.")
         if not 0 <= self.expert_dropout < 1 or not 0 <= self.router_jitter_noise < 1:
             raise ConfigError("model.expert_dropout and model.router_jitter_noise are numbers from 0 to below 1.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Low-rank adapters on frozen weights: those of model.pretrained, or of init_from."""
+
+    rank: int = 0
+    """Rank of the adapters; 0: all weights train."""
+    alpha: float = 16.0
+    """The adapters' output is multiplied by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout of the adapters' input, as a share; experts cannot have it."""
+    target_modules: str | None = None
+    """Names of the matrices that get adapters, with commas between them; none: every one but the output."""
+    experts: bool = True
+    """Adapt the experts' matrices as well, where there are experts."""
+    router: bool = False
+    """Adapt the routers as well."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,6 +223,7 @@ class Recipe:
     model_settings: ModelSettings = ModelSettings()
     tokenizer_settings: TokenizerSettings = TokenizerSettings()
     generation_settings: GenerationSettings = GenerationSettings()
+    lora: LoraSettings = LoraSettings()
     router_aux_loss_coef: float = 0.01
     """Weight of the router's balance loss: mean over layers, 1 when balanced."""
     router_z_loss_coef: float = 0.001
@@ -220,10 +241,16 @@ class Recipe:
         return presets()
 
     def prepare(self, folder: Path) -> Recipe:
-        """Train the tokenizer on the training split, or take the one that is there."""
-        bound = dataclasses.replace(self, assets=folder)
+        """Train the tokenizer on the training split, or take the one that is there, or the pretrained model's."""
+        bound, source = dataclasses.replace(self, assets=folder), self.model_settings.pretrained
         if not (folder / "tokenizer.json").is_file():
-            bound._train_tokenizer().save_pretrained(folder)
+            if source:
+                from recipes.text2sql import prompt
+                from recipes.text2sql.model import keep_base
+
+                keep_base(source, folder, prompt.NAME_TOKENS if self.data_settings.schema_tokens else ())
+            else:
+                bound._train_tokenizer().save_pretrained(folder)
         return bound
 
     @functools.cached_property
@@ -262,20 +289,37 @@ class Recipe:
         return Batch(tensors, weight=weight, tokens=int(mask.sum()), extra={"examples": examples})
 
     def model(self) -> Any:
-        """A fresh decoder, whose tokens are routed as the settings say."""
-        from recipes.text2sql.model import build, drop_embeddings, route
+        """A fresh or pretrained decoder, whose tokens are routed as the settings say, with adapters where asked for."""
+        from recipes.text2sql import model as parts
 
         settings, tokenizer = self.model_settings, self.tokenizer if self.assets is not None else None
-        model = build(
-            settings,
-            self.tokenizer_settings.vocab_size,
-            self.data_settings.max_seq_length,
-            tokenizer.pad_token_id if tokenizer else None,
-            tokenizer.eos_token_id if tokenizer else None,
-        )
-        drop_embeddings(model, settings.dropout)
-        route(model, settings)
-        return model
+        added = []
+        if settings.pretrained:
+            model, added = parts.pretrained(settings.pretrained, tokenizer, self.assets)
+        else:
+            model = parts.build(
+                settings,
+                self.tokenizer_settings.vocab_size,
+                self.data_settings.max_seq_length,
+                tokenizer.pad_token_id if tokenizer else None,
+                tokenizer.eos_token_id if tokenizer else None,
+            )
+            parts.drop_embeddings(model, settings.dropout)
+        parts.route(model, settings)
+        return parts.with_adapters(model, self.lora, added) if self.lora.rank else model
+
+    def inherit(self, model: Any, tensors: dict[str, Any]) -> None:
+        """The weights of another stage; adapters, and the bias that balances, start fresh where it has none."""
+        from recipes.text2sql.model import inherit
+
+        inherit(model, tensors)
+
+    def export(self, model: Any, folder: Path) -> None:
+        """Write the model as `from_pretrained` reads it; adapters are in its weights by now."""
+        # Beside whole weights it would make transformers look for adapters.
+        for name in ("adapter_config.json", "base_config.json"):
+            (folder / name).unlink(missing_ok=True)
+        model.save_pretrained(folder)
 
     @property
     def tallies_first(self) -> bool:
@@ -293,19 +337,19 @@ class Recipe:
         routers = parts.routers_of(model)
         for router in routers:
             router.mask = mask
-        output = model(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            output_router_logits=True,
-            use_cache=False,
-        )
+        config = parts.config_of(model)
+        asked = {"output_router_logits": True} if hasattr(config, "output_router_logits") else {}
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False, **asked)
         # At least fp32, whatever the model computes in.
         logits = output.logits[:, :-1]  # (batch, time - 1, vocab)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         total = torch.nn.functional.cross_entropy(
             logits.reshape(-1, logits.shape[-1]), batch["labels"][:, 1:].reshape(-1), ignore_index=-100, reduction="sum"
         )
-        top_k = self.model_settings.num_experts_per_tok
+        if not asked:
+            # A dense model has no experts to balance.
+            return Loss(total, batch.weight)
+        top_k = config.num_experts_per_tok
         layers = [layer.reshape(-1, layer.shape[-1]) for layer in output.router_logits]
         biases = [router.balance_bias for router in routers] or [None] * len(layers)
         counts = torch.stack([parts.expert_counts(*each, bias=bias) for each, bias in
@@ -433,9 +477,10 @@ class Recipe:
         settings = self.data_settings
         tokens = settings.schema_tokens
         target = prompt.hide_names(target, question.schema) if tokens else target
-        target_ids = self.tokenizer(target)["input_ids"] + [self.tokenizer.eos_token_id]
+        # A pretrained model's tokenizer may begin a text with a token of its own: once, and not in the middle.
+        target_ids = self.tokenizer(target, add_special_tokens=False)["input_ids"] + [self.tokenizer.eos_token_id]
         asked = prompt.prompt(text, links, question.schema, False, settings.question_repeats, tokens)
-        asked_ids = self.tokenizer(asked.removeprefix("<schema>"))["input_ids"]
+        asked_ids = self.tokenizer(asked.removeprefix("<schema>"), add_special_tokens=False)["input_ids"]
         # Room for as much SQL as may be written, not for the gold one: its length is part of the answer.
         room = settings.max_seq_length - self.generation_settings.max_new_tokens - len(asked_ids)
 

@@ -1,5 +1,6 @@
 """The experts of text2sql: routing, balance, capacity, dropout and noise against slow forms, and over processes."""
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from recipes.text2sql import model as parts
-from recipes.text2sql.recipe import ModelSettings, Recipe
-from runner import trials
-from runner.errors import ConfigError
+from recipes.text2sql.recipe import LoraSettings, ModelSettings, Recipe
+from runner import checkpoint, trials
+from runner.errors import ConfigError, DataError
 from runner.recipe import Batch
 from runner.session import enable_gradient_checkpointing
 from tests.launching import metrics, output, same_bits, weights
@@ -329,15 +330,147 @@ def test_a_collapse_is_said_with_the_setting_to_change() -> None:
     assert recipe.remark(20, {"expert/tokens_per_expert": [[2.0, 2.0, 0.0, 0.0, 0.0, 0.0]]}) is None
 
 
-# Runs --------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of eight training questions."""
     folder = tmp_path_factory.mktemp("data")
     write_folder(folder)
     return folder
+
+
+# Adapters and trained models ---------------------------------------------------------------------------
+
+
+def adapted(recipe: Recipe, **lora: Any) -> Recipe:
+    """The recipe with adapters of rank 3."""
+    return dataclasses.replace(recipe, lora=LoraSettings(**{"rank": 3, "alpha": 6.0, **lora}))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_adapters_of_attention_experts_and_router(family: str, tmp_path: Path) -> None:
+    import peft
+    import transformers
+
+    plain = recipe_of(family=family)
+    recipe = adapted(dataclasses.replace(plain, router_aux_loss_coef=1.0), router=True)
+    base, model, batch = model_of(plain), recipe.model().train(), batch_of(4)
+    recipe.inherit(model, {name: value.clone() for name, value in base.named_parameters()})
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert all(".lora_" in name for name in trained)
+    for part in ("q_proj", "o_proj", "experts.lora_", "experts.base_layer.lora_", "gate.lora_"):
+        assert sum(part in name for name in trained) >= 2 * plain.model_settings.num_hidden_layers, part
+    assert torch.equal(logits_of(model, batch), logits_of(base, batch))
+
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=0.3)
+    losses = []
+    for _ in range(4):
+        loss = recipe.loss(model, batch)
+        assert loss.auxiliary is not None
+        (loss.sum / loss.weight + loss.auxiliary).backward()
+        losses.append(loss.sum.item())
+        assert all(parameter.grad is not None for name, parameter in model.named_parameters() if name in trained)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[-1] < losses[0] - 1
+    wanted = logits_of(model, batch)
+    assert (wanted - logits_of(base, batch)).abs().max() > 0.01
+
+    # With gradient checkpointing, to the bit.
+    again = copy.deepcopy(model)
+    enable_gradient_checkpointing(again)
+    for each in (model, again):
+        loss = recipe.loss(each, batch)
+        assert loss.auxiliary is not None
+        (loss.sum + loss.auxiliary).backward()
+    gradients = [{n: p.grad for n, p in each.named_parameters() if p.requires_grad} for each in (model, again)]
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in trained)
+
+    # PEFT reads what was saved, onto the base that transformers reads.
+    base.save_pretrained(tmp_path / "base")
+    model.save_pretrained(tmp_path / "adapters")
+    read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    theirs = peft.PeftModel.from_pretrained(read, tmp_path / "adapters")
+    torch.testing.assert_close(logits_of(theirs, batch), wanted, rtol=1e-4, atol=1e-5)
+    # And transformers reads what was merged.
+    recipe.export(model.merge_and_unload(), tmp_path / "merged")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits_of(merged, batch), wanted, rtol=1e-4, atol=1e-4)
+
+
+def logits_of(model: Any, batch: Batch) -> Tensor:
+    """What a model says without dropout."""
+    with torch.no_grad():
+        logits = model.eval()(input_ids=batch["input_ids"]).logits
+    model.train()
+    return logits
+
+
+def test_settings_of_adapters_that_do_not_fit_are_said() -> None:
+    for lora, said in (
+        ({"dropout": 0.1}, "lora.dropout is 0.1"),
+        ({"dropout": 0.1, "experts": False, "router": True}, "lora.dropout is 0.1"),
+        ({"target_modules": "nothing"}, "lora.target_modules"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            adapted(recipe_of(), **lora).model()
+    model = adapted(recipe_of(), dropout=0.1, experts=False).model()
+    assert not any("experts" in name for name, each in model.named_parameters() if each.requires_grad)
+    with pytest.raises(ConfigError, match="another model's weights"):
+        recipe_of().inherit(model_of(recipe_of()), {"other": torch.ones(1)})
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_dense_model_of_another_class_is_trained_on(tmp_path: Path, data: Path) -> None:
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({each: number for number, each in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path / "base")
+    config = transformers.LlamaConfig(
+        vocab_size=260, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    settings = ModelSettings(pretrained=str(tmp_path / "base"))
+    recipe = Recipe(
+        model_settings=settings,
+        data_settings=dataclasses.replace(Recipe().data_settings, source="spider", dir=str(data)),
+    )
+    (tmp_path / "assets").mkdir()
+    recipe = recipe.prepare(tmp_path / "assets")
+    model = recipe.model()
+    assert type(model).__name__ == "LlamaForCausalLM" and not recipe.tallies_first
+    assert model.get_input_embeddings().weight.shape[0] == len(recipe.tokenizer) > 260
+    assert len(recipe.tokenizer("<schema>", add_special_tokens=False)["input_ids"]) == 1
+    batch = recipe.collate([recipe.data("train")[0]])
+    loss = recipe.loss(model, batch)
+    loss.sum.backward()
+    assert loss.auxiliary is None and loss.logs == {} and loss.weight > 0
+    # With adapters, of the embeddings those of our tokens alone are trained.
+    model = adapted(recipe).model()
+    loss = recipe.loss(model, batch)
+    loss.sum.backward()
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    (deltas,) = (value for name, value in trained.items() if "trainable_tokens_delta" in name)
+    assert deltas.shape == (len(recipe.tokenizer) - 260, 16) and deltas.grad.abs().max() > 0
+    assert all("lora_" in name or "trainable_tokens" in name for name in trained)
+    wanted = logits_of(model, batch)
+    merged = model.merge_and_unload()
+    recipe.export(merged, tmp_path / "merged")
+    read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits_of(read, batch), wanted, rtol=1e-4, atol=1e-5)
+    # The base may be moved away: a checkpoint has its weights.
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    assert sum(each.numel() for each in adapted(recipe).model().parameters()) > 5000
+    with pytest.raises(DataError, match="model.pretrained"):
+        recipe.prepare(tmp_path)
+
+
+# Runs --------------------------------------------------------------------------------------------------
 
 
 def train(data: Path, folder: Path, *flags: str, processes: int = 1, micro_batch_size: int = 8) -> str:
@@ -396,3 +529,30 @@ def test_a_run_says_that_its_experts_collapse(data: Path, tmp_path: Path) -> Non
     assert output(tmp_path / "run").count("experts collapse in layer") >= 1
     assert "--router_aux_loss_coef" in output(tmp_path / "run")
     assert "expert/tokens_per_expert" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_adapters_on_a_trained_run_and_what_it_leaves(data: Path, tmp_path: Path) -> None:
+    import transformers
+
+    from runner.commands.export import main as export
+    from runner.trained import find_recipe, load
+
+    train(data, tmp_path / "stage1")
+    lora = ("--lora.rank", "2", "--lora.router", "true", "--gradient_checkpointing", "true")
+    train(data, tmp_path / "own", *lora, "--init_from", str(tmp_path / "stage1"), processes=2, micro_batch_size=2)
+    train(data, tmp_path / "read", *lora, "--model.pretrained", str(tmp_path / "stage1" / "final"))
+    batch = batch_of(2)
+    for run in ("own", "read"):
+        final = tmp_path / run / "final"
+        assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in final.iterdir()}
+        first = checkpoint.read_tensors(tmp_path / "stage1" / "checkpoint-3" / "model.safetensors")
+        last = checkpoint.read_tensors(tmp_path / run / "checkpoint-3" / "model.safetensors")
+        # The base has not moved, and the adapters have.
+        assert torch.equal(last["base_model.model.model.embed_tokens.weight"], first["model.embed_tokens.weight"])
+        assert all(value.abs().max() > 0 for name, value in last.items() if ".lora_B" in name)
+        _, model = load(tmp_path / run, find_recipe(tmp_path / run))
+        export(["--checkpoint", str(tmp_path / run), "--output", str(tmp_path / f"{run}-merged")])
+        merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / f"{run}-merged")
+        torch.testing.assert_close(logits_of(merged, batch), logits_of(model.cpu(), batch), rtol=1e-4, atol=1e-5)
