@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.text2sql.sql import Schema
+from recipes.text2sql.sql import Schema, canonical
 from runner.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,17 +47,25 @@ class Question:
         """The question with placeholders for the values it mentions, and those values."""
         from recipes.text2sql import prompt
 
-        if self.prepared is not None and self.prepared.of == (self.text, self.query, self.database):
-            return self.prepared.text, list(self.prepared.links)
-        return prompt.link(self.text, self.database)
+        ready = self._ready
+        return (ready.text, list(ready.links)) if ready is not None else prompt.link(self.text, self.database)
+
+    @property
+    def canonical(self) -> str:
+        """The query in its canonical spelling."""
+        ready = self._ready
+        return ready.canonical if ready is not None else canonical(self.query, self.schema)
 
     def target(self, links: list[Link]) -> str:
-        """What the model is to write: the canonical query with those placeholders."""
+        """What the model is to write: the canonical query with placeholders for those values."""
         from recipes.text2sql import prompt
 
-        if self.prepared is not None and self.prepared.of == (self.text, self.query, self.database):
-            return prompt.hide(self.prepared.canonical, links)
-        return prompt.target(self.query, links, self.schema)
+        return prompt.hide(self.canonical, links)
+
+    @property
+    def _ready(self) -> Prepared | None:
+        ready = self.prepared
+        return ready if ready is not None and ready.of == (self.text, self.query, self.database) else None
 
 
 @dataclasses.dataclass(frozen=True)

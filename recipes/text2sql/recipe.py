@@ -66,6 +66,11 @@ class DataSettings:
     value_swap_prob: float = 0.0
     """Share of the training examples whose values are exchanged for others of the same column."""
 
+    augmentation_prob: float = 0.0
+    """Share of the training examples whose question is put in other words; half of those get other SQL, too."""
+    schema_perturbation_prob: float = 0.0
+    """Share of the training examples whose tables and columns get other names, in schema and SQL alike."""
+
     def __post_init__(self) -> None:
         from recipes.text2sql.data import SOURCES, WEIGHTED
 
@@ -528,9 +533,10 @@ class Recipe:
         for question in self._questions("train"):
             text, links = question.link()
             target = question.target(links)
+            described = schema_text.describe(question.schema, self.data_settings.style, question.database)
+            asked = prompt.prompt(text, links, question.schema, False, 1, tokens)
             texts += [
-                prompt.prompt(text, links, question.schema, False, 1, tokens),
-                schema_text.describe(question.schema, self.data_settings.style, question.database),
+                f"<schema>{described}{asked.removeprefix('<schema>')}",
                 prompt.hide_names(target, question.schema) if tokens else target,
             ]
         tokenizer = Tokenizer(models.BPE())
@@ -590,15 +596,26 @@ class TrainingExamples(Examples):
     """The training split, with the augmentations that the settings ask for."""
 
     def __getitem__(self, index: int) -> Example:
-        from recipes.text2sql import augment
+        from recipes.text2sql import augment, prompt, variation
 
         settings, question = self.recipe.data_settings, self.questions[index]
         text, links = question.link()
         target = question.target(links)
+        if settings.augmentation_prob and random.random() < settings.augmentation_prob:
+            text = variation.paraphrase(text, question.schema, random)
+            if random.random() < 0.5:
+                canonical = question.canonical
+                other = variation.rewrite(canonical, question.schema, question.database, random)
+                target = prompt.hide(other, links)
         if random.random() < settings.recombination_prob:
             text, target = random.choice(self.recombined[index] or [(text, target)])
         if question.database and random.random() < settings.value_swap_prob:
             links = augment.swap_values(links, target, question.database, random)
+        if settings.schema_perturbation_prob and random.random() < settings.schema_perturbation_prob:
+            renamed = variation.renamed(question.schema, links, target, random)
+            if renamed is not None:
+                schema, links, target = renamed
+                question = dataclasses.replace(question, schema=schema)
         if settings.word_dropout:
             text = " ".join(w for w in text.split() if w[0] == "<" or random.random() >= settings.word_dropout)
         return self.recipe.encode(question, text, links, target)

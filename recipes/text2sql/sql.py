@@ -253,7 +253,7 @@ def is_valid(database: Path | str | Schema, sql: str) -> bool:
 @functools.lru_cache(maxsize=20_000)
 def is_ordered(sql: str) -> bool:
     """Whether the outermost query has an ORDER BY, so that the order of its rows is part of its result."""
-    tree = _parsed(sql)
+    tree = parsed(sql)
     if tree is not None:
         return tree.args.get("order") is not None
     return re.search(r"\border\s+by\b[^)]*$", sql, re.IGNORECASE) is not None
@@ -390,7 +390,7 @@ class _Scope:
     """Something stands here that is not understood: change no name in this query."""
 
 
-def _parsed(sql: str) -> Any:
+def parsed(sql: str) -> Any:
     """The tree of one query, or None. Trees are changed by their users: never cached."""
     import sqlglot
     from sqlglot import exp
@@ -448,7 +448,7 @@ def _resolve(sql: str, schema: Schema) -> tuple[Any, list[_Scope]] | None:
     """Steps 1 to 3 of `normalise`, and the scopes, outer before inner."""
     from sqlglot import exp
 
-    tree = _parsed(sql)
+    tree = parsed(sql)
     if tree is None:
         return None
     scopes: list[_Scope] = []
@@ -700,11 +700,11 @@ def _unquote(tree: Any) -> None:
 
     for identifier in tree.find_all(exp.Identifier):
         if identifier.quoted and re.fullmatch(r"[a-z_][a-z0-9_]*", identifier.name):
-            identifier.set("quoted", identifier.name.upper() in _keywords())
+            identifier.set("quoted", identifier.name.upper() in keywords())
 
 
 @functools.cache
-def _keywords() -> frozenset[str]:
+def keywords() -> frozenset[str]:
     """What SQLite or sqlglot may read as a keyword or a constant."""
     from sqlglot.dialects.sqlite import SQLite
 
