@@ -7,8 +7,10 @@ own values back. Linking looks at question and database only, never at the answe
 
 import dataclasses
 import functools
+import random
 import re
 import sqlite3
+from collections.abc import Container
 from pathlib import Path
 
 from recipes.text2sql.sql import Schema, canonical
@@ -16,6 +18,7 @@ from recipes.text2sql.sql import Schema, canonical
 MAX_VALUES = 10
 PLACEHOLDERS = tuple(f"<v{number}>" for number in range(MAX_VALUES))
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<schema>", "<query>", "<sql>", *PLACEHOLDERS)
+UNKNOWN = "<unk>"
 MAX_TABLES, MAX_COLUMNS = 30, 120
 NAME_TOKENS = tuple(
     f"<{kind}{number}>" for kind, most in (("t", MAX_TABLES), ("c", MAX_COLUMNS)) for number in range(most)
@@ -115,6 +118,16 @@ def _without_name(words: tuple[str, ...], found: Link, values: dict[tuple[str, .
         if shorter and any(part.startswith(name) for column in shorter.columns for part in column.split("_")):
             return shorter, len(kept), skipped
     return found, len(words), 0
+
+
+def hide_words(text: str, known: Container[str], share: float) -> str:
+    """The question with <unk> for words that are not known, and by chance for a share of the others.
+
+    Pieces of a word that training never had would say anything. Having met <unk>, a model goes by the other words.
+    """
+    return " ".join(
+        word if word[0] == "<" or (word in known and random.random() >= share) else UNKNOWN for word in text.split()
+    )
 
 
 def hide(query: str, links: list[Link]) -> str:
@@ -243,11 +256,13 @@ def mentioned(links: list[Link], schema: Schema | None = None) -> str:
 def prompt(
     question: str, links: list[Link], schema: Schema, with_schema: bool, repeats: int = 1, with_tokens: bool = False
 ) -> str:
-    """What the model is given: the schema once, the question `repeats` times; with tokens, for the schema's names."""
+    """What the model is given: the schema once, the question `repeats` times; with tokens, for the schema's names.
+
+    `mark` has put those into the question.
+    """
     shown = describe(schema, with_tokens) if with_schema else ""
-    asked = mark(question, schema) if with_tokens else question
     said = mentioned(links, schema if with_tokens else None)
-    return f"<schema>{shown}" + f"<query>{asked} ; {said}" * repeats + "<sql>"
+    return f"<schema>{shown}" + f"<query>{question} ; {said}" * repeats + "<sql>"
 
 
 def target(query: str, links: list[Link], schema: Schema) -> str:

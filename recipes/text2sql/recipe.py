@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -60,7 +61,7 @@ class DataSettings:
     question_repeats: int = 1
     """How often the prompt says the question: at its second reading, each word sees all others."""
     word_dropout: float = 0.0
-    """Share of the question's words that are left out in training."""
+    """Share of the question's words that training hides; above 0, words that it has only once are always hidden."""
     recombination_prob: float = 0.0
     """Share of the training examples that are new pairs, made by exchanging phrases between pairs."""
     value_swap_prob: float = 0.0
@@ -250,12 +251,12 @@ class Recipe:
         bound, source = dataclasses.replace(self, assets=folder), self.model_settings.pretrained
         if not (folder / "tokenizer.json").is_file():
             if source:
-                from recipes.text2sql import prompt
                 from recipes.text2sql.model import keep_base
 
-                keep_base(source, folder, prompt.NAME_TOKENS if self.data_settings.schema_tokens else ())
+                keep_base(source, folder, self._more_tokens)
             else:
                 bound._train_tokenizer().save_pretrained(folder)
+            (folder / "words.txt").write_text("\n".join(bound._repeated_words()), encoding="utf-8")
         return bound
 
     @functools.cached_property
@@ -265,6 +266,12 @@ class Recipe:
 
         assert self.assets is not None
         return PreTrainedTokenizerFast.from_pretrained(self.assets)
+
+    @functools.cached_property
+    def known_words(self) -> frozenset[str]:
+        """The words that `prepare` found more than once in the training questions."""
+        assert self.assets is not None
+        return frozenset((self.assets / "words.txt").read_text(encoding="utf-8").split("\n"))
 
     def data(self, split: str) -> Examples:
         """Questions as prompts and targets."""
@@ -445,46 +452,29 @@ class Recipe:
         more = len(result.rows) - 20
         return "\n".join(lines + ([f"... and {more} more rows"] if more > 0 else []))
 
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Files:
-        """Prediction files to score, without a model; --data.dir names the folder with the databases."""
-
-        metric: Literal["spider_em", "spider_exec", "test_suite", "bird_ex", "bird_ves", "wikisql_lf"]
-        """The official definition to score by."""
-        gold: str
-        """File of the right queries: SQL<TAB>db_id on each line; WikiSQL: jsonl."""
-        pred: str
-        """File of the predictions: one on each line; BIRD: a JSON object; WikiSQL: jsonl."""
-        output: str | None = None
-        """File for the rows, one JSON object per pair."""
-        keep_distinct: bool = False
-        """test_suite: compare DISTINCT as well; the official default takes it out of both queries."""
-        repeats: int = 100
-        """bird_ves: how often both queries are timed."""
-
-    def score_files(self, files: Files) -> tuple[str, list[Any]]:
-        """The table by hardness, and a row per pair."""
-        from recipes.text2sql.official import score_files
-
-        return score_files(
-            files.metric, files.gold, files.pred, self.data_settings.dir, files.keep_distinct, files.repeats
-        )
-
     def example(self, question: Question) -> Example:
         """A question as token ids."""
         text, links = question.link()
         return self.encode(question, text, links, question.target(links))
 
-    def encode(self, question: Question, text: str, links: list[Link], target: str) -> Example:
-        """The token ids of a question and a target that have placeholders for the linked values."""
+    def encode(
+        self, question: Question, text: str, links: list[Link], target: str, word_dropout: float = 0.0
+    ) -> Example:
+        """The token ids of a question and a target that have placeholders for the linked values.
+
+        Words of the question are hidden by chance, a share of `word_dropout`.
+        """
         from recipes.text2sql import prompt, schema_text
 
         settings = self.data_settings
         tokens = settings.schema_tokens
+        asked = prompt.mark(text, question.schema) if tokens else text
+        if settings.word_dropout:
+            asked = prompt.hide_words(asked, self.known_words, word_dropout)
         target = prompt.hide_names(target, question.schema) if tokens else target
         # A pretrained model's tokenizer may begin a text with a token of its own: once, and not in the middle.
         target_ids = self.tokenizer(target, add_special_tokens=False)["input_ids"] + [self.tokenizer.eos_token_id]
-        asked = prompt.prompt(text, links, question.schema, False, settings.question_repeats, tokens)
+        asked = prompt.prompt(asked, links, question.schema, False, settings.question_repeats, tokens)
         asked_ids = self.tokenizer(asked.removeprefix("<schema>"), add_special_tokens=False)["input_ids"]
         # Room for as much SQL as may be written, not for the gold one: its length is part of the answer.
         room = settings.max_seq_length - self.generation_settings.max_new_tokens - len(asked_ids)
@@ -523,6 +513,20 @@ class Recipe:
 
         return write(self, model, examples)
 
+    @property
+    def _more_tokens(self) -> tuple[str, ...]:
+        from recipes.text2sql import prompt
+
+        settings = self.data_settings
+        names = prompt.NAME_TOKENS if settings.schema_tokens else ()
+        return (*names, prompt.UNKNOWN) if settings.word_dropout else names
+
+    def _repeated_words(self) -> list[str]:
+        counts: Counter[str] = Counter()
+        for question in self._questions("train"):
+            counts.update(set(question.link()[0].split()))
+        return sorted(word for word, count in counts.items() if count > 1)
+
     def _train_tokenizer(self) -> Any:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
         from transformers import PreTrainedTokenizerFast
@@ -534,7 +538,8 @@ class Recipe:
             text, links = question.link()
             target = question.target(links)
             described = schema_text.describe(question.schema, self.data_settings.style, question.database)
-            asked = prompt.prompt(text, links, question.schema, False, 1, tokens)
+            asked = prompt.mark(text, question.schema) if tokens else text
+            asked = prompt.prompt(asked, links, question.schema, False, 1, tokens)
             texts += [
                 f"<schema>{described}{asked.removeprefix('<schema>')}",
                 prompt.hide_names(target, question.schema) if tokens else target,
@@ -544,7 +549,7 @@ class Recipe:
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
             vocab_size=self.tokenizer_settings.vocab_size,
-            special_tokens=[*prompt.SPECIAL_TOKENS, *(prompt.NAME_TOKENS if tokens else ())],
+            special_tokens=[*prompt.SPECIAL_TOKENS, *self._more_tokens],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
@@ -616,9 +621,7 @@ class TrainingExamples(Examples):
             if renamed is not None:
                 schema, links, target = renamed
                 question = dataclasses.replace(question, schema=schema)
-        if settings.word_dropout:
-            text = " ".join(w for w in text.split() if w[0] == "<" or random.random() >= settings.word_dropout)
-        return self.recipe.encode(question, text, links, target)
+        return self.recipe.encode(question, text, links, target, settings.word_dropout)
 
     @functools.cached_property
     def recombined(self) -> list[list[tuple[str, str]]]:

@@ -135,11 +135,30 @@ def test_the_question_says_which_words_are_names() -> None:
     assert (
         prompt.mark("names of all books by year printed", SHOP) == "names <c1> of all books <t0> by year printed <c2>"
     )
-    shown = prompt.prompt("which books ?", [], SHOP, True, with_tokens=True)
+    shown = prompt.prompt(prompt.mark("which books ?", SHOP), [], SHOP, True, with_tokens=True)
     assert shown == (
         "<schema><t0> book : <c0> id , <c1> name , <c2> year_printed | <t1> author : <c1> name"
         "<query>which books <t0> ? ; <sql>"
     )
+
+
+def test_words_that_training_hardly_has_are_hidden() -> None:
+    known = {"which", "books", "cost"}
+    assert prompt.hide_words("which dear books <t0> cost <v0>", known, 0.0) == "which <unk> books <t0> cost <v0>"
+    assert prompt.hide_words("which books <t0> cost <v0>", known, 1.0) == "<unk> <unk> <t0> <unk> <v0>"
+
+
+def test_hidden_words_are_one_token_in_training_and_in_use(tmp_path: Path) -> None:
+    settings = DataSettings(word_dropout=0.5)
+    recipe = dataclasses.replace(Recipe(), data_settings=settings).prepare(tmp_path)
+    unknown = recipe.tokenizer.convert_tokens_to_ids(prompt.UNKNOWN)
+    assert recipe.tokenizer.convert_ids_to_tokens(unknown) == prompt.UNKNOWN
+    assert any(unknown in recipe.data("train")[index].prompt for index in range(4))
+    question = recipe.data("train").questions[0]
+    asked = dataclasses.replace(question, text="kindly")
+    assert recipe.example(asked).prompt.count(unknown) == 1
+    known = dataclasses.replace(question, text="which")
+    assert "which" in recipe.known_words and unknown not in recipe.example(known).prompt
 
 
 def test_every_demo_query_survives_the_names_tokens() -> None:
