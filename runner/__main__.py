@@ -11,7 +11,7 @@ VERBS = {
     "plan": "parameters, memory and steps of a training, before it is started",
     "find-lr": "find a learning rate: a range test, or a short sweep",
     "check": "try on a few examples that a recipe keeps the contract",
-    "evaluate": "score a trained model on a split",
+    "evaluate": "score a trained model on a split, or files of predictions",
     "recipes": "list the recipes and their presets",
     "export": "write a trained model as a folder that other tools load",
     "report": "write report.html of a run",

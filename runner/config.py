@@ -58,6 +58,8 @@ class RunSettings:
     """Steps of linear warm-up."""
     warmup_ratio: float = 0.0
     """Share of all steps that is linear warm-up, where warmup_steps is 0."""
+    max_warmup_ratio: float = 1.0
+    """Longest warm-up, as a share of all steps; what warmup_steps asks for beyond it is cut, and the run says so."""
     min_lr_ratio: float = 0.0
     """Floor of the learning rate, as a share of the peak."""
     lr_step_size: int | None = None
@@ -152,7 +154,7 @@ class RunSettings:
         for name in ("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "grad_norm_spike_factor"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: type --{name} with a number of at least 0.")
-        for name in ("warmup_ratio", "min_lr_ratio", "adam_beta1", "adam_beta2"):
+        for name in ("warmup_ratio", "max_warmup_ratio", "min_lr_ratio", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}: type --{name} with a number from 0 to 1.")
         if self.max_steps is not None and self.max_steps < 0:

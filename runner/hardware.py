@@ -140,8 +140,7 @@ def open_hardware(settings: RunSettings) -> Hardware:
             "--deterministic sums whole gradients, which FSDP cuts into shards: leave one of the two out.\n"
             "Type --config_file accelerate_configs/gpus_ddp.yaml, or leave --deterministic out."
         )
-    if settings.use_expandable_segments and device_type == "cuda":
-        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    set_allocator(settings, device_type)
     # The lanes are the accumulation; accelerate would let this variable override the code.
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
     accelerator = Accelerator(
@@ -158,6 +157,12 @@ def open_hardware(settings: RunSettings) -> Hardware:
             "Type accelerate launch --config_file accelerate_configs/cpu_2.yaml runner/train.py ..."
         )
     return Hardware(accelerator, precision, reason, is_sharded)
+
+
+def set_allocator(settings: RunSettings, device_type: str) -> None:
+    """Let CUDA's allocator grow its segments where that is asked for; before anything is allocated."""
+    if settings.use_expandable_segments and device_type == "cuda":
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
 def close_hardware() -> None:

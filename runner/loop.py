@@ -322,6 +322,8 @@ def update(run: Run, loss: torch.Tensor, totals: Totals) -> float:
             "\nLower --learning_rate, lengthen --warmup_steps, or go on from the last checkpoint with "
             "--on_bad_step rollback --resume_from_checkpoint auto."
         )
+    if due(state.step + 1, settings.eval_steps) or state.step + 1 == run.max_steps:
+        track_histograms(run)
     run.optimizer.zero_grad()
     return norm
 
@@ -412,6 +414,24 @@ def track(run: Run, split: str, values: dict[str, Any]) -> None:
         else:
             flat[f"{split}/{name}"] = value
     run.hardware.accelerator.log(flat, step=run.state.step)
+
+
+def track_histograms(run: Run) -> None:
+    """Show TensorBoard how weights, and the gradients of this step, are distributed, wherever an evaluation follows.
+
+    Of a tensor it gets up to 65,536 numbers, evenly spread; of weights that are cut over processes, nothing.
+    """
+    if run.settings.report_to != "tensorboard" or not run.hardware.is_main or run.hardware.is_sharded:
+        return
+    writer: Any = run.hardware.accelerator.get_tracker("tensorboard", unwrap=True)
+    for name, parameter in run.bare_model.named_parameters():
+        for kind, tensor in (("weights", parameter), ("gradients", parameter.grad)):
+            if tensor is None:
+                continue
+            some = tensor.detach().flatten()[:: max(1, tensor.numel() // 65536)].float().cpu()
+            some = some[some.isfinite()]
+            if some.numel():
+                writer.add_histogram(f"{kind}/{name}", some.numpy(), run.state.step + 1)
 
 
 def judge(run: Run) -> bool:

@@ -173,3 +173,11 @@ class Recipe(Protocol):
     def answer(self, model: nn.Module, request: Any) -> str:
         """The text that `relay predict` prints for one request. `model` is in eval mode."""
         ...
+
+    Files: type
+    """A dataclass with an `output: str | None`: what `relay evaluate --recipe NAME` accepts where predictions come
+    from a file instead of a model."""
+
+    def score_files(self, files: Any) -> tuple[str, list[Any]]:
+        """The text to print, and one JSON-able row per prediction, for `output`."""
+        ...

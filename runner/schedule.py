@@ -31,8 +31,9 @@ def adam_beta1(settings: RunSettings, step: int, max_steps: int) -> float:
 
 
 def num_warmup_steps(settings: RunSettings, max_steps: int) -> int:
-    """Steps of linear warm-up: `warmup_steps`, else `warmup_ratio` of all steps."""
-    return settings.warmup_steps or math.ceil(settings.warmup_ratio * max_steps)
+    """Steps of linear warm-up: `warmup_steps`, else `warmup_ratio` of all steps, up to `max_warmup_ratio` of them."""
+    wanted = settings.warmup_steps or math.ceil(settings.warmup_ratio * max_steps)
+    return min(wanted, math.ceil(settings.max_warmup_ratio * max_steps))
 
 
 def _constant(step: int, num_steps: int, settings: RunSettings) -> float:

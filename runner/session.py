@@ -24,6 +24,7 @@ from runner.lanes import Lanes, check_batch, check_world, key
 from runner.log import Ledger, Metrics, Progress
 from runner.resuming import restore, resume_point, settled, source_of_weights
 from runner.saving import Saver, save_final
+from runner.schedule import num_warmup_steps
 from runner.sharding import shard
 from runner.signals import Signals
 from runner.storage import Uploader
@@ -375,6 +376,10 @@ def _introduce(run: loop.Run, config: Config, found: Path | None) -> None:
     )
     for warning in getattr(run.train_data, "warnings", lambda _: [])(run.max_steps * run.lanes.batch_size):
         say(f"warning: {warning}")
+    warmup_steps = num_warmup_steps(run.settings, run.max_steps)
+    if warmup_steps < run.settings.warmup_steps:
+        most = f"{run.settings.max_warmup_ratio:.0%} of all"
+        say(f"warm-up: {warmup_steps:,} steps, {most}, instead of {run.settings.warmup_steps:,}")
     if found is not None:
         say(f"going on from {found} at step {run.state.step}")
 

@@ -69,3 +69,9 @@ def test_every_schedule_has_a_shape() -> None:
         found = rates(20, lr_scheduler_type=name)
         assert all(0 <= rate <= 0.1 + 1e-12 for rate in found)
     assert rates(1, lr_scheduler_type="cosine") == [0.1]
+
+
+def test_a_warmup_that_would_never_end_is_cut() -> None:
+    capped = rates(100, warmup_steps=10_000, max_warmup_ratio=0.1)
+    assert capped == rates(100, warmup_steps=10) != rates(100, warmup_steps=10_000)
+    assert rates(100, warmup_steps=5, max_warmup_ratio=0.1) == rates(100, warmup_steps=5)

@@ -7,7 +7,7 @@ import pytest
 
 from runner import checkpoint
 from runner.trials import Interruption
-from tests.launching import interrupted, output, train
+from tests.launching import interrupted, output, train, weights
 
 
 def test_tensorboard_has_every_number_once_over_a_restart(tmp_path: Path) -> None:
@@ -19,12 +19,18 @@ def test_tensorboard_has_every_number_once_over_a_restart(tmp_path: Path) -> Non
     interrupted(run, Interruption("fetch", 13, signal=signal.SIGTERM), *flags)
     train(run, *flags, "--resume_from_checkpoint", "auto")
     steps: list[int] = []
+    histograms: dict[str, list[int]] = {}
     for folder in sorted({path.parent for path in run.rglob("events.out.tfevents*")}):
-        events = EventAccumulator(str(folder))
+        events = EventAccumulator(str(folder), {"histograms": 0})
         events.Reload()
         if "train/loss" in events.Tags()["scalars"]:
             steps += [event.step for event in events.Scalars("train/loss")]
+        for name in events.Tags()["histograms"]:
+            histograms.setdefault(name, []).extend(event.step for event in events.Histograms(name))
     assert sorted(steps) == list(range(1, 25))
+    # Wherever an evaluation follows; of every weight, and of its gradient.
+    names = {f"{kind}/{name}" for kind in ("weights", "gradients") for name in weights(run)}
+    assert histograms == dict.fromkeys(names, [10, 20, 24])
 
 
 def test_wandb_works_offline_and_goes_on_under_its_id(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
-"""Measure on this machine: UniFrac beside scikit-bio, and the memory of a step.
+"""Measure on this machine the memory of a step of stage 1.
 
-python -m recipes.microbiome.benchmark unifrac
-python -m recipes.microbiome.benchmark memory --samples 1 --token_limit 1024 --asv_chunk_size 64
+python -m recipes.microbiome.benchmark --samples 1 --token_limit 1024 --asv_chunk_size 64
 """
 
 from __future__ import annotations
@@ -20,42 +19,6 @@ def measured(action: Callable[[], Any]) -> tuple[Any, float, float]:
     wall, processor = time.perf_counter(), time.process_time()
     result = action()
     return result, time.process_time() - processor, time.perf_counter() - wall
-
-
-def unifrac(num_samples: int, num_asvs: int) -> None:
-    """Print the time of all pairs here and in scikit-bio, and the largest difference."""
-    from skbio import TreeNode
-    from skbio.diversity import beta_diversity
-
-    from recipes.microbiome import demo
-    from recipes.microbiome.unifrac import distances
-
-    random = np.random.default_rng(0)
-    parents, lengths = demo.coalescent(num_asvs, random)
-    nodes = [TreeNode(name=f"t{number}" if number < num_asvs else None) for number in range(len(parents))]
-    for node, (parent, length) in enumerate(zip(parents, lengths, strict=True)):
-        if parent >= 0:
-            nodes[node].length = length
-            nodes[parent].append(nodes[node])
-    names = [f"t{number}" for number in range(num_asvs)]
-    counts = np.where(random.random((num_samples, num_asvs)) < 0.05, random.integers(1, 50, (num_samples, num_asvs)), 0)
-    from recipes.microbiome.unifrac import Phylogeny
-
-    phylogeny = Phylogeny.from_parents(parents, lengths, [*names, *[None] * (num_asvs - 1)])
-    import scipy.sparse
-
-    table = scipy.sparse.csr_matrix(counts)
-    ours, our_cpu, our_wall = measured(lambda: distances(table, phylogeny))
-    theirs, their_cpu, their_wall = measured(
-        lambda: beta_diversity("unweighted_unifrac", counts, taxa=names, tree=nodes[-1], validate=False)
-    )
-    apart = np.abs(ours - theirs.data).max()
-    print(
-        f"{num_samples} x {num_asvs}: matrix product {our_cpu:.4f} s CPU ({our_wall:.4f} s), "
-        f"scikit-bio {their_cpu:.3f} s CPU ({their_wall:.3f} s), {their_cpu / our_cpu:.0f} times; "
-        f"largest difference {apart:.1e}",
-        flush=True,
-    )
 
 
 def memory(samples: int, token_limit: int, asv_chunk_size: int, preset: str, nucleotides: int) -> None:
@@ -105,18 +68,13 @@ def memory(samples: int, token_limit: int, asv_chunk_size: int, preset: str, nuc
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=["unifrac", "memory"])
     parser.add_argument("--samples", type=int, default=1)
     parser.add_argument("--token_limit", type=int, default=1024)
     parser.add_argument("--asv_chunk_size", type=int, default=0)
     parser.add_argument("--nucleotides", type=int, default=150)
     parser.add_argument("--preset", default="guide")
     given = parser.parse_args()
-    if given.what == "unifrac":
-        for num_samples, num_asvs in [(16, 5000), (500, 5000)]:
-            unifrac(num_samples, num_asvs)
-    else:
-        memory(given.samples, given.token_limit, given.asv_chunk_size, given.preset, given.nucleotides)
+    memory(given.samples, given.token_limit, given.asv_chunk_size, given.preset, given.nucleotides)
 
 
 if __name__ == "__main__":

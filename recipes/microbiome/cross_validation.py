@@ -1,4 +1,4 @@
-"""Cross-validate a stage: train once per fold and seed, and score the held-out predictions of all folds together.
+"""Cross-validate a stage: train once per fold and seed, and score the held-out samples of all folds together.
 
 python -m recipes.microbiome.cross_validation --folds 5 --seeds 3 --into runs/soil -- --stage predict ...
 
@@ -9,41 +9,37 @@ of the run, seed-S-fold-F, so that each can start from its own of another cross-
 from __future__ import annotations
 
 import argparse
-import csv
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from recipes.microbiome.score import class_scores, regression_scores
+from recipes.microbiome.score import target_scores
 
 
-def held_out(run: Path) -> tuple[list[str], np.ndarray | None, np.ndarray]:
-    """(measured, predicted numbers or None, probabilities of the classes) of a run's validation samples."""
-    command = [sys.executable, "-m", "runner", "predict", "--checkpoint", str(run), "--into", str(run / "predictions")]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    with (run / "predictions" / "predictions.tsv").open(encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file, delimiter="\t") if row["split"] == "validation"]
-    # The columns are: sample-id, predicted_X, X, probability_..., split.
-    names = list(rows[0])
-    probabilities = [name for name in names if name.startswith("probability_")]
-    measured = [row[names[2]] for row in rows]
-    if probabilities:
-        return measured, None, np.array([[float(row[name]) for name in probabilities] for row in rows])
-    return measured, np.array([float(row[names[1]]) for row in rows]), np.zeros((0, 0))
+def relay(*words: str) -> None:
+    """Run a verb of `relay` in a process of its own, which says what is wrong; ends with its status where it fails."""
+    done = subprocess.run([sys.executable, "-m", "runner", *words], stdout=subprocess.DEVNULL)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def held_out(run: Path) -> list[dict[str, Any]]:
+    """What a run predicts of its validation samples, a row each."""
+    rows = run / "validation.jsonl"
+    if not rows.is_file():
+        relay("evaluate", "--checkpoint", str(run), "--mixed_precision", "no", "--output", str(rows))
+    return [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
 
 
 def pooled(runs: Sequence[Path]) -> dict[str, float]:
     """Scores over the held-out samples of all folds, each of which is in one."""
-    parts = [held_out(run) for run in runs]
-    measured = [cell for part in parts for cell in part[0]]
-    if parts[0][1] is None:
-        kinds = sorted(set(measured))
-        return class_scores(np.array([kinds.index(cell) for cell in measured]), np.concatenate([p[2] for p in parts]))
-    predicted = np.concatenate([part[1] for part in parts if part[1] is not None])
-    return regression_scores(np.array([float(cell) for cell in measured]), predicted)
+    rows = [row for run in runs for row in held_out(run)]
+    return target_scores(rows, not isinstance(rows[0]["predicted"], list), "group" in rows[0])
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -61,12 +57,9 @@ def main(arguments: Sequence[str]) -> None:
         for fold, run in enumerate(runs):
             if (run / "final" / "model.safetensors").is_file():
                 continue
-            command = [sys.executable, "-m", "runner", "train", "--recipe", "microbiome"]
-            command += [flag.replace("{run}", run.name) for flag in flags]
-            command += ["--data.fold", str(fold), "--seed", str(seed), "--output_dir", str(run)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-            if done.returncode:
-                sys.exit(done.returncode)
+            settings = [flag.replace("{run}", run.name) for flag in flags]
+            settings += ["--data.fold", str(fold), "--seed", str(seed), "--output_dir", str(run)]
+            relay("train", "--recipe", "microbiome", *settings)
         scores.append(pooled(runs))
         print(f"seed {seed}:  " + "  ".join(f"{name} {value:.4f}" for name, value in scores[-1].items()), flush=True)
     for name in scores[0]:

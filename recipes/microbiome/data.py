@@ -177,6 +177,18 @@ def open_study(
     return Study(names, tuple(clean[name] for name in kept), counts, phylogeny, chosen, tuple(notes))
 
 
+def unread(study: Study, max_bp: int, token_limit: int) -> list[str]:
+    """What of a study the model's limits cut off, in words."""
+    longer = sum(len(sequence) > max_bp for sequence in study.sequences)
+    fuller = int((np.diff(study.counts.indptr) > token_limit).sum())
+    found = [f"{longer} of {len(study.sequences)} ASVs are longer than max_bp {max_bp}: their ends are not read."]
+    found += [
+        f"{fuller} of {len(study.sample_ids)} samples have more ASVs than token_limit {token_limit}: their rarest are "
+        "not read."
+    ]
+    return [note for note, count in zip(found, (longer, fuller), strict=True) if count]
+
+
 def _note(notes: list[str], count: int, what: str, left: Any) -> None:
     if count and len(left):
         notes.append(f"{count} {what}: left out.")
@@ -237,12 +249,14 @@ def read_table(path: Path) -> tuple[list[str], list[str], Any]:
 
 
 def read_fasta(path: Path) -> dict[str, str]:
-    """Sequences by the first word of their header, of a FASTA file or a `.qza` with one."""
+    """Sequences by the first word of their header, of a FASTA file or a `.qza` with one; each name once."""
     found: dict[str, list[str]] = {}
     name = None
     for line in from_artifact(path, "dna-sequences.fasta").decode("utf-8", "replace").splitlines():
         if line.startswith(">"):
             name = (line[1:].split() or [""])[0]
+            if name in found:
+                raise DataError(f"{path} has the sequence {name[:60]!r} twice; wanted: each ASV once.")
             found[name] = []
         elif name is not None:
             found[name].append(line.strip())

@@ -85,13 +85,13 @@ class ModelSettings:
     sample_layers: int = 4
     """Layers over the ASVs of a sample."""
     encoder_layers: int = 4
-    """Further layers towards the embedding, which the predictor does not read."""
+    """Further layers towards the embedding; the count head and a target read off tokens do not see them."""
     count_layers: int = 4
     """Layers of the count head."""
     target_layers: int = 4
     """Layers of the target head."""
     embedding_size: int = 128
-    """Numbers in an embedding of the Tanimoto form; the tanh form has hidden_size."""
+    """Learned branches, or numbers in an embedding of the Tanimoto form; the tanh form has hidden_size."""
     dropout: float = 0.1
     """Share dropped in every stack."""
     token_limit: int = 1024
@@ -103,7 +103,7 @@ class ModelSettings:
     nuc_mask: float = 0.15
     """Share of the nucleotides hidden in an ASV that is masked."""
     masked_asvs: float = 1.0
-    """Share of a micro-batch's distinct ASVs that are masked in training; the others are seen whole."""
+    """Share of a micro-batch's distinct ASVs that are masked in training; in stage predict, beside the whole ones."""
     distance: Literal["branches", "tanimoto", "tanh"] = "branches"
     """Distance of embeddings: shared learned branches; tanimoto, of any vectors; tanh of Euclid's, the guide's."""
     count_embedding: bool = False
@@ -259,10 +259,10 @@ class Recipe:
         return found or self._fit()
 
     def _fit(self) -> Fitted:
-        from recipes.microbiome.data import fit, leaking_groups
+        from recipes.microbiome.data import fit, leaking_groups, unread
 
         study, splits = self.study, self.splits
-        for note in study.notes:
+        for note in [*study.notes, *unread(study, self.source.max_bp, self.model_settings.token_limit)]:
             print(f"data: {note}", flush=True)
         if self.stage == "predict" and self.unifrac_penalty > 0 and not self.is_frozen and not self._has_tree:
             print("note: without --data.tree this stage learns nothing from UniFrac.", flush=True)
@@ -330,7 +330,13 @@ class Recipe:
         tensors = {name: torch.from_numpy(values) for name, values in inputs.items()}
         tokens, training = inputs["tokens"], examples[0].scored is None
         if self.wants_nucleotides:
-            tensors["mask"] = torch.from_numpy(self._mask(tokens, distinct, training))
+            mask = self._mask(tokens, distinct, training)
+            if self.stage == "predict":
+                # What the heads read has no holes, in training as in use: ASVs to be filled in are encoded beside it.
+                holes = mask.any(1)
+                tensors["tokens"] = torch.from_numpy(np.concatenate([tokens, tokens[holes]]))
+                mask = np.concatenate([np.zeros_like(mask), mask[holes]])
+            tensors["mask"] = torch.from_numpy(mask)
         if self.wants_unifrac:
             tensors["distances"] = torch.from_numpy(self.batch_distances(examples))
             if self.asv_penalty and self.source.distance == "unweighted":
@@ -502,7 +508,8 @@ class Recipe:
 
         examples: list[Example] = batch.extra["examples"]
         device = batch["asvs"].device
-        output = model(batch["tokens"], None, batch["asvs"], batch["is_there"], batch["abundance"])
+        whole = batch["tokens"][: int(batch["asvs"].max()) + 1]
+        output = model(whole, None, batch["asvs"], batch["is_there"], batch["abundance"])
         rows: list[dict[str, Any]] = []
         for number, example in enumerate(examples):
             row: dict[str, Any] = {"sample": self.study.sample_ids[example.sample], "row": example.sample}

@@ -24,6 +24,8 @@ def presets() -> dict[str, dict[str, Any]]:
         "model.text_chunk_size": 128,
         "data.max_text_tokens": 512,
         "model.final_norm": False,
+        "model.gram_buckets": 0,
+        "model.cell_dropout": 0.0,
         "data.wording": "tabstar",
         "batch_size": 128,
         "micro_batch_size": 32,

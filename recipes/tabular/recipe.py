@@ -90,6 +90,13 @@ class ModelSettings:
     """Normalise what the heads read; TabSTAR does not, and from nothing learns much slower so."""
     dropout: float = 0.1
     """Share dropped in every part."""
+    cell_dropout: float = 0.2
+    """Share of a row's cells that the interaction does not see in training."""
+    gram_buckets: int = 32768
+    """Buckets of words, letter groups and bins of numbers that are scored directly, beside the transformer; 0: none, as
+    in TabSTAR."""
+    gram_dropout: float = 0.7
+    """Share of them that is dropped in training."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,6 +134,8 @@ class Recipe:
                 f"model.hidden_size is {sizes.hidden_size}, which {sizes.num_attention_heads} heads do not divide: "
                 "change one of them."
             )
+        if sizes.gram_buckets % 8 or sizes.gram_buckets < 0:
+            raise ConfigError(f"model.gram_buckets is {sizes.gram_buckets}: type a multiple of 8, or 0.")
         if data.train is not None and data.corpus is not None:
             raise ConfigError("Both data.train and data.corpus were given: leave one out.")
         if not 0 <= data.validation_fraction < 1:
@@ -163,9 +172,12 @@ class Recipe:
         The tokenizer of `--init_from` is kept; the tables of another stage are not ours.
         """
         bound = dataclasses.replace(self, assets=folder)
-        if self._read_tables(folder) is None:
+        is_new = self._read_tables(folder) is None
+        if is_new:
             content = {"settings": self.fingerprint, "tables": [table.to_json() for table in bound._fit()]}
             (folder / "tables.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+        if self.model_settings.gram_buckets and (is_new or not (folder / "grams.bin").is_file()):
+            bound._write_grams(folder / "grams.bin")
         if not (folder / "text_encoder" / "config.json").is_file():
             bound._write_text_encoder(folder / "text_encoder")
         return bound
@@ -231,6 +243,21 @@ class Recipe:
             sizes.dropout,
         ).save_pretrained(folder)  # fmt: skip
 
+    def _write_grams(self, file: Path) -> None:
+        import numpy as np
+
+        from recipes.tabular import grams
+        from recipes.tabular.rows import readings
+        from recipes.tabular.table import cells
+
+        count = self.model_settings.gram_buckets
+        found, times = [], []
+        for source, table in zip(self.sources, self.tables, strict=True):
+            sets, reads = readings(table, cells(table, source.splits["train"], self.wording))
+            found += [grams.buckets(*each, count) for each in sets]
+            times += np.bincount(reads.ravel(), minlength=len(sets)).tolist()
+        grams.write(file, grams.frequent(found, np.array(times, np.int64), count))
+
     def _texts(self, table: Table, frame: Any) -> list[str]:
         from recipes.tabular.table import cells
 
@@ -264,12 +291,16 @@ class Recipe:
 
     def rows(self, tables: list[Table], frames: list[Any]) -> Rows:
         """Frames as the model reads them."""
+        from recipes.tabular import grams
         from recipes.tabular.rows import encode
 
         settings = self.data_settings
+        kept = None
+        if self.model_settings.gram_buckets and self.assets is not None:
+            kept = grams.read(self.assets / "grams.bin")
         return encode(
             tables, frames, self.wording, self.tokenizer, settings.max_text_tokens,
-            settings.max_rows_per_table_per_epoch,
+            settings.max_rows_per_table_per_epoch, kept,
         )  # fmt: skip
 
     def collate(self, examples: list[Example]) -> Batch:
@@ -285,7 +316,7 @@ class Recipe:
         import torch
         from transformers import AutoConfig, AutoModel
 
-        from recipes.tabular.model import TabularModel, TextEncoder, adapt
+        from recipes.tabular.model import Readout, TabularModel, TextEncoder, adapt
         from recipes.tabular.text import load_encoder, vocabulary_digest
 
         sizes = self.model_settings
@@ -314,6 +345,7 @@ class Recipe:
         model = TabularModel(
             texts, sizes.hidden_size, sizes.num_attention_heads, sizes.interaction_layers, sizes.numerical_fusion,
             sizes.dropout, sizes.final_norm, vocabulary_digest(self.tokenizer),
+            Readout(sizes.gram_buckets, sizes.gram_dropout) if sizes.gram_buckets else None, sizes.cell_dropout,
         )  # fmt: skip
         if self.stage == "finetune":
             if self.adapt == "lora":
@@ -370,9 +402,12 @@ class Recipe:
         import torch
 
         device = batch["cells"].device
+        tokens, lengths, grams, num_grams = (
+            batch.extra[name].to(device) for name in ("tokens", "lengths", "grams", "num_grams")
+        )
         scores, z = model(
-            batch.extra["tokens"].to(device), batch.extra["lengths"].to(device), batch["cells"], batch["numbers"],
-            batch["mask"], batch.extra["num_targets"],
+            tokens, lengths, batch["cells"], batch["numbers"], batch["mask"], batch.extra["num_targets"], grams,
+            num_grams, batch["reads"], batch["codes"],
         )  # fmt: skip
         kind = torch.promote_types(scores.dtype, torch.float32)
         return scores.to(kind), z.to(kind)

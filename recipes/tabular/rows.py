@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from recipes.tabular import grams
 from recipes.tabular.order import TableOrder
-from recipes.tabular.table import CHANNELS, Table, Wording, cells, labels
+from recipes.tabular.table import CHANNELS, Cells, Table, Wording, cells, labels
 from runner.recipe import Batch
 
 if TYPE_CHECKING:
@@ -23,8 +24,12 @@ class Part:
     table: Table
     targets: np.ndarray
     """(C,) texts of the target tokens, as places among all texts."""
+    codes: np.ndarray
+    """(C, 32) directions of the target tokens, float32."""
     strings: np.ndarray
     """(rows, columns), likewise."""
+    reads: np.ndarray
+    """(rows, columns) sets of grams of the cells, as places among all sets."""
     numbers: np.ndarray
     """(rows, columns, 6), float32."""
     labels: np.ndarray
@@ -47,6 +52,8 @@ class Rows(Sequence):
     parts: list[Part]
     tokens: list[np.ndarray]
     """Token ids of each distinct text."""
+    grams: list[np.ndarray]
+    """Buckets of each distinct set of grams, int64; the first set is empty."""
     most_rows: int
 
     @property
@@ -78,18 +85,48 @@ def encode(
     tokenizer: Any,
     most_tokens: int,
     most_rows: int,
+    kept: np.ndarray | None,
 ) -> Rows:
-    """Put frames into token ids and numbers; every distinct text is tokenized once."""
+    """Put frames into token ids and numbers; every distinct text is tokenized once.
+
+    `kept` (buckets,) says which grams are read; None: none are.
+    """
     places: dict[str, int] = {}
+    sets: dict[tuple[str, str | int] | None, int] = {None: 0}
     parts = []
     for table, frame in zip(tables, frames, strict=True):
         own = cells(table, frame, wording)
         ids = np.array([places.setdefault(text, len(places)) for text in own.texts], dtype=np.int64)
-        targets = [places.setdefault(text, len(places)) for text in wording.targets(table)]
+        said = wording.targets(table)
+        targets = [places.setdefault(text, len(places)) for text in said]
         strings = ids[own.strings] if len(frame) else own.strings
-        parts.append(Part(table, np.array(targets), strings, own.numbers, labels(table, frame)))
+        codes = np.stack([grams.code(text) for text in said])
+        reads = np.zeros_like(strings)
+        if kept is not None:
+            own_sets, cell_sets = readings(table, own)
+            new = np.array([sets.setdefault(each, len(sets)) for each in own_sets], dtype=np.int64)
+            reads = new[cell_sets] if len(frame) else reads
+        parts.append(Part(table, np.array(targets), codes, strings, reads, own.numbers, labels(table, frame)))
     encoded = tokenizer(list(places), truncation=True, max_length=most_tokens)["input_ids"] if places else []
-    return Rows(parts, [np.asarray(ids, dtype=np.int32) for ids in encoded], most_rows)
+    read: list[np.ndarray] = [np.zeros(0, np.int64)]
+    for each in list(sets)[1:]:
+        assert each is not None and kept is not None
+        found = grams.buckets(*each, len(kept))
+        read.append(found[kept[found]])
+    return Rows(parts, [np.asarray(ids, dtype=np.int32) for ids in encoded], read, most_rows)
+
+
+def readings(table: Table, own: Cells) -> tuple[list[tuple[str, str | int]], np.ndarray]:
+    """The distinct (column, text) and (column, place of the number), and (rows, columns) which of them each cell is."""
+    sets: dict[tuple[str, str | int], int] = {}
+    reads = np.zeros_like(own.strings)
+    for place, column in enumerate(table.used):
+        said = grams.places(own.numbers[:, place]) if column.is_number else own.strings[:, place]
+        distinct, inverse = np.unique(said, return_inverse=True)
+        values = distinct.tolist() if column.is_number else [own.values[text] for text in distinct.tolist()]
+        ids = [sets.setdefault((column.name, value), len(sets)) for value in values]
+        reads[:, place] = np.array(ids, dtype=np.int64)[inverse] if len(ids) else 0
+    return list(sets), reads
 
 
 def collate(examples: list[Example], pad: int) -> Batch:
@@ -101,7 +138,9 @@ def collate(examples: list[Example], pad: int) -> Batch:
     length = max(len(part.targets) + part.strings.shape[1] for part in parts)
     most_targets = max(len(part.targets) for part in parts)
     ids = np.full((len(examples), length), -1, np.int64)
+    reads = np.zeros((len(examples), length), np.int64)
     numbers = np.zeros((len(examples), length, CHANNELS), np.float32)
+    codes = np.zeros((len(examples), most_targets, grams.CODE_SIZE), np.float32)
     classes = np.full(len(examples), -100, np.int64)
     targets = np.full(len(examples), np.nan, np.float32)
     counts = np.zeros(len(examples), np.int64)
@@ -109,6 +148,8 @@ def collate(examples: list[Example], pad: int) -> Batch:
         first, last = len(part.targets), len(part.targets) + part.strings.shape[1]
         ids[row, :first], ids[row, first:last] = part.targets, part.strings[example.place]
         numbers[row, first:last] = part.numbers[example.place]
+        reads[row, first:last] = part.reads[example.place]
+        codes[row, :first] = part.codes
         label = part.labels[example.place]
         if part.table.task == "classification":
             counts[row] = first
@@ -124,15 +165,23 @@ def collate(examples: list[Example], pad: int) -> Batch:
         tokens[row, : lengths[row]] = rows.tokens[place]
     local = np.zeros(int(distinct.max()) + 1, np.int64)
     local[distinct] = np.arange(len(distinct))
+    sets, of_tokens = np.unique(reads, return_inverse=True)
+    own = [rows.grams[place] for place in sets]
     tensors = {
         "cells": torch.from_numpy(np.where(mask, local[np.where(mask, ids, distinct[0])], 0)),
         "numbers": torch.from_numpy(numbers),
         "mask": torch.from_numpy(mask),
+        "reads": torch.from_numpy(of_tokens.reshape(reads.shape)),
+        "codes": torch.from_numpy(codes),
         "labels": torch.from_numpy(classes),
         "targets": torch.from_numpy(targets),
         "num_classes": torch.from_numpy(counts),
     }
+    sets, places = np.unique(reads, return_inverse=True)
+    own = [rows.grams[place] for place in sets]
     extra = {
+        "grams": torch.from_numpy(np.concatenate(own)),
+        "num_grams": torch.tensor([len(each) for each in own]),
         "tokens": torch.from_numpy(tokens),
         "lengths": torch.from_numpy(lengths),
         "num_targets": most_targets,

@@ -65,6 +65,11 @@ class Table:
     rows: int = 0
     """Training rows it was fitted on."""
 
+    @property
+    def used(self) -> list[Column]:
+        """The columns that the model reads."""
+        return [column for column in self.columns if column.kind not in ("id", "constant")]
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON."""
         return dataclasses.asdict(self)
@@ -83,6 +88,8 @@ class Cells:
     strings: np.ndarray
     """(rows, columns): places in `texts`, int64."""
     texts: list[str]
+    values: list[str]
+    """What of each text is the cell's own; empty where that is a number."""
     numbers: np.ndarray
     """(rows, columns, 6), float32: clipped z, range, quantile, outlier, missing, 1; all 0 for a cell of text."""
 
@@ -355,7 +362,7 @@ def cells(table: Table, frame: pd.DataFrame, wording: Wording) -> Cells:
     """Put rows into strings and numbers. Raises DataError where a column of the training is not there."""
     import pandas as pd
 
-    used = [column for column in table.columns if column.kind not in ("id", "constant")]
+    used = table.used
     absent = sorted({column.source for column in used} - set(frame.columns))
     if absent:
         raise DataError(
@@ -363,10 +370,12 @@ def cells(table: Table, frame: pd.DataFrame, wording: Wording) -> Cells:
             f"{_some(frame.columns)}."
         )
     texts: dict[str, int] = {}
+    values_of: list[str] = []
     strings = np.zeros((len(frame), len(used)), np.int64)
     numbers = np.zeros((len(frame), len(used), CHANNELS), np.float32)
     for place, column in enumerate(used):
         series = frame[column.source]
+        said: list[str] | None = None
         if column.is_number:
             values = as_dates(series, column.part) if column.part else as_numbers(series)
             numbers[:, place] = channels(values, column)
@@ -377,14 +386,17 @@ def cells(table: Table, frame: pd.DataFrame, wording: Wording) -> Cells:
                 codes, words = np.zeros(len(frame), np.int64), [wording.number(column.name)]
         else:
             codes, distinct = pd.factorize(as_text(series), use_na_sentinel=True)
-            words = [wording.cell(column.name, value) for value in [*distinct, "Unknown Value"]]
+            said = [*distinct, "Unknown Value"]
+            words = [wording.cell(column.name, value) for value in said]
             codes = np.where(codes < 0, len(distinct), codes)
         present = np.unique(codes)
         ids = np.zeros(len(words), np.int64)
         for code in present.tolist():
             ids[code] = texts.setdefault(words[code], len(texts))
+            if len(texts) > len(values_of):
+                values_of.append("" if said is None else said[code])
         strings[:, place] = ids[codes]
-    return Cells(strings, list(texts), numbers)
+    return Cells(strings, list(texts), values_of, numbers)
 
 
 def labels(table: Table, frame: pd.DataFrame) -> np.ndarray:

@@ -452,6 +452,31 @@ class Recipe:
         more = len(result.rows) - 20
         return "\n".join(lines + ([f"... and {more} more rows"] if more > 0 else []))
 
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Files:
+        """Prediction files to score, without a model; --data.dir names the folder with the databases."""
+
+        metric: Literal["spider_em", "spider_exec", "test_suite", "bird_ex", "bird_ves", "wikisql_lf"]
+        """The official definition to score by."""
+        gold: str
+        """File of the right queries: SQL<TAB>db_id on each line; WikiSQL: jsonl."""
+        pred: str
+        """File of the predictions: one on each line; BIRD: a JSON object; WikiSQL: jsonl."""
+        output: str | None = None
+        """File for the rows, one JSON object per pair."""
+        keep_distinct: bool = False
+        """test_suite: compare DISTINCT as well; the official default takes it out of both queries."""
+        repeats: int = 100
+        """bird_ves: how often both queries are timed."""
+
+    def score_files(self, files: Files) -> tuple[str, list[Any]]:
+        """The table by hardness, and a row per pair."""
+        from recipes.text2sql.official import score_files
+
+        return score_files(
+            files.metric, files.gold, files.pred, self.data_settings.dir, files.keep_distinct, files.repeats
+        )
+
     def example(self, question: Question) -> Example:
         """A question as token ids."""
         text, links = question.link()

@@ -1,9 +1,10 @@
-"""`relay evaluate`: score a trained model on a split of its recipe's data."""
+"""`relay evaluate`: score a trained model on a split of its recipe's data, or files of predictions without one."""
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from runner.config import Precision, parse_into
 from runner.errors import ConfigError, DataError
@@ -28,16 +29,22 @@ class EvaluateSettings:
 
 
 def main(arguments: list[str]) -> None:
-    """Print every score of the split."""
+    """Print every score of the split, or of the files."""
     from runner.commands import own_and_others
 
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    if "--recipe" in words and "--checkpoint" not in words:
+        _score_files(words)
+        return
     own, others = own_and_others(EvaluateSettings, arguments)
-    settings: EvaluateSettings = parse_into(EvaluateSettings, own, "relay evaluate", __doc__)
+    wants_help = "--help" in own or "-h" in own
+    settings: EvaluateSettings = parse_into(
+        EvaluateSettings, own, "relay evaluate", f"{__doc__}\n\n{_without_a_model()}" if wants_help else __doc__
+    )
     from runner.config import RunSettings
     from runner.trained import find_recipe, load
 
-    if settings.output is not None and not Path(settings.output).resolve().parent.is_dir():
-        raise ConfigError(f"There is no folder for {settings.output}: type --output with a file in one that is there.")
+    _check_output(settings.output)
     if settings.micro_batch_size < 1:
         raise ConfigError(f"micro_batch_size is {settings.micro_batch_size}: type a number of at least 1.")
     recipe = find_recipe(Path(settings.checkpoint), others)
@@ -53,10 +60,52 @@ def main(arguments: list[str]) -> None:
     found = evaluate_rows(recipe, model.to(hardware.device), data, hardware, settings.micro_batch_size)
     assert found is not None
     scores, rows = found
-    if settings.output is not None:
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        Path(settings.output).write_text(text, encoding="utf-8")
+    _write(rows, settings.output)
     print(f"{settings.split}, {len(data):,} examples")
     width = max(len(name) for name in scores)
     for name, value in scores.items():
         print(f"  {name:{width}}  {value:.4f}")
+
+
+def _score_files(arguments: list[str]) -> None:
+    """What the recipe makes of files of predictions; its own settings may stand beside theirs."""
+    from runner import registry
+    from runner.commands import own_and_others
+    from runner.config import parse
+
+    place = arguments.index("--recipe")
+    name, rest = "".join(arguments[place + 1 : place + 2]), arguments[:place] + arguments[place + 2 :]
+    recipe = registry.find(name)
+    if not hasattr(recipe, "Files"):
+        raise ConfigError(f"The recipe {name} scores no files: type --checkpoint with a trained model of it.")
+    own, others = own_and_others(recipe.Files, rest)
+    files = parse_into(recipe.Files, own, f"relay evaluate --recipe {name}")
+    _check_output(files.output)
+    text, rows = parse(["--recipe", name, *others]).recipe.score_files(files)
+    _write(rows, files.output)
+    print(text)
+
+
+def _without_a_model() -> str:
+    """How each recipe that scores files is called."""
+    from runner import registry
+    from runner.config import settings_of
+
+    lines = []
+    for name in registry.names():
+        files = getattr(registry.find(name), "Files", None)
+        if files is not None:
+            flags = " ".join(f"[--{setting.flag}]" for setting in settings_of(files))
+            lines.append(f"Without a model: relay evaluate --recipe {name} {flags}; --help after it says more.")
+    return "\n\n".join(lines)
+
+
+def _check_output(output: str | None) -> None:
+    if output is not None and not Path(output).resolve().parent.is_dir():
+        raise ConfigError(f"There is no folder for {output}: type --output with a file in one that is there.")
+
+
+def _write(rows: Sequence[Any], output: str | None) -> None:
+    if output is not None:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        Path(output).write_text(text, encoding="utf-8")

@@ -389,13 +389,17 @@ def check_grads(bench: Bench) -> Iterator[Row]:
     quiet = ["--max_grad_norm", "0", "--adam_beta1", "0.9", "--save_steps", "1"]
     # Dropout draws by lane, so it is turned off; auxiliary losses, which couple the examples of a lane, are too.
     quiet += ["--model.dropout", "0"] if "model.dropout" in known else []
+    sizes, together = (1, 2, 4), batch
+    if getattr(bench.config.recipe, "couples_examples", False):
+        # What a lane holds is part of such a loss: its size stays, and only who computes it changes.
+        sizes, together = (bench.config.run.micro_batch_size,), bench.config.run.micro_batch_size
     for precision, limit in (("float64", 1e-12), ("float32", 1e-6)):
         environment = {PLAIN_SUM: precision}
         for what, length in (("full", ["--max_steps", "1"]), ("ragged", [*_ragged(batch)])):
             flags = [*quiet, *length]
-            whole = _gradient(bench, f"{precision}-{what}-whole", 1, batch, flags, environment)
+            whole = _gradient(bench, f"{precision}-{what}-whole", 1, together, flags, environment)
             for world in bench.worlds:
-                for micro in (size for size in (1, 2, 4) if (batch // size) % world == 0 and size < batch):
+                for micro in (size for size in sizes if (batch // size) % world == 0 and size < batch):
                     name = f"{precision}-{what}-{world}-{micro}"
                     distance = gap(_gradient(bench, name, world, micro, flags, environment), whole)
                     text = (

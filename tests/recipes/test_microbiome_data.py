@@ -1,6 +1,7 @@
 """Reading a study as the field has it: what cannot be used is counted and said, and nothing leaks between splits."""
 
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,13 @@ def test_where_nothing_is_left_it_is_an_error_that_says_what_to_type(study: dict
     (tmp_path / "nothing.tsv").write_text("id\tph\ns1\tNA\ns2\t\n")
     (tmp_path / "twice.tsv").write_text("id\tph\ns1\t1\ns1\t2\n")
     (tmp_path / "no.biom").write_text("hello")
+    (tmp_path / "twice.fasta").write_text(">md5a\nACGT\n>md5a\nACGA\n")
+    (tmp_path / "commas.tsv").write_text("id,ph\ns1,5\n")
+    biom: Any = pytest.importorskip("biom")
+    h5py = pytest.importorskip("h5py")
+    for name, factor in (("shares", 0.1), ("nothing", 0.0)):
+        with h5py.File(tmp_path / f"{name}.biom", "w") as file:
+            biom.Table(COUNTS.T * factor, SEQUENCES, SAMPLES).to_hdf5(file, "test")
     for arguments, said in [
         ({"table": study["hashed.biom"]}, "rep-seqs.fasta"),
         ({"table": study["table.biom"], "tree": str(tmp_path / "other.nwk")}, "AAAA"),
@@ -106,6 +114,11 @@ def test_where_nothing_is_left_it_is_an_error_that_says_what_to_type(study: dict
         ({"table": str(tmp_path / "missing.biom")}, "no file"),
         ({"table": study["tree.qza"]}, "tree.nwk"),
         ({"table": study["table.biom"], "sequences": study["tree.nwk"]}, "FASTA"),
+        ({"table": study["table.biom"], "sequences": str(tmp_path / "twice.fasta")}, "'md5a' twice"),
+        ({"table": study["table.biom"], "metadata": str(tmp_path / "missing.tsv")}, "no file"),
+        ({"table": study["table.biom"], "metadata": str(tmp_path / "commas.tsv")}, "tab-separated"),
+        ({"table": str(tmp_path / "shares.biom")}, "counts of reads"),
+        ({"table": str(tmp_path / "nothing.biom")}, "no reads"),
     ]:
         with pytest.raises(DataError, match=said) as raised:
             data.open_study(**arguments)
@@ -114,6 +127,18 @@ def test_where_nothing_is_left_it_is_an_error_that_says_what_to_type(study: dict
         data.open_study(study["table.biom"], metadata=study["metadata.tsv"], needed=["pH"])
     with pytest.raises(ConfigError, match="--data.table"):
         data.read_study(DataSettings(tree=study["tree.nwk"]))
+
+
+def test_what_limits_cut_off_is_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from recipes.microbiome.recipe import ModelSettings
+
+    Recipe(data_settings=demo(max_bp=50), model_settings=ModelSettings(token_limit=12)).prepare(tmp_path)
+    said = capsys.readouterr().out
+    assert "60 of 60 ASVs are longer than max_bp 50" in said
+    assert re.search(r"\d+ of 120 samples have more ASVs than token_limit 12", said)
+    (tmp_path / "whole").mkdir()
+    Recipe(data_settings=demo()).prepare(tmp_path / "whole")
+    assert capsys.readouterr().out == ""
 
 
 def test_letters_become_tokens_and_long_asvs_are_cut() -> None:

@@ -263,6 +263,21 @@ def test_the_nucleotide_loss_scores_hidden_letters_alone() -> None:
         assert torch.allclose(run(model, batch, tokens=other.to(torch.int32)).nucleotides, guesses, atol=1e-6)
 
 
+def test_the_heads_of_stage_2_read_asvs_without_holes() -> None:
+    """Hidden letters shift what the target is read off; in use there are none."""
+    recipe = recipe_of("predict")
+    model = recipe.model()
+    torch.nn.init.normal_(model.target_head.weight)
+    for split in ("train", "validation"):
+        batch = batch_of(recipe, split=split)
+        distinct = int(batch["asvs"].max()) + 1
+        assert not batch["mask"][:distinct].any() and batch["mask"][distinct:].any(1).all()
+        with torch.no_grad():
+            seen = run(model, batch).target
+            used = run(model, batch, mask=None, tokens=batch["tokens"][:distinct]).target
+        assert torch.allclose(seen, used, atol=1e-5)
+
+
 def test_the_count_loss_is_0_only_for_the_true_abundances() -> None:
     """Pitfall 13: relative abundances, not raw counts, and nothing that shows them."""
     recipe = recipe_of("predict", {"target_penalty": 0.0, "unifrac_penalty": 0.0, "nuc_penalty": 0.0})
