@@ -108,7 +108,7 @@ def _own_rows(path: Path, lines: Sequence[str]) -> list[str] | None:
     if not lines or not lines[0].startswith("{") or path.suffix != ".jsonl":
         return None
     try:
-        return [" ".join(json.loads(line)["predicted"].split()) for line in lines if line]
+        return [re.sub(r"\s*\n\s*", " ", json.loads(line)["predicted"]).strip() for line in lines if line]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f'{path} has a line without "predicted": give the rows that relay evaluate wrote, or one query a line.'

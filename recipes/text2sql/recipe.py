@@ -405,10 +405,12 @@ class Recipe:
 
     def predict(self, model: Any, batch: Batch) -> list[Any]:
         """Greedy SQL for each question, with what scoring needs."""
+        from recipes.text2sql.sql import plain
+
         examples: list[Example] = batch.extra["examples"]
         return [
             {
-                "predicted": predicted,
+                "predicted": plain(predicted),
                 "gold": example.question.query,
                 "db_id": example.question.schema.db_id,
                 "database": example.question.database,

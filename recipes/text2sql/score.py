@@ -1,8 +1,10 @@
-"""How good predicted SQL is: three metrics as `evaluate` modules, without a network, and `score` over rows.
+"""How good predicted SQL is: four metrics as `evaluate` modules, without a network, and `score` over rows.
 
 `exact_match`         the two texts are equal in the canonical spelling of `recipes.text2sql.sql.canonical`.
                       It compares literals, join conditions and the order of conditions; it is not Spider's
                       exact set match, which ignores those, and the two numbers must not be compared.
+`exact_set_match`     Spider's exact set match (`recipes.text2sql.spider_match`), with the foreign keys of the
+                      schema, over the gold queries that its grammar can read.
 `valid_sql`           SQLite prepares the prediction, as a query that only reads, on the database (or on an
                       empty one with its schema).
 `execution_accuracy`  both queries run on the database and give the same rows as
@@ -19,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes.text2sql import spider_match
 from recipes.text2sql.sql import Execution, Schema, canonical, execute, is_ordered, is_valid, same_result
 from runner.errors import DataError
 
@@ -47,6 +50,13 @@ def score(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         schemas, databases = [row["schema"] for row in members], [row["database"] or "" for row in members]
         found = metrics()
         result |= _named(found["exact_match"].compute(predictions=predicted, references=gold, schemas=schemas), ending)
+        texts = {"predictions": predicted, "references": gold, "schemas": schemas}
+        result |= _named(found["exact_set_match"].compute(**texts), ending)
+        if not ending:
+            by_hardness: dict[str, list[bool]] = {}
+            for level, hit in filter(None, map(set_match, predicted, gold, schemas)):
+                by_hardness.setdefault(level, []).append(hit)
+            result |= {f"exact_set_match/{level}": _mean(hits) for level, hits in sorted(by_hardness.items())}
         result |= _named(
             found["valid_sql"].compute(predictions=predicted, schemas=schemas, databases=databases), ending
         )
@@ -65,7 +75,7 @@ def score(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 @functools.cache
 def metrics() -> dict[str, evaluate.Metric]:
-    """The three metrics by name, each with `.compute(predictions=..., ...)` as `evaluate` has it.
+    """The four metrics by name, each with `.compute(predictions=..., ...)` as `evaluate` has it.
 
     `schemas` are JSON texts of `Schema.to_json`, `databases` paths of SQLite files, empty where there is none.
     Made on the first call, since importing `evaluate` takes seconds.
@@ -93,6 +103,19 @@ def metrics() -> dict[str, evaluate.Metric]:
         def _compute(self, predictions: list[str], references: list[str], schemas: list[str]) -> dict[str, float]:
             return {"exact_match": _mean(map(is_exact_match, predictions, references, schemas))}
 
+    class ExactSetMatch(evaluate.Metric):
+        """The fraction of predictions whose components are the gold query's; nothing where no gold query is read."""
+
+        def _info(self) -> evaluate.MetricInfo:
+            return describe(
+                "Spider's exact set match, over the gold queries that its grammar can read.",
+                "predictions", "references", "schemas",
+            )  # fmt: skip
+
+        def _compute(self, predictions: list[str], references: list[str], schemas: list[str]) -> dict[str, float]:
+            found = [pair for pair in map(set_match, predictions, references, schemas) if pair]
+            return {"exact_set_match": _mean(hit for _, hit in found)} if found else {}
+
     class ValidSql(evaluate.Metric):
         """The fraction of predictions that SQLite prepares."""
 
@@ -118,7 +141,12 @@ def metrics() -> dict[str, evaluate.Metric]:
         def _compute(self, predictions: list[str], references: list[str], databases: list[str]) -> dict[str, float]:
             return {"execution_accuracy": _mean(map(is_same_execution, predictions, references, databases))}
 
-    made = {"exact_match": ExactMatch, "valid_sql": ValidSql, "execution_accuracy": ExecutionAccuracy}
+    made = {
+        "exact_match": ExactMatch,
+        "exact_set_match": ExactSetMatch,
+        "valid_sql": ValidSql,
+        "execution_accuracy": ExecutionAccuracy,
+    }
     # In memory: the usual way writes a file into the home folder and takes a lock on it, per process.
     return {name: kind(config_name=name, keep_in_memory=True) for name, kind in made.items()}
 
@@ -126,6 +154,24 @@ def metrics() -> dict[str, evaluate.Metric]:
 def is_exact_match(predicted: str, gold: str, schema: str) -> bool:
     """Whether two queries have one canonical spelling; `schema` is the JSON text of `Schema.to_json`."""
     return canonical(predicted, _schema(schema)) == canonical(gold, _schema(schema))
+
+
+@functools.lru_cache(maxsize=20_000)
+def set_match(predicted: str, gold: str, schema: str) -> tuple[str, bool] | None:
+    """Hardness and exact set match of a pair; None where the official grammar cannot read the gold query."""
+    columns, keys = _spider_schema(schema)
+    try:
+        wanted = spider_match.parse(gold, columns)
+        level = spider_match.hardness(wanted)
+    except (spider_match.Unparsable, IndexError, TypeError):
+        return None
+    try:
+        ours, theirs = (
+            spider_match.comparable(query, columns, keys) for query in (spider_match.parse(predicted, columns), wanted)
+        )
+        return level, spider_match.exact_match(ours, theirs)[0]
+    except (spider_match.Unparsable, IndexError, TypeError, ValueError):
+        return level, False
 
 
 def is_same_execution(predicted: str, gold: str, database: str) -> bool:
@@ -171,6 +217,22 @@ def _run_once(database: str, sql: str, changed: int, size: int) -> Execution:
 @functools.lru_cache(maxsize=1_000)
 def _schema(text: str) -> Schema:
     return Schema.from_json(json.loads(text))
+
+
+@functools.lru_cache(maxsize=1_000)
+def _spider_schema(text: str) -> tuple[spider_match.Schema, Mapping[str, str]]:
+    """Tables with their columns in lower case, and which columns foreign keys make one."""
+    schema = _schema(text)
+    places = [(table, column) for table, columns in schema.tables.items() for column in columns]
+    names = list(schema.tables)
+    keys = [(places.index((a, b)), places.index((c, d))) for a, b, c, d in schema.foreign_keys]
+    entry = {
+        "table_names_original": names,
+        "column_names_original": [(names.index(table), column) for table, column in places],
+        "foreign_keys": keys,
+    }
+    columns = {table.lower(): [column.lower() for column in columns] for table, columns in schema.tables.items()}
+    return columns, spider_match.foreign_key_map(entry)
 
 
 @functools.lru_cache(maxsize=1_000)

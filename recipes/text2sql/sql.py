@@ -349,6 +349,41 @@ def canonical(sql: str, schema: Schema) -> str:
     return tree.sql(dialect="sqlite", comments=False)
 
 
+@functools.lru_cache(maxsize=20_000)
+def plain(sql: str) -> str:
+    """The query in the words that Spider's grammar has, with the same result; what does not parse stays.
+
+    `a != b` and `a NOT IN (...)`, where the canonical spelling has `a <> b` and `NOT a IN (...)`; no `ON TRUE`.
+    """
+    from sqlglot.dialects.sqlite import SQLite
+
+    tree = _parsed(sql)
+    return sql if tree is None else _plain_generator()(dialect=SQLite(), comments=False).generate(tree)
+
+
+@functools.cache
+def _plain_generator() -> Any:
+    from sqlglot import exp
+    from sqlglot.dialects.sqlite import SQLite
+
+    class Generator(SQLite.Generator):
+        def neq_sql(self, expression: exp.NEQ) -> str:
+            return self.binary(expression, "!=")
+
+        def not_sql(self, expression: exp.Not) -> str:
+            inner = expression.this
+            left = self.sql(inner, "this")
+            text = self.sql(inner)
+            if not isinstance(inner, exp.In | exp.Like | exp.Between) or not text.startswith(f"{left} "):
+                return super().not_sql(expression)
+            return f"{left} NOT{text.removeprefix(left)}"
+
+        def join_sql(self, expression: exp.Join) -> str:
+            return super().join_sql(expression).removesuffix(" ON TRUE")
+
+    return Generator
+
+
 @dataclasses.dataclass
 class _Source:
     """One entry of a FROM."""

@@ -784,6 +784,14 @@ def test_the_page_has_every_presets_size() -> None:
 
 def test_the_page_has_every_metric() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    names = ["exact_match", "valid_sql", "execution_accuracy", "without_database", "gold_errors", "loss"]
+    names = [
+        "exact_match",
+        "exact_set_match",
+        "valid_sql",
+        "execution_accuracy",
+        "without_database",
+        "gold_errors",
+        "loss",
+    ]
     names += ["router/balance_loss", "router/z_loss", *expert_logs(torch.ones(1, 4))]
     assert [name for name in names if f"`{name}`" not in page] == []

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from recipes.text2sql import official, spider_match
+from recipes.text2sql.score import set_match
+from recipes.text2sql.sql import Schema, canonical, plain
 from runner.__main__ import main
 from runner.errors import ConfigError, DataError
 
@@ -301,6 +303,37 @@ def test_keys_join_the_first_group_that_has_one_of_their_columns() -> None:
     names = [f"__student.{name}__" for name in ("id", "name", "age", "city")]
     assert spider_match.foreign_key_map(entry) == {names[0]: names[0], names[1]: names[0]} | {
         names[2]: names[1], names[3]: names[1]} | {names[1]: names[0]}  # fmt: skip
+
+
+@needs_data
+def test_the_canonical_spelling_in_plain_words_is_read_and_matches() -> None:
+    """A model that is right in the spelling that it learns must be right for Spider's script."""
+    entries = {entry["db_id"]: entry for entry in json.loads((SPIDER / "spider" / "tables.json").read_text())}
+    data, scores = official._Folder(SPIDER), []
+    for line in (SPIDER / "spider" / "dev_gold.sql").read_text().splitlines()[::5]:
+        gold, name = line.split("\t")
+        schema = Schema.from_spider(entries[name])
+        written = plain(canonical(gold, schema))
+        assert canonical(written, schema) == canonical(gold, schema)
+        scores.append(official._exact(written, gold, name, data, False)["score"])
+        assert set_match(written, gold, json.dumps(schema.to_json())) == (
+            spider_match.hardness(spider_match.parse(gold, data.schema(name) or {})), bool(scores[-1])
+        )  # fmt: skip
+    assert sum(scores) == len(scores) == 207
+
+
+@pytest.mark.parametrize(
+    ("condition", "wanted"),
+    [
+        ("NOT a IN (1, 2) AND b <> 'x <> y'", "a NOT IN (1, 2) AND b != 'x <> y'"),
+        ("NOT a LIKE 'x%' OR NOT b BETWEEN 1 AND 2", "a NOT LIKE 'x%' OR b NOT BETWEEN 1 AND 2"),
+        ("NOT (a = 1 OR b = 2)", "NOT (a = 1 OR b = 2)"),
+        ("a IN (SELECT b FROM u JOIN v ON TRUE)", "a IN (SELECT b FROM u JOIN v)"),
+        ("does not parse", "does not parse"),
+    ],
+)
+def test_plain_words(condition: str, wanted: str) -> None:
+    assert plain(f"SELECT a FROM t WHERE {condition}") == f"SELECT a FROM t WHERE {wanted}"
 
 
 @needs_data

@@ -565,6 +565,10 @@ def test_score_counts_each_metric_and_group(database: Path) -> None:
     result = score(json.loads(json.dumps(rows)))
     assert result == {
         "exact_match": pytest.approx(2 / 6),
+        # Literals do not count: "Texas" is as good as "texas".
+        "exact_set_match": pytest.approx(3 / 6),
+        "exact_set_match/easy": pytest.approx(3 / 6),
+        "exact_set_match/held_out": 0.5,
         "valid_sql": pytest.approx(4 / 6),
         "execution_accuracy": pytest.approx(2 / 4),
         "exact_match/held_out": 0.0,
@@ -576,6 +580,8 @@ def test_score_counts_each_metric_and_group(database: Path) -> None:
     # Gold that fails is told, and equals nothing.
     broken = score([row("SELECT nope FROM city", gold="SELECT nope FROM city")])
     assert broken["execution_accuracy"] == 0 and broken["gold_errors"] == 1 and broken["exact_match"] == 1
+    # Spider's grammar cannot read it either.
+    assert "exact_set_match" not in broken
 
 
 def test_score_reads_the_schema_from_the_database_or_says_what_lacks(database: Path) -> None:
