@@ -28,7 +28,7 @@ MAX_VALUE_BYTES = 1_000_000
 MAX_RESULT_BYTES = 50_000_000
 """No result may hold more than this, with 16 bytes for each value beside texts and blobs."""
 MAX_HEAP_BYTES = 512 * 1024 * 1024
-"""What SQLite as a whole may allocate, sorting and temporary tables included."""
+"""What SQLite may allocate for a query, sorting and temporary tables included."""
 MAX_PROCESS_BYTES = 4 * 1024**3
 """What the other process may address."""
 NOTHING = "not a query: there is nothing to run"
@@ -61,6 +61,8 @@ class Limits:
     """What becomes of bytes that are not UTF-8; strict: the query fails, as Python's own default is."""
     distinct: bool = False
     """Give each row once, in the order in which it came first; only those count towards the limits."""
+    max_heap_bytes: int = MAX_HEAP_BYTES
+    """SQLite can lower this in a process, and not raise it again: the smallest that was asked for counts."""
 
 
 def execute(
@@ -261,7 +263,7 @@ def _read(place: str | tuple[str, ...], sql: str, limits: tuple[Any, ...]) -> tu
     bounds = Limits(*limits)
     deadline = time.monotonic() + bounds.timeout_seconds
     try:
-        with _alarm(bounds.timeout_seconds), contextlib.closing(_guarded(place, deadline)) as connection:
+        with _alarm(bounds.timeout_seconds), contextlib.closing(_guarded(place, deadline, bounds)) as connection:
             if bounds.bad_text != "replace":
                 connection.text_factory = _decoder(bounds.bad_text)
             return _rows(connection, sql, bounds)
@@ -305,7 +307,7 @@ def _rows(connection: sqlite3.Connection, sql: str, bounds: Limits) -> tuple[Any
     return tuple(rows), tuple(column[0] for column in cursor.description), None
 
 
-def _guarded(place: str | tuple[str, ...], deadline: float) -> sqlite3.Connection:
+def _guarded(place: str | tuple[str, ...], deadline: float, bounds: Limits) -> sqlite3.Connection:
     """A connection with every limit but the authoriser, which would see the pragmas."""
     if isinstance(place, tuple):
         connection = sqlite3.connect(":memory:")
@@ -315,7 +317,7 @@ def _guarded(place: str | tuple[str, ...], deadline: float) -> sqlite3.Connectio
         check_database(place)
         connection = connect(Path(place))
     for pragma in ("query_only = ON", "trusted_schema = OFF", "temp_store = MEMORY",
-                   f"hard_heap_limit = {MAX_HEAP_BYTES}"):  # fmt: skip
+                   f"hard_heap_limit = {bounds.max_heap_bytes}"):  # fmt: skip
         connection.execute(f"PRAGMA {pragma}").close()
     if sys.version_info >= (3, 11):
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)
@@ -332,13 +334,13 @@ def _decoder(errors: str) -> Any:
 def _race(place: str, predicted: str, gold: str, repeats: int, timeout_seconds: float) -> list[float]:
     deadline = time.monotonic() + timeout_seconds
     ratios = []
-    bounds = Limits(max_rows=1_000_000, max_bytes=4 * MAX_RESULT_BYTES)
+    bounds = Limits(max_rows=1_000_000, max_bytes=4 * MAX_RESULT_BYTES, max_heap_bytes=4 * MAX_HEAP_BYTES)
     try:
         with _alarm(timeout_seconds):
             for _ in range(repeats):
                 seconds = []
                 for sql in (predicted, gold):
-                    with contextlib.closing(_guarded(place, deadline)) as connection:
+                    with contextlib.closing(_guarded(place, deadline, bounds)) as connection:
                         start = time.perf_counter()
                         error = _rows(connection, sql, bounds)[2]
                         seconds.append(time.perf_counter() - start)

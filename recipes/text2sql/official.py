@@ -33,6 +33,7 @@ from typing import Any
 
 from recipes.text2sql import spider_match
 from recipes.text2sql.execution import (
+    MAX_HEAP_BYTES,
     MAX_RESULT_BYTES,
     NOTHING,
     Execution,
@@ -56,7 +57,7 @@ MEANING = {
     "bird_ves": "BIRD's valid efficiency: 0 where the rows differ, else the root of the gold query's relative time",
     "wikisql_lf": "WikiSQL's logical form: column, aggregate and the set of conditions",
 }
-_MANY = Limits(60.0, 1_000_000, 4 * MAX_RESULT_BYTES)
+_MANY = Limits(60.0, 1_000_000, 4 * MAX_RESULT_BYTES, max_heap_bytes=4 * MAX_HEAP_BYTES)
 
 
 def score_files(
@@ -86,6 +87,8 @@ def score_files(
 
 # Files -------------------------------------------------------------------------------------------------
 
+_LINE_ENDS = re.compile(r"\s*[\r\n\t]\s*")
+
 
 def _lines(path: Path) -> list[str]:
     try:
@@ -108,7 +111,7 @@ def _own_rows(path: Path, lines: Sequence[str]) -> list[str] | None:
     if not lines or not lines[0].startswith("{") or path.suffix != ".jsonl":
         return None
     try:
-        return [re.sub(r"\s*\n\s*", " ", json.loads(line)["predicted"]).strip() for line in lines if line]
+        return [_LINE_ENDS.sub(" ", json.loads(line)["predicted"]).strip() for line in lines if line]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f'{path} has a line without "predicted": give the rows that relay evaluate wrote, or one query a line.'
@@ -118,7 +121,7 @@ def _own_rows(path: Path, lines: Sequence[str]) -> list[str] | None:
 def _spider_pairs(gold: Path, pred: Path) -> list[tuple[str, str, str]]:
     """(predicted, gold, database) of each line; a blank line of gold stands between two dialogues."""
     if gold.suffix == ".json":
-        queries = [f"{' '.join(query.split())}\t{name}" for query, name in _questions(gold)]
+        queries = [f"{_LINE_ENDS.sub(' ', query).strip()}\t{name}" for query, name in _questions(gold)]
     else:
         queries = _lines(gold)
     while queries and not queries[-1]:
@@ -207,7 +210,8 @@ class _Folder:
         """Name of a folder with SQLite files -> the folders that bear it."""
         found: dict[str, list[Path]] = defaultdict(list)
         depth = len(self.root.resolve().parts)
-        for folder, inner, files in os.walk(self.root.resolve()):
+        # Folders are often links to where the large files are; the depth is what ends a circle of them.
+        for folder, inner, files in os.walk(self.root.resolve(), followlinks=True):
             path = Path(folder)
             if any(".sqlite" in file for file in files):
                 found[path.name].append(path)
@@ -669,6 +673,12 @@ def _remembered(path: Path, sql: str, limits: Limits) -> Execution:
 def _table(metric: str, rows: Sequence[Row]) -> str:
     """The mean of each hardness and of all, over the rows that have a score."""
     scored = [row for row in rows if row["score"] is not None]
+    if rows and not scored:
+        names = sorted({row["db_id"] for row in rows})
+        raise DataError(
+            f"None of the databases is there: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}.\n"
+            "Type --data.dir with the folder that has DB_ID/DB_ID.sqlite in it, or in folders below it."
+        )
     columns: dict[str, Callable[[Row], Any]] = {metric: lambda row: row["score"]}
     if metric == "bird_ves":
         columns = {"VES": lambda row: 100 * row["score"], "R-VES": lambda row: 100 * row.get("reward", 0)}

@@ -594,6 +594,16 @@ def test_each_data_set_takes_its_own_database_of_a_name(folder: Path) -> None:
     assert data.schema("gone") == data.schema("school") and data.database("gone") is None and not data.suite("gone")
 
 
+def test_databases_behind_a_link_are_found(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "database").symlink_to(folder / "spider" / "database")
+    # A link that leads back to where it stands ends somewhere.
+    (tmp_path / "linked" / "around").symlink_to(tmp_path / "linked")
+    data = official._Folder(tmp_path / "linked")
+    found = data.database("school")
+    assert found is not None and found.is_file() and len(data.suite("school")) == 2
+
+
 def test_files_that_do_not_fit_are_said_so(folder: Path, tmp_path: Path) -> None:
     (folder / "one.sql").write_text("SELECT 1\tschool\n")
     (folder / "two.sql").write_text("SELECT 1\nSELECT 2\nSELECT 3\n")
@@ -616,6 +626,9 @@ def test_files_that_do_not_fit_are_said_so(folder: Path, tmp_path: Path) -> None
         score("test_suite", "missing.sql", "one.sql")
     with pytest.raises(DataError, match="is not in WikiSQL's format"):
         score("wikisql_lf", "list.json", "list.json")
+    (folder / "gone.sql").write_text("SELECT name FROM student\tgone\n")
+    with pytest.raises(DataError, match="None of the databases is there: gone"):
+        score("test_suite", "gone.sql", "one.sql")
     (folder / "spider" / "tables.json").unlink()
     (folder / "named.sql").write_text("SELECT name FROM student\tschool\n")
     with pytest.raises(DataError, match=r"not in a tables.json"):
