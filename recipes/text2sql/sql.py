@@ -357,7 +357,7 @@ def plain(sql: str) -> str:
     """
     from sqlglot.dialects.sqlite import SQLite
 
-    tree = _parsed(sql)
+    tree = parsed(sql)
     return sql if tree is None else _plain_generator()(dialect=SQLite(), comments=False).generate(tree)
 
 
