@@ -277,7 +277,7 @@ def packer(tmp_path: Path, **settings: Any) -> data.Packer:
 
 
 def test_packing_loses_no_token_and_predicts_each_once(tmp_path: Path) -> None:
-    documents = [text.Passage("abcdefgh"[: 1 + number % 8] * (1 + number % 11)) for number in range(200)]
+    documents = [text.Passage("abcdefgh"[: 1 + number % 8] * (1 + number % 11)) for number in range(2300)]
     for packing in ("concat", "best_fit", "document"):
         one = packer(tmp_path / packing if (tmp_path / packing).mkdir() is None else tmp_path, packing=packing)
         ids, _ = one.tokenize(documents)
