@@ -13,6 +13,7 @@ VERBS = {
     "check": "try on a few examples that a recipe keeps the contract",
     "evaluate": "score a trained model on a split, or files of predictions",
     "recipes": "list the recipes and their presets",
+    "average": "average the weights of a run's best checkpoints",
     "export": "write a trained model as a folder that other tools load",
     "report": "write report.html of a run",
     "checkpoints": "list the checkpoints of a run, and verify them",

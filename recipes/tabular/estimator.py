@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
@@ -32,15 +33,27 @@ class TabularEstimator(BaseEstimator):
         self.init_from = init_from
         self.random_state = random_state
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = tags.input_tags.string = tags.input_tags.categorical = True
+        return tags
+
     def _frame(self, rows: Any) -> pd.DataFrame:
         """A frame with names of text, and cells that parquet can hold."""
+        if issparse(rows):
+            raise ValueError("Sparse data came; wanted: a frame or a dense array. Type X.toarray().")
         if isinstance(rows, pd.DataFrame):
             frame = rows.copy()
         else:
             values = np.asarray(rows)
+            if np.iscomplexobj(values):
+                raise ValueError("Complex data not supported: give numbers or text.")
             if values.ndim != 2:
                 raise ValueError(f"Expected 2D array, got {values.ndim}D array instead. Reshape your data.")
             frame = pd.DataFrame(values, columns=[f"feature {place}" for place in range(values.shape[1])])
+        for what, count in (("sample(s)", len(frame)), ("feature(s)", frame.shape[1])):
+            if not count:
+                raise ValueError(f"0 {what} (shape={frame.shape}) while a minimum of 1 is required.")
         frame.columns = [str(name) for name in frame.columns]
         for name in frame.columns:
             if frame[name].dtype == object or isinstance(frame[name].dtype, pd.CategoricalDtype):
@@ -114,7 +127,8 @@ class TabularClassifier(ClassifierMixin, TabularEstimator):
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
         """(rows,) of `classes_`."""
-        return self.classes_[self.predict_proba(X).argmax(1)]
+        probabilities = self.predict_proba(X)
+        return self.classes_[probabilities.argmax(1)]
 
 
 class TabularRegressor(RegressorMixin, TabularEstimator):
@@ -145,7 +159,7 @@ def _load(folder: Path) -> tuple[Recipe, Any]:
         model_settings=ModelSettings(**settings["model"]),
     )
     recipe = recipe.prepare(folder)
-    _ = recipe.tables, recipe.tokenizer
+    _ = recipe.tables, recipe.tokenizer, recipe.kept_grams
     model = recipe.model()
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return recipe, model.eval()

@@ -284,6 +284,14 @@ class Recipe:
         assert self.assets is not None
         return load_tokenizer(self.assets / "text_encoder")
 
+    @functools.cached_property
+    def kept_grams(self) -> Any:
+        """(gram_buckets,) booleans of the grams that are read, or None."""
+        from recipes.tabular import grams
+
+        is_read = self.model_settings.gram_buckets and self.assets is not None
+        return grams.read(self.assets / "grams.bin") if is_read and self.assets is not None else None
+
     def data(self, split: str) -> Rows:
         """The rows of all tables, table after table."""
         frames = [source.splits.get(split, source.splits["train"].iloc[:0]) for source in self.sources]
@@ -291,16 +299,12 @@ class Recipe:
 
     def rows(self, tables: list[Table], frames: list[Any]) -> Rows:
         """Frames as the model reads them."""
-        from recipes.tabular import grams
         from recipes.tabular.rows import encode
 
         settings = self.data_settings
-        kept = None
-        if self.model_settings.gram_buckets and self.assets is not None:
-            kept = grams.read(self.assets / "grams.bin")
         return encode(
             tables, frames, self.wording, self.tokenizer, settings.max_text_tokens,
-            settings.max_rows_per_table_per_epoch, kept,
+            settings.max_rows_per_table_per_epoch, self.kept_grams,
         )  # fmt: skip
 
     def collate(self, examples: list[Example]) -> Batch:

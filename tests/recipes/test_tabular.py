@@ -1,6 +1,7 @@
 """Tables as the model reads them: kinds of column, awkward tables, the order of micro-batches, and the scores."""
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pandas as pd
 import pytest
 from sklearn.metrics import r2_score, roc_auc_score
 
+from recipes.tabular import grams
 from recipes.tabular.corpus import read
 from recipes.tabular.order import TableOrder
 from recipes.tabular.recipe import DataSettings, Recipe
+from recipes.tabular.rows import readings
 from recipes.tabular.score import auroc, macro_auroc, r2, score
 from recipes.tabular.table import Table, Wording, cells, fit, kind_of, labels
 from runner.errors import ConfigError, DataError
@@ -171,6 +174,32 @@ def test_a_million_rows() -> None:
     table = fit("large", data, "target")
     own = cells(table, data, Wording())
     assert own.strings.shape == (rows, 2) and len(own.texts) == 5
+    assert len(readings(table, own)[0]) == 4 + 20
+
+
+def test_the_grams_of_a_cell() -> None:
+    found = grams.grams("name", "Mrs. Fox")
+    assert {"w mrs", "p mrs .", "<fox>", "<mrs", "name\0w fox", "name\0=Mrs. Fox"} <= set(found)
+    assert len(set(found)) == len(found)
+    assert grams.number_grams("age", 19) == ["age\0004 3", "age\00010 9", "age\00020 19"]
+    assert grams.number_grams("age", grams.MISSING) == ["age\0missing"]
+    assert np.array_equal(grams.code("target a"), grams.code("target a"))
+    assert not np.array_equal(grams.code("target a"), grams.code("target b"))
+
+
+def test_grams_that_are_rare_in_the_training_rows_are_not_read(tmp_path: Path) -> None:
+    table = fit("t", frame(), "target")
+    sets, reads = readings(table, cells(table, frame(), Wording()))
+    assert [sets[place][0] for place in reads[7]] == [column.name for column in table.used]
+    by_column = dict(sets[place] for place in reads[7])
+    assert by_column["text"] == "grey wolf number 7" and 0 <= by_column["numeric"] < 20
+    count = 4096
+    own = [grams.buckets(*each, count) for each in sets]
+    kept = grams.frequent(own, np.bincount(reads.ravel()), count)
+    assert kept[zlib.crc32(b"text\0w wolf") % count]
+    assert not kept[zlib.crc32(b"text\0=grey wolf number 7") % count]
+    grams.write(tmp_path / "grams.bin", kept)
+    assert np.array_equal(grams.read(tmp_path / "grams.bin"), kept)
 
 
 # Order ------------------------------------------------------------------------------------------------

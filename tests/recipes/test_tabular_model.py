@@ -257,6 +257,21 @@ def test_predictions_are_written_beside_the_rows(tmp_path: Path) -> None:
         recipe.answer(model, request)
 
 
+def test_the_readout_is_a_linear_model_on_grams(tmp_path: Path) -> None:
+    recipe = prepared(tmp_path)
+    batch = batch_of(recipe, [0, 1, 2])
+    readout = fresh(recipe).readout
+    assert readout is not None and batch.extra["num_grams"][0] == 0
+    found = readout(batch.extra["grams"], batch.extra["num_grams"], batch["reads"], batch["codes"])
+    data = recipe.data("train")
+    for row, example in enumerate(data.__getitems__([0, 1, 2])):
+        part = data.parts[example.part]
+        own = [data.grams[place] for place in part.reads[example.place]]
+        total = sum(readout.vectors[each].sum(0) / len(each) ** 0.5 for each in own if len(each))
+        assert any(len(each) for each in own)
+        torch.testing.assert_close(found[row], readout.SCALE * torch.from_numpy(part.codes) @ total)
+
+
 class Reference(torch.nn.Module):
     """TabSTAR v1.0 in torch's own layers, under the names of the `tabstar` package (1.2.2, arch/)."""
 

@@ -1,0 +1,81 @@
+"""`relay average`: the mean of the weights of a run's best checkpoints, as a model of its own."""
+
+import dataclasses
+import functools
+import json
+import math
+from pathlib import Path
+
+from runner.config import parse_into
+from runner.errors import CheckpointError, ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AverageSettings:
+    """Settings of an average."""
+
+    checkpoint: str
+    """Folder of a run that evaluated where it saved (eval_steps and save_steps)."""
+    best: int = 3
+    """Checkpoints to average: so many of the best by metric_for_best_model, equal ones the later first."""
+    output: str
+    """Folder to write `final` into; it must not be there yet."""
+
+
+def main(arguments: list[str]) -> None:
+    """Write OUTPUT/final, which `relay evaluate` and `relay predict` read like that of a run."""
+    settings: AverageSettings = parse_into(AverageSettings, arguments, "relay average", __doc__)
+    target, run = Path(settings.output), Path(settings.checkpoint)
+    if target.exists():
+        raise ConfigError(f"{target} is there already: type --output with a new folder.")
+    if settings.best < 1:
+        raise ConfigError(f"best is {settings.best}: type a number of at least 1.")
+    from runner import checkpoint
+
+    folders = {checkpoint.step_of(folder): folder for folder in checkpoint.complete(run)}
+    if not folders:
+        raise CheckpointError(f"There is no checkpoint in {run}: give the folder of a run.")
+    import torch
+
+    from runner.saving import save_final
+    from runner.trained import find_recipe, load
+
+    recipe = find_recipe(max(folders.items())[1])
+    name, scores = _scores(run, recipe, set(folders))
+    chosen = [folders[step] for step in list(scores)[: settings.best]]
+    recipe, model = load(chosen[0], recipe)
+    files = [checkpoint.read_tensors(folder / "model.safetensors") for folder in chosen]
+    mean = dict(files[0])
+    for key, value in mean.items():
+        if value.is_floating_point():
+            parts = torch.stack([tensors[key].double() for tensors in files])
+            mean[key] = parts.mean(0).to(value.dtype)
+    checkpoint.load_model(model, mean, str(target))
+    config = (chosen[0] / "config.yaml").read_text(encoding="utf-8")
+    final = save_final(target, model.cpu(), mean, chosen[0] / "assets", {"config.yaml": config})
+    said = ", ".join(f"{folder.name} ({scores[checkpoint.step_of(folder)]:.4f})" for folder in chosen)
+    print(f"{final}: the mean of {said} by {name}")
+
+
+def _scores(run: Path, recipe: object, steps: set[int]) -> tuple[str, dict[int, float]]:
+    """The metric, and what it was at the steps that have a checkpoint, the best first."""
+    import yaml
+
+    from runner.evaluation import is_better
+
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    name = config.get("metric_for_best_model") or getattr(recipe, "best_metric", "loss")
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = {event["step"]: event[name] for event in events if event["split"] == "eval" and name in event}
+    found = {step: value for step, value in found.items() if step in steps and not math.isnan(value)}
+    if not found:
+        raise CheckpointError(
+            f"No checkpoint of {run} has a value of {name}: train with --eval_steps N --save_steps N, the same N."
+        )
+
+    def compare(left: tuple[int, float], right: tuple[int, float]) -> int:
+        if left[1] == right[1]:
+            return right[0] - left[0]
+        return -1 if is_better(name, left[1], right[1], config.get("greater_is_better")) else 1
+
+    return name, dict(sorted(found.items(), key=functools.cmp_to_key(compare)))
