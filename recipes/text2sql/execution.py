@@ -8,6 +8,7 @@ its place. It is started when the first query comes, and imports nothing but thi
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import marshal
@@ -181,6 +182,13 @@ class _Worker:
 
 
 _worker = _Worker()
+
+
+@atexit.register
+def _end() -> None:
+    if _worker.process is not None and _worker.process.poll() is None:
+        _worker.process.kill()
+        _worker.process.wait()
 
 
 def _forget() -> None:
