@@ -12,6 +12,7 @@ VERBS = {
     "find-lr": "find a learning rate: a range test, or a short sweep",
     "check": "try on a few examples that a recipe keeps the contract",
     "evaluate": "score a trained model on a split, or files of predictions",
+    "data": "fetch the data sets of a recipe",
     "recipes": "list the recipes and their presets",
     "average": "average the weights of a run's best checkpoints",
     "export": "write a trained model as a folder that other tools load",

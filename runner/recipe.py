@@ -9,7 +9,7 @@ The methods are the verbs below. The runner finds the class as the attribute `Re
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
@@ -52,6 +52,32 @@ class Loss(NamedTuple):
     tally: Tensor | None = None
     """Counts, of one shape in every micro-batch: added up over the lanes of the step and the processes, for
     `Recipe.end_step`, or for the step's own loss as `Batch.step`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Download:
+    """A file that `relay data` fetches for a source."""
+
+    url: str
+    file: str
+    """What it is called: below the source's folder where it stays as it is, in the folder of archives where not."""
+    sha256: str | None = None
+    """Of its content, where that is known."""
+    unpack: bool = False
+    """Whether it is a zip or tar archive, of which only the content is kept; archives inside it are unpacked too."""
+    without: str = ""
+    """A folder of the archive whose content is unpacked as if it stood outside of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A data set that `relay data` can fetch."""
+
+    licence: str
+    homepage: str
+    downloads: tuple[Download, ...]
+    check: Callable[[Path], str]
+    """Read what came, in the folder above the source's own; returns a line about it, or raises DataError."""
 
 
 class Order(Protocol):
@@ -165,6 +191,11 @@ class Recipe(Protocol):
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """Write the model into `folder` for other tools, where `save_pretrained` does not do it."""
+        ...
+
+    @staticmethod
+    def downloads() -> Mapping[str, Source]:
+        """The data sets that `relay data` can fetch, by name; each gets a folder of that name."""
         ...
 
     Request: type

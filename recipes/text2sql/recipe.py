@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from tyro.conf import Suppress
 
 from runner.errors import ConfigError, DataError
-from runner.recipe import Batch, Loss
+from runner.recipe import Batch, Loss, Source
 
 if TYPE_CHECKING:
     from recipes.text2sql.data import Question
@@ -245,6 +245,13 @@ class Recipe:
         from recipes.text2sql.presets import presets
 
         return presets()
+
+    @staticmethod
+    def downloads() -> Mapping[str, Source]:
+        """Where Spider, BIRD, WikiSQL and Gretel's questions are."""
+        from recipes.text2sql.downloads import downloads
+
+        return downloads()
 
     def prepare(self, folder: Path) -> Recipe:
         """Train the tokenizer on the training split, or take the one that is there, or the pretrained model's."""

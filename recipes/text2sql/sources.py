@@ -21,7 +21,8 @@ from typing import Any
 
 from recipes.text2sql import data
 from recipes.text2sql.data import Question
-from recipes.text2sql.sql import Schema, execute
+from recipes.text2sql.execution import execute
+from recipes.text2sql.sql import Schema
 from runner.errors import DataError
 
 Entry = dict[str, str]
