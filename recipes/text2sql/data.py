@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,6 +118,10 @@ def read(source: str, folder: str | None, split: str) -> list[Question]:
     root, entries = spider_entries(source, folder, split)
     known = tables_of(root / "tables.json") if (root / "tables.json").is_file() else {}
     places: dict[str, tuple[Schema, str | None]] = {}
+    if source == "atis" and not known and not (root / "database").is_dir():
+        # ATIS goes around without its schema: what the training queries use stands in for it.
+        trained = entries if split == "train" else spider_entries(source, folder, "train")[1]
+        places["atis"] = (schema_of("atis", [entry["query"] for entry in trained]), None)
     questions = []
     for entry in entries:
         db_id = entry["db_id"]
@@ -124,6 +129,18 @@ def read(source: str, folder: str | None, split: str) -> list[Question]:
             places[db_id] = place(db_id, root / "database", known, f"{root / FILES[source][split][0]}")
         questions.append(Question(entry["question"], entry["query"], *places[db_id]))
     return questions
+
+
+def schema_of(db_id: str, queries: Sequence[str]) -> Schema:
+    """The tables and columns that queries use, where each table has an alias and each column a prefix."""
+    tables: dict[str, dict[str, str]] = {}
+    for query in queries:
+        spoken = re.sub(r"'[^']*'|\"[^\"]*\"", "''", query)
+        aliases = {alias: table for table, alias in re.findall(r"\b(\w+) AS (\w+)", spoken)}
+        for alias, column in re.findall(r"\b([A-Za-z_]\w*)\.([A-Za-z_]\w*)", spoken):
+            if alias in aliases:
+                tables.setdefault(aliases[alias], {}).setdefault(column, "text")
+    return Schema(db_id, tables)
 
 
 def folder_of(source: str, folder: str | None) -> Path:

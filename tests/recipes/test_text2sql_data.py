@@ -7,8 +7,12 @@ import io
 import json
 import os
 import random
+import re
+import shlex
 import shutil
 import sqlite3
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
@@ -24,7 +28,7 @@ from recipes.text2sql.data import Question
 from recipes.text2sql.mixing import MixedOrder, interleaved, shares
 from recipes.text2sql.recipe import DataSettings, Recipe
 from recipes.text2sql.schema_text import Style
-from recipes.text2sql.sql import Schema, canonical, execute, is_ordered, same_result
+from recipes.text2sql.sql import Schema, canonical, execute, is_ordered, is_valid, same_result
 from runner.commands import data as fetching
 from runner.config import parse
 from runner.errors import ConfigError, DataError
@@ -274,6 +278,16 @@ def test_gretels_real_rows(tmp_path: Path) -> None:
     assert [rows(question) for question in read("gretel", tmp_path)] == [
         [("California", 100000), ("New York", 70000), ("Texas", 85000)]
     ]
+
+
+@needs_shared
+def test_atis_without_its_schema() -> None:
+    known = read("atis", SHARED)[0].schema
+    assert len(known.tables) == 19 and "FROM_AIRPORT" in known.tables["FLIGHT"]
+    for split, number in (("train", 4347), ("validation", 486), ("test", 447)):
+        found = read("atis", SHARED, split)
+        assert len(found) == number and all(question.schema == known for question in found)
+        assert all(is_valid(question.schema, question.query) for question in found[::40])
 
 
 @needs_shared
@@ -1028,6 +1042,36 @@ def test_what_can_be_fetched_is_listed(capsys: pytest.CaptureFixture[str]) -> No
 
 
 # Two stages ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_mixture_and_then_high_quality_alone(folder: Path) -> None:
+    # The commands of the page, with a smaller model and fewer steps.
+    blocks = re.findall(r"```bash\n(.*?)```", (REPOSITORY / "docs/recipes/text2sql.md").read_text(), re.DOTALL)
+    block = next(block for block in blocks if "--init_from" in block)
+    commands = [shlex.split(line)[1:] for line in block.replace("\\\n", " ").splitlines()]
+    (folder / "data").mkdir()
+    for source in ("spider", "bird", "wikisql", "gretel"):
+        (folder / source).rename(folder / "data" / source)
+    small = {"--preset": "nano", "--max_steps": "3"}
+    few = ["--model.hidden_size", "32", "--model.intermediate_size", "32", "--tokenizer.vocab_size", "512"]
+    few += ["--batch_size", "10", "--micro_batch_size", "5", "--mixed_precision", "no", "--max_eval_examples", "4"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    shown = []
+    for command in commands:
+        words = [small.get(before, word) for before, word in zip(["", *command], command, strict=False)]
+        call = [sys.executable, "-m", "runner", *words, *few, "--generation.max_new_tokens", "8"]
+        ended = subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+        assert ended.returncode == 0, ended.stderr
+        shown.append(ended.stdout + ended.stderr)
+    # 12 of 30 examples are from Spider's 4 questions; the second stage is not of the other two sources.
+    assert "13 training" in shown[0] and "8 training" in shown[1]
+    assert "gretel (train): 2 questions of 7" in shown[0] and "gretel" not in shown[1]
+    tokenizers = [(folder / f"runs/stage{stage}/assets/tokenizer.json").read_bytes() for stage in (1, 2)]
+    assert tokenizers[0] == tokenizers[1]
+    lines = (folder / "runs/stage1/metrics.jsonl").read_text().splitlines()
+    scores = [event for event in map(json.loads, lines) if event["split"] == "eval"][-1]
+    assert {f"execution_accuracy/{source}" for source in ("spider", "bird", "wikisql", "gretel")} <= scores.keys()
 
 
 def test_a_plan_that_repeats_a_source_is_warned_of(folder: Path) -> None:
