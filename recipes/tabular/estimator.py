@@ -111,6 +111,8 @@ class TabularClassifier(ClassifierMixin, TabularEstimator):
         """Train on rows and their classes."""
         check_classification_targets(y)
         self.classes_, codes = np.unique(column_or_1d(y, warn=True), return_inverse=True)
+        if not len(codes):
+            raise ValueError("0 sample(s) while a minimum of 1 is required.")
         if len(self.classes_) < 2:
             raise ValueError(f"The target has one class, {self.classes_[0]!r}; wanted: two or more.")
         self._fit(X, codes)
