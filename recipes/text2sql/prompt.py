@@ -222,12 +222,15 @@ def reveal_names(text: str, schema: Schema) -> str:
         if found is None:
             # In quotes SQLite would take it for a text; as it is, the query does not run, which is the truth.
             return f" {match[0]} "
-        return f" {found} " if re.fullmatch(r"[a-z_]\w*", found) else f' "{found}" '
+        return f" {found} " if re.fullmatch(r"[a-z_]\w*", found) else ' "' + found.replace('"', '""') + '" '
 
-    # Every other part is a text in quotes, which stays as it was written.
+    def tidy(match: re.Match[str]) -> str:
+        return match[0] if match[0][0] == '"' else "." if match[0][0] == "." else " "
+
+    # Every other part is a text in quotes, which stays as it was written, as do names in quotes.
     parts = re.split(r"('(?:[^']|'')*')", text)
     for place in range(0, len(parts), 2):
-        parts[place] = re.sub(r"\s+", " ", re.sub(r"<[tc]\d+>", name, parts[place])).replace(". ", ".")
+        parts[place] = re.sub(r'"(?:[^"]|"")*"|\.?\s+', tidy, re.sub(r"<[tc]\d+>", name, parts[place]))
     return "".join(parts).strip()
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tyro.conf import Suppress
 
-from runner.errors import ConfigError, DataError
+from runner.errors import ConfigError
 from runner.recipe import Batch, Loss, Source
 
 if TYPE_CHECKING:
@@ -198,6 +198,8 @@ class GenerationSettings:
     """Of the candidates, take the likeliest that runs and finds something."""
     voting: bool = False
     """Of the candidates, take one whose rows most of them give."""
+    constrained: bool = False
+    """Write only names of the schema, and only SQL that can still be completed."""
     seed: int = 0
     """The same seed draws the same candidates."""
 
@@ -424,7 +426,7 @@ class Recipe:
                 "schema": example.question.schema.to_json(),
                 "group": example.question.group,
             }
-            for predicted, example in zip(self._write(model, examples), examples, strict=True)
+            for predicted, example in zip(self.write(model, examples), examples, strict=True)
         ]
 
     def score(self, rows: list[Any]) -> dict[str, float]:
@@ -435,31 +437,48 @@ class Recipe:
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Request:
-        """A question to answer."""
+        """Questions to answer."""
 
         db: str = "demo:bookshop"
-        """SQLite file to ask; demo:NAME is one of the embedded databases."""
+        """SQLite file to ask, or a folder of them; demo:NAME is one of the embedded databases."""
         question: str = "which author has the most books ?"
         """The question, in English."""
+        questions: str | None = None
+        """A file instead of question: one on each line (QUESTION<TAB>NAME for a folder), or .json(l) as Spider's."""
+        output: str | None = None
+        """File for the answers, .jsonl or .csv, instead of printing them."""
+        interactive: bool = False
+        """Ask for questions until the input ends; /num_beams 4 and the like change what stands below."""
+        batch_size: int = 16
+        """Questions that are answered at a time."""
+        constrained: bool | None = None
+        """generation.constrained; what was trained with when not given, as with those below."""
+        num_beams: int | None = None
+        """generation.num_beams"""
+        temperature: float | None = None
+        """generation.temperature"""
+        top_p: float | None = None
+        """generation.top_p"""
+        num_candidates: int | None = None
+        """generation.num_candidates"""
+        execution_guided: bool | None = None
+        """generation.execution_guided"""
+        voting: bool | None = None
+        """generation.voting"""
+        seed: int | None = None
+        """generation.seed"""
+
+        def __post_init__(self) -> None:
+            if self.batch_size < 1:
+                raise ConfigError("Wanted: batch_size of at least 1.")
+            if self.output is not None and self.questions is None:
+                raise ConfigError("--output is for the answers to a file: type --questions FILE as well.")
 
     def answer(self, model: Any, request: Request) -> str:
-        """The SQL for a question, and its rows as a table."""
-        from recipes.text2sql.data import Question
-        from recipes.text2sql.sql import Schema, execute
+        """The SQL for each question, and its rows as a table."""
+        from recipes.text2sql import use
 
-        database = _database(request.db)
-        schema = Schema.from_database(database)
-        example = self.example(Question(request.question, "", schema, str(database)))
-        (query,) = self._write(model, [example])
-        result = execute(database, query)
-        lines = [f"question: {request.question}", f"SQL:      {query}"]
-        if result.error is not None:
-            return "\n".join([*lines, f"error:    {result.error}"])
-        shown = [tuple(result.columns), *(tuple(map(str, row)) for row in result.rows[:20])]
-        widths = [max(len(row[place]) for row in shown) for place in range(len(result.columns))]
-        lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in shown]
-        more = len(result.rows) - 20
-        return "\n".join(lines + ([f"... and {more} more rows"] if more > 0 else []))
+        return use.answer(self, model, request)
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Files:
@@ -542,7 +561,8 @@ class Recipe:
 
         return gather(settings.sources, settings.dir, split, settings.evidence, settings.preprocessing_num_workers)
 
-    def _write(self, model: Any, examples: list[Example]) -> list[str]:
+    def write(self, model: Any, examples: list[Example]) -> list[str]:
+        """One query for each example."""
         from recipes.text2sql.decoding import write
 
         return write(self, model, examples)
@@ -591,19 +611,6 @@ class Recipe:
         return PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", clean_up_tokenization_spaces=False
         )
-
-
-def _database(name: str) -> Path:
-    """A database by path, or by name among the embedded ones."""
-    from recipes.text2sql.demo import build
-
-    if not name.startswith("demo:"):
-        return Path(name)
-    demo = build()
-    known = {pair.db_id: pair.database for pair in demo.train + demo.held_out}
-    if name.removeprefix("demo:") not in known:
-        raise DataError(f"There is no embedded database {name!r}: type --db demo:NAME with one of {', '.join(known)}.")
-    return Path(known[name.removeprefix("demo:")])
 
 
 @dataclasses.dataclass(frozen=True)

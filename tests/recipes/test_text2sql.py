@@ -736,7 +736,7 @@ def test_an_answer_is_shown_as_a_table(folder: Path, monkeypatch: pytest.MonkeyP
     recipe, database = recipe_for(folder), demo.database_path(folder / "spider", "shop")
 
     def answer(query: str) -> list[str]:
-        monkeypatch.setattr(Recipe, "_write", lambda *_: [query])
+        monkeypatch.setattr(Recipe, "write", lambda *_: [query])
         return recipe.answer(None, Recipe.Request(db=str(database), question="which books ?")).splitlines()
 
     shown = answer("SELECT id, title FROM book")
