@@ -229,5 +229,7 @@ def _digest(path: Path) -> bytes:
     return digest.digest()
 
 
+@functools.cache
 def _say(line: str) -> None:
+    # Once in a process: a run asks for its questions more than once.
     print(line, file=sys.stderr, flush=True)

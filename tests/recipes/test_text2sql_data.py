@@ -116,7 +116,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read(source: str, folder: Path, split: str = "train", **settings: Any) -> Any:
-    """The questions of a source, as the recipe reads them."""
+    """The questions of a source, as the recipe reads them in a process of its own."""
+    prepared._say.cache_clear()
     return Recipe(data_settings=DataSettings(source=source, dir=str(folder), **settings))._questions(split)
 
 
