@@ -38,7 +38,7 @@ def bookshop() -> tuple[Schema, str]:
 class Small(Recipe):
     """Every fifteenth question of the demo."""
 
-    def _questions(self, split: str) -> list[Question]:
+    def _questions(self, split: str) -> Sequence[Question]:
         return super()._questions(split)[::15]
 
 
