@@ -256,16 +256,13 @@ def mentioned(links: list[Link], schema: Schema | None = None) -> str:
     )
 
 
-def prompt(
-    question: str, links: list[Link], schema: Schema, with_schema: bool, repeats: int = 1, with_tokens: bool = False
-) -> str:
-    """What the model is given: the schema once, the question `repeats` times; with tokens, for the schema's names.
+def prompt(question: str, links: list[Link], schema: Schema, repeats: int = 1, with_tokens: bool = False) -> str:
+    """What the model is given behind the schema: the question, `repeats` times, and what its values are.
 
-    `mark` has put those into the question.
+    With tokens for the schema's names: `mark` has put them into the question.
     """
-    shown = describe(schema, with_tokens) if with_schema else ""
     said = mentioned(links, schema if with_tokens else None)
-    return f"<schema>{shown}" + f"<query>{question} ; {said}" * repeats + "<sql>"
+    return f"<query>{question} ; {said}" * repeats + "<sql>"
 
 
 def target(query: str, links: list[Link], schema: Schema) -> str:

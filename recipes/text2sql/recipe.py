@@ -527,8 +527,8 @@ class Recipe:
         target = prompt.hide_names(target, question.schema) if tokens else target
         # A pretrained model's tokenizer may begin a text with a token of its own: once, and not in the middle.
         target_ids = self.tokenizer(target, add_special_tokens=False)["input_ids"] + [self.tokenizer.eos_token_id]
-        asked = prompt.prompt(asked, links, question.schema, False, settings.question_repeats, tokens)
-        asked_ids = self.tokenizer(asked.removeprefix("<schema>"), add_special_tokens=False)["input_ids"]
+        asked = prompt.prompt(asked, links, question.schema, settings.question_repeats, tokens)
+        asked_ids = self.tokenizer(asked, add_special_tokens=False)["input_ids"]
         # Room for as much SQL as may be written, not for the gold one: its length is part of the answer.
         room = settings.max_seq_length - self.generation_settings.max_new_tokens - len(asked_ids)
 
@@ -593,9 +593,9 @@ class Recipe:
             target = question.target(links)
             described = schema_text.describe(question.schema, self.data_settings.style, question.database)
             asked = prompt.mark(text, question.schema) if tokens else text
-            asked = prompt.prompt(asked, links, question.schema, False, 1, tokens)
+            asked = prompt.prompt(asked, links, question.schema, 1, tokens)
             texts += [
-                f"<schema>{described}{asked.removeprefix('<schema>')}",
+                f"<schema>{described}{asked}",
                 prompt.hide_names(target, question.schema) if tokens else target,
             ]
         tokenizer = Tokenizer(models.BPE())

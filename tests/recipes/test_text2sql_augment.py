@@ -135,11 +135,11 @@ def test_the_question_says_which_words_are_names() -> None:
     assert (
         prompt.mark("names of all books by year printed", SHOP) == "names <c1> of all books <t0> by year printed <c2>"
     )
-    shown = prompt.prompt(prompt.mark("which books ?", SHOP), [], SHOP, True, with_tokens=True)
-    assert shown == (
-        "<schema><t0> book : <c0> id , <c1> name , <c2> year_printed | <t1> author : <c1> name"
-        "<query>which books <t0> ? ; <sql>"
+    assert prompt.describe(SHOP, with_tokens=True) == (
+        "<t0> book : <c0> id , <c1> name , <c2> year_printed | <t1> author : <c1> name"
     )
+    assert prompt.prompt("which books <t0> ?", [], SHOP, with_tokens=True) == "<query>which books <t0> ? ; <sql>"
+    assert prompt.prompt("why ?", [], SHOP, repeats=2) == "<query>why ? ; <query>why ? ; <sql>"
 
 
 def test_words_that_training_hardly_has_are_hidden() -> None:
