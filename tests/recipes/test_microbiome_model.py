@@ -347,13 +347,13 @@ def test_scores_are_over_all_pairs_of_the_split_at_once() -> None:
 def test_a_frozen_base_has_no_gradient_no_dropout_and_no_optimiser_state() -> None:
     """Pitfall 16."""
     from runner.config import RunSettings
-    from runner.optim import adamw
+    from runner.optim import optimizer as optimizer_of
 
     recipe = recipe_of("predict", freeze_base=True, dropout=0.5)
     model = recipe.model().train()
     batch = batch_of(recipe)
     assert "mask" not in batch.tensors and "distances" not in batch.tensors
-    optimizer = adamw(model, RunSettings(), torch.device("cpu"))
+    optimizer = optimizer_of(model, RunSettings(), torch.device("cpu"))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     base = []
     model.sample_encoder.register_forward_hook(lambda _, given, output: base.append(output.detach()))
