@@ -38,7 +38,9 @@ def e5_folder(folder: Path, texts: list[str]) -> Path:
     tokenizer = train_tokenizer(texts, 8192)
     tokenizer.model_max_length = 512
     tokenizer.save_pretrained(folder)
-    config = BertConfig(30522, 384, 12, 12, 1536, max_position_embeddings=512)
+    config = BertConfig(
+        vocab_size=30522, hidden_size=384, num_hidden_layers=12, num_attention_heads=12, intermediate_size=1536
+    )
     BertModel(config).save_pretrained(folder)
     return folder
 
