@@ -2,12 +2,11 @@
 
 import dataclasses
 import functools
-import json
-import math
 from pathlib import Path
 
 from runner.config import parse_into
 from runner.errors import CheckpointError, ConfigError
+from runner.log import read_lines
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,9 +64,9 @@ def _scores(run: Path, recipe: object, steps: set[int]) -> tuple[str, dict[int, 
 
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     name = config.get("metric_for_best_model") or getattr(recipe, "best_metric", "loss")
-    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    found = {event["step"]: event[name] for event in events if event["split"] == "eval" and name in event}
-    found = {step: value for step, value in found.items() if step in steps and not math.isnan(value)}
+    events = [event for event in read_lines(run / "metrics.jsonl") if event["split"] == "eval"]
+    # A score that was no number is written as null.
+    found = {event["step"]: event[name] for event in events if event.get(name) is not None and event["step"] in steps}
     if not found:
         raise CheckpointError(
             f"No checkpoint of {run} has a value of {name}: train with --eval_steps N --save_steps N, the same N."
