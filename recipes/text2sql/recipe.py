@@ -413,7 +413,7 @@ class Recipe:
         return collapse(counts, self.model_settings.balance) if counts and step >= 20 else None
 
     def predict(self, model: Any, batch: Batch) -> list[Any]:
-        """Greedy SQL for each question, with what scoring needs."""
+        """SQL for each question, written as `generation` says, with what scoring needs."""
         from recipes.text2sql.sql import plain
 
         examples: list[Example] = batch.extra["examples"]
