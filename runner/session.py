@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,9 +36,45 @@ def run(config: Config) -> None:
     signals = Signals()
     hardware = open_hardware(config.run)
     config = config.with_run(output_dir=_output_dir(config, hardware))
-    output_dir = Path(config.run.output_dir or "")
     if config.run.cloud_region:
         os.environ.setdefault("AWS_DEFAULT_REGION", config.run.cloud_region)
+    with contextlib.nullcontext() if config.run.dry_run else held(Path(config.run.output_dir or ""), hardware):
+        _run(config, hardware, signals)
+
+
+@contextlib.contextmanager
+def held(output_dir: Path, hardware: Hardware, patience: float = 20) -> Iterator[None]:
+    """The run's folder, for this run alone: two would write over each other's checkpoints.
+
+    The system lets go of it when the process ends, however that happens. Raises ConfigError where another run still
+    has the folder after `patience` seconds: one that was just stopped may be writing its last checkpoint.
+    """
+    from filelock import FileLock, Timeout
+
+    lock, wrong = FileLock(output_dir / ".lock"), None
+    if hardware.is_main:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            wrong = (
+                f"Another run is training into {output_dir}: wait for its end, stop it, or type another --output_dir."
+            )
+        except (OSError, NotImplementedError):
+            # Some network folders have no locks.
+            pass
+    wrong = hardware.from_main(wrong)
+    if wrong:
+        raise ConfigError(wrong)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _run(config: Config, hardware: Hardware, signals: Signals) -> None:
+    """Train with the folder in hand."""
+    output_dir = Path(config.run.output_dir or "")
     found, state = resume_point(config.run, output_dir, hardware)
     config = settled(config, state, hardware)
     settings = config.run

@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 from runner.__main__ import main
+from runner.config import RunSettings
+from runner.errors import ConfigError
+from runner.hardware import open_hardware
+from runner.session import held
 from runner.trials import Trial
 from tests.launching import SHORT, TOY
 
@@ -105,6 +109,17 @@ def test_a_world_that_does_not_divide(tmp_path: Path) -> None:
 def test_an_output_dir_with_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
     ends([*SHORT, "--output_dir", str(tmp_path / "run")], tmp_path, "--resume_from_checkpoint auto", "--output_dir")
+
+
+def test_two_runs_in_one_output_dir(tmp_path: Path) -> None:
+    hardware = open_hardware(RunSettings())
+    with held(tmp_path / "run", hardware):
+        with pytest.raises(ConfigError, match="--output_dir"), held(tmp_path / "run", hardware, patience=0.1):
+            pass
+        with held(tmp_path / "another", hardware, patience=0.1):
+            pass
+    with held(tmp_path / "run", hardware, patience=0.1):
+        pass
 
 
 def test_a_data_folder_that_is_not_there(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from runner.log import Ledger, Metrics
 from runner.loop import train
 from runner.recipe import Batch, Loss
 
-ROUNDS, STEPS = 7, 30
+ROUNDS, STEPS = 15, 30
 BATCH, CONTEXT, VOCABULARY = 12, 64, 65
 
 
