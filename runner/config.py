@@ -117,7 +117,7 @@ class RunSettings:
     max_train_examples: int | None = None
     """Use only this many training examples."""
     max_eval_examples: int | None = None
-    """Use only this many evaluation examples."""
+    """Use only this many evaluation examples: a fixed draw."""
     on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
     """What to do when loss or gradient is not finite: end with status 3, leave the update out, or go back."""
     grad_norm_spike_factor: float = 0.0

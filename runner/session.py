@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import random
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -116,7 +117,7 @@ def put_together(config: Config, hardware: Hardware, signals: Any, found: Path |
     check_world((settings.batch_size or 0) // settings.micro_batch_size, hardware.num_processes)
     recipe = prepare(config, Path(settings.output_dir or "") / "assets", found, hardware)
     train_data = training_data(recipe, settings)
-    eval_data = limited(recipe.data("validation"), settings.max_eval_examples)
+    eval_data = drawn(recipe.data("validation"), settings.max_eval_examples)
     lanes, max_steps = plan(settings, train_data, state)
     model = first_weights(recipe, settings)
     run = assemble(config, hardware, recipe, model, lanes, train_data, eval_data, max_steps, state, signals)
@@ -230,6 +231,13 @@ def limited(data: Sequence[Any], most: int | None) -> Sequence[Any]:
     if most is None or len(data) <= most:
         return data
     return torch.utils.data.Subset(data, range(most))  # type: ignore[return-value, arg-type]
+
+
+def drawn(data: Sequence[Any], most: int | None) -> Sequence[Any]:
+    """A fixed draw of `most` examples, in their order: the first ones are often all about the same."""
+    if most is None or len(data) <= most:
+        return data
+    return torch.utils.data.Subset(data, sorted(random.Random(0).sample(range(len(data)), most)))  # type: ignore[return-value, arg-type]
 
 
 def training_data(recipe: Any, settings: RunSettings) -> Any:

@@ -360,13 +360,18 @@ class Recipe:
             router.mask = mask
         config = parts.config_of(model)
         asked = {"output_router_logits": True} if hasattr(config, "output_router_logits") else {}
-        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False, **asked)
+        # Of a prompt nothing is scored, and its logits would be most of the memory.
+        labels = batch["labels"][:, 1:]  # (batch, time - 1)
+        places = labels.ne(-100).any(0).nonzero().squeeze(1)
+        output = model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False,
+            logits_to_keep=places, **asked,
+        )  # fmt: skip
+        labels = labels[:, places]
+        logits = output.logits[labels.ne(-100)]  # (scored tokens, vocab)
         # At least fp32, whatever the model computes in.
-        logits = output.logits[:, :-1]  # (batch, time - 1, vocab)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        total = torch.nn.functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]), batch["labels"][:, 1:].reshape(-1), ignore_index=-100, reduction="sum"
-        )
+        total = torch.nn.functional.cross_entropy(logits, labels[labels.ne(-100)], reduction="sum")
         if not asked:
             # A dense model has no experts to balance.
             return Loss(total, batch.weight)

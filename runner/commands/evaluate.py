@@ -19,7 +19,7 @@ class EvaluateSettings:
     split: Literal["validation", "test", "train"] = "validation"
     """Which examples to score."""
     max_eval_examples: int | None = None
-    """Use only this many examples."""
+    """Use only this many examples: a fixed draw."""
     micro_batch_size: int = 16
     """Examples at a time."""
     mixed_precision: Precision = "auto"
@@ -51,9 +51,9 @@ def main(arguments: list[str]) -> None:
     recipe, model = load(Path(settings.checkpoint), recipe)
     from runner.evaluation import evaluate_rows
     from runner.hardware import open_hardware
-    from runner.session import limited
+    from runner.session import drawn
 
-    data = limited(recipe.data(settings.split), settings.max_eval_examples)
+    data = drawn(recipe.data(settings.split), settings.max_eval_examples)
     if hasattr(data, "read") or not len(data):
         raise DataError(f"The recipe has no {settings.split} split to score: type --split with another one.")
     hardware = open_hardware(RunSettings(mixed_precision=settings.mixed_precision))
