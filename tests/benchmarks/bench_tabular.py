@@ -75,6 +75,7 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.process_time() - started
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_a_step_and_a_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tabstar", reason="pip install --no-deps tabstar==1.2.2 skrub")
     file = Path(str(importlib.resources.files("tabstar"))) / "resources" / "imdb.csv"
@@ -92,7 +93,7 @@ def test_a_step_and_a_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     learned.to_csv(tmp_path / "rows.csv", index=False)
     with pd.option_context("future.infer_string", False):
         frame = pd.read_csv(tmp_path / "rows.csv")
-        held_frame = held.astype({name: object for name in held.select_dtypes("str").columns})
+        held_frame = held.astype({name: object for name in held.columns if pd.api.types.is_string_dtype(held[name])})
         verbalizer = TabSTARVerbalizer(is_cls=True)
         verbalizer.fit(frame.drop(columns=target), frame[target])
         batches = list(get_dataloader(verbalizer.transform(frame.drop(columns=target), frame[target]), False, ROWS))
@@ -132,9 +133,9 @@ def test_a_step_and_a_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         base, LoraConfig(r=32, lora_alpha=64, target_modules=names, exclude_modules=excluded, lora_dropout=0.1)
     ).train()
     optimizer = torch.optim.AdamW(adapted.parameters(), lr=1e-3)
-    taken: dict[str, list[float]] = {"tabstar": []}
+    taken: dict[str, list[float]] = {"the package": []}
     for batch in batches:
-        taken["tabstar"].append(
+        taken["the package"].append(
             seconds(lambda b=batch: update(adapted, optimizer, calculate_loss(
                 adapted(x_txt=b.x_txt, x_num=b.x_num, d_output=2), b.y, 2)))
         )  # fmt: skip
@@ -144,7 +145,7 @@ def test_a_step_and_a_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             for batch in get_dataloader(verbalizer.transform(held_frame.drop(columns=target), None), False, 128):
                 adapted.eval()(x_txt=batch.x_txt, x_num=batch.x_num, d_output=2)
 
-    predicted = {"tabstar": seconds(predict)}
+    predicted = {"the package": seconds(predict)}
     for preset in ("tabstar-v1.0", "tabstar"):
         own = {"train": str(tmp_path / "rows.csv"), "target": target, "validation_fraction": 0.0}
         recipe = plain if preset == "tabstar-v1.0" else recipe_of(preset, encoder, tmp_path / preset, **own)
@@ -162,11 +163,11 @@ def test_a_step_and_a_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                 taken.setdefault(f"{preset}, {epoch}", []).append(seconds(one))
         predicted[preset] = seconds(lambda: recipe.predict_frame(model.eval(), recipe.tables[0], held))  # noqa: B023
     for name, each in taken.items():
-        ratio = statistics.median(taken["tabstar"]) / statistics.median(each)
+        ratio = statistics.median(taken["the package"]) / statistics.median(each)
         print(f"  step of {ROWS} rows   {name:26} {statistics.median(each):6.2f} CPU s   {ratio:.2f} x")
     for name, each in predicted.items():
-        print(f"  {PREDICTED} rows predicted {name:26} {each:6.2f} CPU s   {predicted['tabstar'] / each:.2f} x")
-    assert statistics.median(taken["tabstar"]) > statistics.median(taken["tabstar, later"])
+        print(f"  {PREDICTED} rows predicted {name:26} {each:6.2f} CPU s   {predicted['the package'] / each:.2f} x")
+    assert statistics.median(taken["the package"]) > statistics.median(taken["tabstar, later"])
 
 
 MEMORY = """
