@@ -307,7 +307,8 @@ class Recipe:
             labels[row, len(example.prompt) : len(whole)] = torch.tensor(example.target)
         tensors = {"input_ids": ids, "labels": labels, "attention_mask": mask}
         weight = sum(len(example.target) for example in examples)
-        return Batch(tensors, weight=weight, tokens=int(mask.sum()), extra={"examples": examples})
+        extra = {"examples": examples, "prompts": min(len(example.prompt) for example in examples)}
+        return Batch(tensors, weight=weight, tokens=int(mask.sum()), extra=extra)
 
     def model(self) -> Any:
         """A fresh or pretrained decoder, whose tokens are routed as the settings say, with adapters where asked for."""
@@ -360,18 +361,18 @@ class Recipe:
             router.mask = mask
         config = parts.config_of(model)
         asked = {"output_router_logits": True} if hasattr(config, "output_router_logits") else {}
-        # Of a prompt nothing is scored, and its logits would be most of the memory.
-        labels = batch["labels"][:, 1:]  # (batch, time - 1)
-        places = labels.ne(-100).any(0).nonzero().squeeze(1)
+        # Of prompts nothing is scored, and their logits would be most of the memory: kept are the last places.
+        ids, kept = batch["input_ids"], batch["input_ids"].shape[1] - batch.extra.get("prompts", 1) + 1
         output = model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False,
-            logits_to_keep=places, **asked,
-        )  # fmt: skip
-        labels = labels[:, places]
-        logits = output.logits[labels.ne(-100)]  # (scored tokens, vocab)
+            input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False, logits_to_keep=kept, **asked
+        )
         # At least fp32, whatever the model computes in.
+        logits = output.logits[:, :-1]  # (batch, kept - 1, vocab)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        total = torch.nn.functional.cross_entropy(logits, labels[labels.ne(-100)], reduction="sum")
+        total = torch.nn.functional.cross_entropy(
+            logits.reshape(-1, logits.shape[-1]), batch["labels"][:, 1 - kept :].reshape(-1), ignore_index=-100,
+            reduction="sum",
+        )  # fmt: skip
         if not asked:
             # A dense model has no experts to balance.
             return Loss(total, batch.weight)
