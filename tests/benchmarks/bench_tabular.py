@@ -25,7 +25,7 @@ import torch
 from recipes.tabular.presets import presets
 from recipes.tabular.recipe import DataSettings, ModelSettings, Recipe
 
-ROWS, STEPS, PREDICTED = 16, 2, 32
+ROWS, STEPS, PREDICTED = 16, 2, 256
 
 
 def e5_folder(folder: Path, texts: list[str]) -> Path:
