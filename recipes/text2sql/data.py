@@ -197,7 +197,7 @@ def tables_of(path: Path) -> dict[str, dict[str, Any]]:
 def entries_of(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON list. Raises DataError where it is none."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not JSON: {error}.") from None
     if not isinstance(entries, list) or not entries:

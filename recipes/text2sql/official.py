@@ -90,10 +90,11 @@ def score_files(
 _LINE_ENDS = re.compile(r"\s*[\r\n\t]\s*")
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path, encoding: str = "utf-8-sig") -> list[str]:
+    """The file's lines; a byte order mark, at which the programs stop, is no part of the first."""
     try:
         # As the programs read: only line ends end a line, and blanks around it do not count.
-        with path.open(encoding="utf-8", errors="replace") as file:
+        with path.open(encoding=encoding, errors="replace") as file:
             return [line.strip() for line in file]
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}.") from error
@@ -126,7 +127,8 @@ def _spider_pairs(gold: Path, pred: Path) -> list[tuple[str, str, str]]:
         queries = _lines(gold)
     while queries and not queries[-1]:
         queries.pop()
-    lines = _lines(pred)
+    # The programs do not stop at a byte order mark here: it spoils the first prediction.
+    lines = _lines(pred, "utf-8")
     predictions = _own_rows(pred, lines) or lines
     if not any(queries):
         raise DataError(f"{gold} has no queries: give a file with SQL<TAB>db_id on each line.")

@@ -253,9 +253,11 @@ def _gretel(root: Path, split: str) -> Iterator[Entry]:
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file that holds one on each line. Raises DataError where a line is none."""
-    with path.open(encoding="utf-8") as file:
+    """The objects of a file that holds one on each line, or none. Raises DataError where a line holds no object."""
+    with path.open("rb") as file:
         for number, line in enumerate(file):
+            if not line.strip():
+                continue
             try:
                 entry = json.loads(line)
             except (json.JSONDecodeError, UnicodeDecodeError) as error:

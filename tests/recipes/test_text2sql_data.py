@@ -1080,3 +1080,12 @@ def test_a_plan_that_repeats_a_source_is_warned_of(folder: Path) -> None:
     assert data.warnings(4 * 16) == [] and "repeat spider 17.0 times" in data.warnings(4 * 17)[0]
     said = bound(folder, source="mix").data("train").warnings(100_000)
     assert "spider will have been seen 16 times" in said[0] and "repeat" in said[-1]
+
+
+def test_lines_of_json_may_be_marked_and_blank(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"question": "caf\xc3\xa9 ?"}\r\n\r\n{"question": "b"}\n\n')
+    assert [entry["question"] for entry in sources.json_lines(path)] == ["café ?", "b"]
+    path.write_bytes(b'{"question": "a"}\n{"question": "caf\xe9"}\n')
+    with pytest.raises(DataError, match="line 2 is not JSON"):
+        list(sources.json_lines(path))

@@ -579,6 +579,22 @@ def test_the_rows_of_a_trained_model_are_predictions_too(folder: Path) -> None:
         assert [row["score"] for row in rows] == [1]
 
 
+def test_a_byte_order_mark_is_no_part_of_gold_or_of_json(folder: Path) -> None:
+    def scores(metric: str, gold: str, pred: str, mark: str) -> list[Any]:
+        (folder / "gold.sql").write_text("\ufeff" + gold, encoding="utf-8")
+        (folder / "pred.sql").write_text(mark + pred, encoding="utf-8")
+        _, rows = official.score_files(metric, str(folder / "gold.sql"), str(folder / "pred.sql"), str(folder))
+        return [row["score"] for row in rows]
+
+    query, gold = "SELECT name FROM student\n", "SELECT name FROM student\tschool\n"
+    wanted = json.dumps({"table_id": "1-2", "sql": WANTED}) + "\n"
+    assert scores("bird_ex", gold, json.dumps({"0": query}), "\ufeff") == [1]
+    assert scores("wikisql_lf", wanted, json.dumps({"query": WANTED}), "\ufeff") == [1]
+    assert scores("spider_em", gold * 2, query * 2, "") == [1, 1]
+    # The official program reads the mark as a part of the first prediction.
+    assert scores("spider_em", gold * 2, query * 2, "\ufeff") == [0, 1]
+
+
 def test_each_data_set_takes_its_own_database_of_a_name(folder: Path) -> None:
     place = folder / "bird" / "dev_databases" / "school"
     place.mkdir(parents=True)
