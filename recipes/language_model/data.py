@@ -191,11 +191,7 @@ class PackedStream:
     ) -> Iterator[tuple[int, list[Passage]]]:
         """Windows are runs of so many documents per lane, of which the lane takes each num_lanes-th."""
         # Parts of a long text are as large as many documents.
-        is_long = self.packer.settings.document_separator is None and not any(
-            file.has_lines or file.suffix == ".parquet" or file.path.startswith("datasets://")
-            for file in self.corpus.files
-        )
-        span = (16 if is_long else 1024) * num_lanes
+        span = (16 if self.corpus.is_long_text else 1024) * num_lanes
         number, mine = first, []
         for place, passage in self.corpus.sequence("train", first * span):
             while place // span > number:

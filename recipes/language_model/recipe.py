@@ -69,6 +69,8 @@ class DataSettings:
             raise ConfigError(f"data.validation_split is {self.validation_split}: type a number from 0 to below 1.")
         if self.shuffle_window < 0:
             raise ConfigError(f"data.shuffle_window is {self.shuffle_window}: type a number of at least 0.")
+        if self.document_separator == "":
+            raise ConfigError('data.document_separator is empty: type what stands between documents, such as "\\n\\n".')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -245,8 +247,14 @@ class Recipe:
         source = settings.source
         if source is None:
             source = str(demo.write(_cache() / "language_model"))
+        files = text.list_files(source)
+        if settings.val_split is not None and not all(file.path.startswith("datasets://") for file in files):
+            raise DataError(
+                f"data.val_split {settings.val_split!r} is for a `datasets` id, and data.source names files.\n"
+                "Type --data.validation_split 0.1 for a share of them, or --data.validation_source with other files."
+            )
         has_own = settings.validation_source is not None or settings.val_split is not None
-        return text.Corpus(text.list_files(source), settings, 0.0 if has_own else settings.validation_split)
+        return text.Corpus(files, settings, 0.0 if has_own else settings.validation_split)
 
     def _validation_corpus(self) -> Corpus | None:
         """The text that was named for validation; None where it is a share of the source."""
@@ -256,6 +264,7 @@ class Recipe:
         if settings.validation_source is not None:
             return text.Corpus(text.list_files(settings.validation_source), settings, 0.0)
         if settings.val_split is not None and settings.source is not None:
+            self._corpus()
             other = dataclasses.replace(settings, split=settings.val_split)
             return text.Corpus(text.list_files(settings.source), other, 0.0)
         return None
@@ -395,7 +404,8 @@ class Recipe:
         """Stop where the model ends the document."""
 
         def __post_init__(self) -> None:
-            if self.temperature < 0 or not 0 < self.top_p <= 1 or self.repetition_penalty <= 0 or self.top_k < 0:
+            # Written so that nan is refused too.
+            if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.repetition_penalty > 0 and self.top_k >= 0):
                 raise ConfigError(
                     "Wanted: temperature of at least 0, top_k of at least 0, top_p above 0 up to 1, and "
                     "repetition_penalty above 0."

@@ -12,8 +12,10 @@ import glob
 import io
 import itertools
 import json
+import lzma
 import math
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -30,6 +32,9 @@ LINES = (".jsonl", ".ndjson")
 KNOWN = (".txt", ".text", ".md", *LINES, ".parquet")
 MOST_VALIDATION = 1_000_000
 """Bytes: the most that is cut off the training data for validation."""
+FIRST_DOCUMENTS, FIRST_PARTS = 20_000, 160
+"""What is read from its start gives validation none beyond these: rows, and parts of 64 kB of a text. Validation can
+then be read without reading all of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +80,12 @@ class File:
                 return open(self.path, "rb")
             import fsspec
 
+            if self.path.lower().endswith(".zst"):
+                # fsspec needs one more package for these.
+                import pyarrow
+
+                raw: Any = fsspec.open(self.path, "rb").open()
+                return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"), 1 << 20)
             opened: Any = fsspec.open(self.path, "rb", compression="infer")
             return opened.open()
         except (OSError, ImportError, ValueError) as error:
@@ -111,7 +122,7 @@ def _list_one(word: str) -> list[File]:
             raise DataError(f"The folder {word} has no text in it: wanted are files called *{', *'.join(KNOWN)}.")
     elif Path(word).is_file():
         paths = [word]
-    elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", word) and not File(word, 0).suffix:
+    elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", word) and not re.match(r"\.\D", File(word, 0).suffix):
         # A `datasets` id; its size is not known.
         return [File(f"datasets://{word}", 1 << 40)]
     else:
@@ -156,6 +167,13 @@ class Corpus:
         return not any(
             file.is_compressed or file.suffix == ".parquet" or file.path.startswith("datasets://")
             for file in self.files
+        )
+
+    @property
+    def is_long_text(self) -> bool:
+        """Whether there is nothing but text without a separator: its parts are as large as many documents."""
+        return self.settings.document_separator is None and not any(
+            file.has_lines or file.suffix == ".parquet" or file.path.startswith("datasets://") for file in self.files
         )
 
     @property
@@ -251,20 +269,31 @@ class Corpus:
 
     def sequence(self, split: str, skip: int = 0) -> Iterator[tuple[int, Passage]]:
         """(number, passage) of a split from passage number `skip` on; the numbers are those of the whole source."""
-        every = max(2, round(1 / self.share)) if self.share else 0
+        every = max(2, round(1 / self.validation)) if self.validation else 0
+        most = FIRST_PARTS if self.is_long_text else FIRST_DOCUMENTS
         number = 0
         for file in self.files:
             for passage in self._sequence_of(file, max(0, skip - number)):
+                if split != "train" and number >= (most if every else 0):
+                    return
                 if isinstance(passage, int):
                     number += passage
                     continue
-                is_validation = bool(every) and number % every == every - 1
+                is_validation = bool(every) and number % every == every - 1 and number < most
                 if number >= skip and passage.text and is_validation == (split != "train"):
                     yield number, passage
                 number += 1
 
     def _sequence_of(self, file: File, skip: int) -> Iterator[Passage | int]:
         """The passages of a file; a number stands for so many that were passed over."""
+        try:
+            yield from self._passages_of(file, skip)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(file, error) from None
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise DataError(f"{file.path} cannot be read: {error}\nIs it whole, and of the kind it is named?") from None
+
+    def _passages_of(self, file: File, skip: int) -> Iterator[Passage | int]:
         if file.path.startswith("datasets://"):
             yield from self._from_datasets(file.path.removeprefix("datasets://"), skip)
         elif file.suffix == ".parquet":
@@ -363,10 +392,14 @@ def _decode(file: File, content: bytes) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{file.path} is not UTF-8 text ({error.reason} near byte {error.start} of a piece).\n"
-            "Convert it first, for example with iconv -f latin1 -t utf-8."
-        ) from None
+        raise _not_utf8(file, error) from None
+
+
+def _not_utf8(file: File, error: UnicodeDecodeError) -> DataError:
+    return DataError(
+        f"{file.path} is not UTF-8 text ({error.reason} near byte {error.start} of a piece).\n"
+        "Convert it first, for example with iconv -f latin1 -t utf-8."
+    )
 
 
 def _unescape(separator: str) -> str:
