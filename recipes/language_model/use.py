@@ -31,6 +31,10 @@ def answer(recipe: Any, model: Any, request: Any) -> str:
             prompts = Path(request.prompts).read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise DataError(f"{request.prompts} cannot be read: {error.strerror}.") from None
+        except UnicodeDecodeError:
+            raise DataError(f"{request.prompts} is not UTF-8 text: convert it first, for example with iconv.") from None
+        if not prompts:
+            raise DataError(f"{request.prompts} is empty: give a file with one beginning per line.")
     prompts = [prompt for prompt in prompts for _ in range(request.samples)]
     if len(prompts) == 1 and request.stream:
         follow(recipe, model, prompts, request, _show)
