@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
-from recipes.tabular.recipe import DataSettings, ModelSettings, Recipe
+from recipes.tabular.recipe import DataSettings, LoraSettings, ModelSettings, Recipe
 from recipes.tabular.table import as_text
 
 TARGET = "target of the estimator"
@@ -159,6 +159,7 @@ def _load(folder: Path) -> tuple[Recipe, Any]:
         adapt=settings["adapt"],
         data_settings=DataSettings(**settings["data"]),
         model_settings=ModelSettings(**settings["model"]),
+        lora_settings=LoraSettings(**settings["lora"]),
     )
     recipe = recipe.prepare(folder)
     _ = recipe.tables, recipe.tokenizer, recipe.kept_grams
