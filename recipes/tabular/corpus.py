@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from recipes.tabular.recipe import DataSettings
 
 MOST_VALIDATION_ROWS = 1000
+TASKS = ("auto", "classification", "regression")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,15 +61,21 @@ def read_frame(path: Path) -> pd.DataFrame:
             frame = pd.read_csv(path, sep="\t" if path.suffix in (".tsv", ".tab") else ",", low_memory=False)
     except (ValueError, OSError) as error:
         raise DataError(f"{path} cannot be read as a table: {error}".splitlines()[0]) from error
-    if path.suffix != ".parquet":
+    if path.suffix not in (".parquet", ".gz", ".bz2", ".xz", ".zst", ".zip"):
         # pandas renames the second of two equal columns silently.
-        with path.open(encoding="utf-8", errors="replace") as file:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
             header = file.readline()
         names = next(iter(csv.reader([header], delimiter="\t" if path.suffix in (".tsv", ".tab") else ",")))
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise DataError(f"{path} has two columns of the name {twice[0]!r}: rename one.")
     frame.columns = [str(name) for name in frame.columns]
+    if frame.shape[1] == 1 and ";" in frame.columns[0]:
+        # A decimal comma would be taken for one between thousands, so it is not guessed.
+        raise DataError(
+            f"{path} has semicolons between its columns; wanted: commas.\n"
+            "Write it anew: pandas.read_csv(FILE, sep=';', decimal=',').to_csv(NEW, index=False)"
+        )
     return frame
 
 
@@ -89,29 +96,48 @@ def _corpus(settings: DataSettings) -> list[Source]:
             f"{folder} has no manifest.json: a list of tables, each with name, file, target and task.\n"
             "Type --data.train FILE.csv --data.target COLUMN for a single table."
         )
-    entries = json.loads(file.read_text(encoding="utf-8"))
+    entries = _json(file)
+    if not isinstance(entries, list):
+        raise DataError(f"{file} holds no list; wanted: tables, each with name, file, target and task.")
     for place, entry in enumerate(entries):
-        lacks = [key for key in ("name", "file", "target") if key not in entry]
+        lacks = [key for key in ("name", "file", "target") if not isinstance(entry, dict) or key not in entry]
         if lacks:
             raise DataError(f"{file}: table {place} has no {lacks[0]!r}; wanted: name, file, target, task.")
+        if entry.get("task", "auto") not in TASKS:
+            raise DataError(f"{file}: {entry['name']} has task {entry['task']!r}; wanted: {' or '.join(TASKS)}.")
     names = [entry["name"] for entry in entries]
+    twice = [name for place, name in enumerate(names) if name in names[:place]]
+    if twice:
+        raise DataError(f"{file} has two tables of the name {twice[0]!r}: rename one.")
     wanted = _names(settings.tables) or names
     unknown = sorted({*wanted, *_names(settings.exclude_tables)} - set(names))
     if unknown:
         raise DataError(f"{file} has no table {unknown[0]!r}; it has {', '.join(names)}.")
     held_out: dict[str, list[int]] = {}
     for splits in sorted(folder.glob("splits*_test_indices.json")):
-        held_out = json.loads(splits.read_text(encoding="utf-8"))
+        held_out = _json(splits)
     found = []
     for entry in entries:
         if entry["name"] not in wanted or entry["name"] in _names(settings.exclude_tables):
             continue
         frame = read_frame(folder / entry["file"])
         is_test = np.zeros(len(frame), bool)
-        is_test[held_out.get(entry["name"], [])] = True
+        places = held_out.get(entry["name"], [])
+        if places and not 0 <= min(places) <= max(places) < len(frame):
+            raise DataError(f"{entry['file']} has {len(frame)} rows, and test rows beyond them are named in {folder}.")
+        is_test[places] = True
         task = entry.get("task", "auto") if settings.task == "auto" else settings.task
         found.append(_cut(entry["name"], entry["target"], task, frame.loc[~is_test], frame.loc[is_test], settings))
+    if not found:
+        raise DataError(f"No table of {file} is left: check it, --data.tables and --data.exclude_tables.")
     return found
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON: {error}.") from None
 
 
 def _names(text: str | None) -> list[str]:
@@ -124,7 +150,9 @@ def _cut(
     """Set aside validation rows (seeded, by class where there are classes); rows without a target are left out."""
     check_frame(name, train, target)
     task = target_task(train[target]) if task == "auto" else task
-    train = _labelled(train, target, task)
+    own, train = train, _labelled(train, target, task)
+    if task == "regression" and not len(train) and as_text(own[target]).notna().any():
+        raise DataError(f"{name}: no value of the target {target!r} is a number; type --data.task classification.")
     check_frame(name, train, target)
     count = min(round(len(train) * settings.validation_fraction), MOST_VALIDATION_ROWS)
     random = np.random.default_rng([settings.split_seed, *name.encode()])

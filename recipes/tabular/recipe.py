@@ -477,6 +477,8 @@ class Recipe:
         """Write the rows with their predictions; says what was written."""
         from recipes.tabular.corpus import read_frame
 
+        if not request.output.absolute().parent.is_dir() or request.output.is_dir():
+            raise DataError(f"{request.output} cannot be written: type --output with a file in a folder that exists.")
         frame = read_frame(request.input)
         by_name = {table.name: table for table in self.tables}
         name = request.table or (next(iter(by_name)) if len(by_name) == 1 else None)

@@ -23,7 +23,8 @@ KINDS = ("numeric", "boolean", "date", "categorical", "text", "id", "constant")
 CHANNELS = 6
 MISSING = frozenset(("", "na", "n/a", "nan", "null", "none", "<na>", "nat", "?", "#n/a"))
 BOOLEAN = frozenset(("true", "false", "yes", "no", "t", "f", "y", "n"))
-DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}([ T]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?)?|\d{1,2}/\d{1,2}/\d{4}")
+CLOCK = r"[ T]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?( ?Z|[+-]\d{2}:?\d{2})?"
+DATE = re.compile(rf"\d{{4}}-\d{{1,2}}-\d{{1,2}}({CLOCK})?|\d{{1,2}}/\d{{1,2}}/\d{{4}}")
 CODE = re.compile(r"[0-9a-fA-F]{8,}|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[A-Za-z]{0,4}[-_]?\d{4,}")
 DATE_PARTS = ("year", "month", "day", "weekday", "hour", "seconds")
 MOST_CATEGORIES = 30
@@ -99,7 +100,12 @@ def as_text(series: pd.Series) -> pd.Series:
     import pandas as pd
 
     values = series.astype(object)
-    codes, distinct = pd.factorize(values, use_na_sentinel=True)
+    try:
+        codes, distinct = pd.factorize(values, use_na_sentinel=True)
+    except TypeError:
+        # Lists and the like, from parquet.
+        values = values.map(lambda cell: cell if pd.api.types.is_hashable(cell) else str(cell))
+        codes, distinct = pd.factorize(values, use_na_sentinel=True)
     words = np.array([_word(value) for value in distinct] + [None], dtype=object)
     return pd.Series(words[codes], index=series.index, dtype=object)
 
@@ -133,7 +139,8 @@ def as_dates(series: pd.Series, part: str) -> np.ndarray:
         series = as_text(series)
     dates = pd.to_datetime(series, errors="coerce", utc=True, format="mixed")
     if part == "seconds":
-        values = (dates - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
+        # In microseconds: nanoseconds hold no year 9999, which stands in many tables for "no end".
+        values = (dates.dt.as_unit("us") - pd.Timestamp(0, tz="UTC").as_unit("us")).dt.total_seconds()
     else:
         values = dates.dt.day_of_week if part == "weekday" else getattr(dates.dt, part)
     return values.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -200,6 +207,8 @@ def fit(
     unknown = sorted(set(kinds) - set(frame.columns))
     if unknown:
         raise DataError(f"data.kinds names {', '.join(unknown)}, which {name} has not: it has {_some(frame.columns)}.")
+    if target in kinds:
+        raise DataError(f"data.kinds names the target {target!r}: type --data.task classification or regression.")
     columns: list[Column] = []
     for source in frame.columns:
         if source == target:

@@ -1,0 +1,58 @@
+"""Files that are not quite tables, and cells that are not quite cells: each works, or is refused in three lines."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from recipes.tabular.corpus import read, read_frame
+from recipes.tabular.recipe import DataSettings
+from recipes.tabular.table import as_dates, as_text, fit, kind_of
+from runner.errors import DataError
+
+
+def test_files_that_are_not_quite_tables(tmp_path: Path) -> None:
+    for name, content, said in [
+        ("semicolons.csv", "a;b\n1,5;x\n", "semicolons"),
+        ("twice.csv", "\ufeffa,a,y\n1,2,x\n", "two columns of the name 'a'"),
+    ]:
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        with pytest.raises(DataError, match=said) as caught:
+            read_frame(tmp_path / name)
+        assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_manifests_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,y\n" + "1,no\n2,yes\n" * 20)
+    good = {"name": "t", "file": "t.csv", "target": "y"}
+    for content, said, changes in [
+        ("{", "not JSON", {}),
+        ("{}", "no list", {}),
+        ('["t"]', "has no 'name'", {}),
+        (json.dumps([good | {"task": "clf"}]), "task 'clf'", {}),
+        (json.dumps([good, good]), "two tables", {}),
+        (json.dumps([good]), "is left", {"exclude_tables": "t"}),
+        (json.dumps([good]), "no value of the target 'y' is a number", {"task": "regression"}),
+    ]:
+        (tmp_path / "manifest.json").write_text(content)
+        with pytest.raises(DataError, match=said):
+            read(DataSettings(corpus=str(tmp_path), **changes))
+    (tmp_path / "splits_seed0_test_indices.json").write_text('{"t": [0, 40]}')
+    with pytest.raises(DataError, match="40 rows"):
+        read(DataSettings(corpus=str(tmp_path)))
+
+
+def test_dates_far_away_and_with_a_zone() -> None:
+    far = pd.Series(["0001-01-01", "9999-12-31", "2020-02-31"])
+    assert np.isfinite(as_dates(far, "seconds")).tolist() == [True, True, False]
+    zones = pd.Series([f"2020-01-{day:02d}T10:00:00{zone}" for day in range(1, 20) for zone in ("Z", "+02:00")])
+    assert kind_of(zones) == "date"
+    assert as_dates(zones, "hour")[:2].tolist() == [10, 8]
+
+
+def test_cells_that_are_lists_and_a_kind_for_the_target() -> None:
+    assert as_text(pd.Series([[1, 2], {"a": 1}, None])).tolist()[:2] == ["[1, 2]", "{'a': 1}"]
+    with pytest.raises(DataError, match=r"--data\.task"):
+        fit("t", pd.DataFrame({"a": [1, 2], "y": ["p", "q"]}), "y", kinds={"y": "text"})
