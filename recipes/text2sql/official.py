@@ -432,12 +432,14 @@ def _mended(sql: str, keep_distinct: bool) -> str:
     for apart, whole in (("> =", ">="), ("< =", "<="), ("! =", "!=")):
         sql = sql.replace(apart, whole)
     if not keep_distinct:
-        kept, level = [], 0
+        kept, level, ended = [], 0, False
         for lexeme in _LEXEMES.findall(sql):
             level += {"(": 1, ")": -1}.get(lexeme, 0)
-            kept += [] if lexeme.lower() == "distinct" else [lexeme]
-            if lexeme == ";" and level <= 0:
+            if ended and not lexeme.isspace() and not lexeme.startswith(("--", "# ")):
                 break
+            kept += [] if lexeme.lower() == "distinct" else [lexeme]
+            # Blanks and a comment behind the semicolon are still of the first statement.
+            ended = ended or (lexeme == ";" and level <= 0)
         sql = "".join(kept)
     return _THIS_YEAR.sub("2020", sql)
 

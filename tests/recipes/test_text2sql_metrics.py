@@ -466,6 +466,11 @@ def test_distinct_goes_from_the_query_and_not_from_its_strings() -> None:
     assert official._mended("SELECT year(CurDate( ) ) > = 1", True) == "SELECT 2020>= 1"
 
 
+def test_a_comment_behind_the_semicolon_is_of_the_first_statement() -> None:
+    assert official._mended("SELECT 1 ; # so; SELECT 2", False) == "SELECT 1 ; # so; SELECT 2"
+    assert official._mended("SELECT DISTINCT 1; SELECT 2", False) == "SELECT  1; "
+
+
 # BIRD --------------------------------------------------------------------------------------------------
 
 
