@@ -461,7 +461,7 @@ def test_every_order_of_columns_is_found() -> None:
 def test_distinct_goes_from_the_query_and_not_from_its_strings() -> None:
     sql = "SELECT DISTINCT a, 'distinct', count(distinct(b)) FROM \"distinct\" -- distinct\n WHERE distincts = 1; x"
     assert official._mended(sql, False) == (
-        "SELECT  a, 'distinct', count((b)) FROM \"distinct\" -- distinct\n WHERE distincts = 1;"
+        "SELECT  a, 'distinct', count((b)) FROM \"distinct\" -- distinct\n WHERE distincts = 1; "
     )
     assert official._mended("SELECT year(CurDate( ) ) > = 1", True) == "SELECT 2020>= 1"
 
