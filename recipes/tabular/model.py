@@ -7,6 +7,7 @@ Sources: TabSTAR, arXiv 2505.18125, section 3 (v1.0 layout); `tabstar` 1.2.2 for
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import math
@@ -241,21 +242,21 @@ class TextEncoder(nn.Module):
         # Kept activations grow with the texts of a step; above this it is cheaper to compute them twice than to swap.
         twice = torch.is_grad_enabled() and sum(sizes) > MOST_KEPT_TOKENS
         pieces = []
-        for first, last in self._chunks(sizes):
+        for first, last in self._chunks(sizes, MOST_CHUNK_TOKENS // (4 if twice else 1)):
             arguments = tokens[first:last, : sizes[last - 1]], lengths[first:last]
             if twice:
                 # Only the token ids are held until the backward pass: the frozen layers' output is read again.
-                pieces.append(checkpoint(self._encode, *arguments, use_reentrant=False))
+                pieces.append(checkpoint(self._encode_frugally, *arguments, use_reentrant=False))
             else:
                 pieces.append(self._encode(*arguments))
         return self.project(torch.cat(pieces))
 
-    def _chunks(self, sizes: list[int]) -> Iterator[tuple[int, int]]:
+    def _chunks(self, sizes: list[int], most_tokens: int = MOST_CHUNK_TOKENS) -> Iterator[tuple[int, int]]:
         """(first, last) of texts that are encoded together: so many texts, and so many tokens with their padding."""
         first = 0
         for place, size in enumerate(sizes):
             count = place - first
-            if count == self.chunk_size or (count and (count + 1) * size > MOST_CHUNK_TOKENS):
+            if count == self.chunk_size or (count and (count + 1) * size > most_tokens):
                 yield first, place
                 first = place
         yield first, len(sizes)
@@ -273,6 +274,12 @@ class TextEncoder(nn.Module):
             vectors = self._encode(tokens[rows, : sizes[rows[-1]]], lengths[rows])
             self._vectors.update((keys[row], vector) for row, vector in zip(rows, vectors, strict=True))
         return torch.stack([self._vectors[key] for key in keys])
+
+    def _encode_frugally(self, chunk: Tensor, sizes: Tensor) -> Tensor:
+        """As `_encode`, after giving back what the chunk before has freed: glibc would keep most of it, and add to it."""
+        with contextlib.suppress(OSError, AttributeError, TypeError):
+            ctypes.CDLL(None).malloc_trim(0)
+        return self._encode(chunk, sizes)
 
     def _encode(self, chunk: Tensor, sizes: Tensor) -> Tensor:
         """(u, l) token ids and their lengths to (u, width of the encoder)."""
