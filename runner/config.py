@@ -160,6 +160,8 @@ class RunSettings:
         if self.max_steps is not None and self.max_steps < 0:
             # transformers.TrainingArguments writes "not set" as -1.
             object.__setattr__(self, "max_steps", None)
+        if self.max_steps is not None:
+            _at_least("max_steps", self.max_steps, 1)
         if self.num_train_epochs is not None and not self.num_train_epochs > 0:
             raise ConfigError(f"num_train_epochs is {self.num_train_epochs}: type a number above 0.")
 

@@ -83,6 +83,7 @@ def test_a_yaml_file_that_is_none(tmp_path: Path) -> None:
     [
         ("--max_steps", "many", "max_steps"),
         ("--lr_scheduler_type", "cosin", "cosine"),
+        ("--max_steps", "0", "at least 1"),
         ("--micro_batch_size", "0", "at least 1"),
         ("--warmup_ratio", "2", "from 0 to 1"),
         ("--learning_rate", "nan", "at least 0"),

@@ -276,7 +276,7 @@ class TextEncoder(nn.Module):
         return torch.stack([self._vectors[key] for key in keys])
 
     def _encode_frugally(self, chunk: Tensor, sizes: Tensor) -> Tensor:
-        """As `_encode`, after giving back what the chunk before has freed: glibc would keep most of it, and add to it."""
+        """As `_encode`, after giving back what the chunk before has freed: glibc keeps it, and takes as much again."""
         with contextlib.suppress(OSError, AttributeError, TypeError):
             ctypes.CDLL(None).malloc_trim(0)
         return self._encode(chunk, sizes)
