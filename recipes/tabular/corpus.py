@@ -1,4 +1,4 @@
-"""Where tables are from: the demo, a folder with a manifest, or a CSV file of yours; and their splits."""
+"""Where tables are from: the demo, a manifest of files and ids, or a CSV file of yours; and their splits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MOST_VALIDATION_ROWS = 1000
 TASKS = ("auto", "classification", "regression")
+KINDS = ("file", "dataset", "openml")
+"""Where a manifest's table may be: beside it, under an id of `datasets`, under a number of OpenML."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,16 +95,18 @@ def _corpus(settings: DataSettings) -> list[Source]:
     file = folder / "manifest.json"
     if not file.is_file():
         raise DataError(
-            f"{folder} has no manifest.json: a list of tables, each with name, file, target and task.\n"
+            f"{folder} has no manifest.json: tables with name, file (or dataset, or openml), target, task.\n"
             "Type --data.train FILE.csv --data.target COLUMN for a single table."
         )
     entries = _json(file)
     if not isinstance(entries, list):
         raise DataError(f"{file} holds no list; wanted: tables, each with name, file, target and task.")
     for place, entry in enumerate(entries):
-        lacks = [key for key in ("name", "file", "target") if not isinstance(entry, dict) or key not in entry]
+        lacks = [key for key in ("name", "target") if not isinstance(entry, dict) or key not in entry]
         if lacks:
             raise DataError(f"{file}: table {place} has no {lacks[0]!r}; wanted: name, file, target, task.")
+        if sum(kind in entry for kind in KINDS) != 1:
+            raise DataError(f"{file}: {entry['name']} has not one of {', '.join(KINDS)}: say where its rows are.")
         if entry.get("task", "auto") not in TASKS:
             raise DataError(f"{file}: {entry['name']} has task {entry['task']!r}; wanted: {' or '.join(TASKS)}.")
     names = [entry["name"] for entry in entries]
@@ -120,17 +124,43 @@ def _corpus(settings: DataSettings) -> list[Source]:
     for entry in entries:
         if entry["name"] not in wanted or entry["name"] in _names(settings.exclude_tables):
             continue
-        frame = read_frame(folder / entry["file"])
+        frame = _rows(entry, folder)
         is_test = np.zeros(len(frame), bool)
         places = held_out.get(entry["name"], [])
         if places and not 0 <= min(places) <= max(places) < len(frame):
-            raise DataError(f"{entry['file']} has {len(frame)} rows, and test rows beyond them are named in {folder}.")
+            raise DataError(f"{entry['name']} has {len(frame)} rows, and test rows beyond them are named in {folder}.")
         is_test[places] = True
         task = entry.get("task", "auto") if settings.task == "auto" else settings.task
         found.append(_cut(entry["name"], entry["target"], task, frame.loc[~is_test], frame.loc[is_test], settings))
     if not found:
         raise DataError(f"No table of {file} is left: check it, --data.tables and --data.exclude_tables.")
     return found
+
+
+def _rows(entry: dict[str, Any], folder: Path) -> pd.DataFrame:
+    """The table of a manifest's entry: a file beside the manifest, or what `datasets` or OpenML has under an id."""
+    if "file" in entry:
+        return read_frame(folder / entry["file"])
+    kind = "dataset" if "dataset" in entry else "openml"
+    try:
+        if kind == "dataset":
+            from datasets import Dataset, load_dataset
+
+            table = load_dataset(entry["dataset"], entry.get("config"), split=entry.get("split", "train"))
+            assert isinstance(table, Dataset)
+            frame = cast("pd.DataFrame", table.to_pandas())
+        else:
+            from sklearn.datasets import fetch_openml
+
+            frame = fetch_openml(data_id=int(entry["openml"]), as_frame=True, parser="auto").frame
+    except Exception as error:  # what a hub, a network or a script may say is without end
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise DataError(
+            f"{entry['name']}: {kind} {entry[kind]!r} was not read: {lines[0]}\n"
+            "Check the id and the network, or put the table beside the manifest and name it as its file."
+        ) from error
+    frame.columns = [str(name) for name in frame.columns]
+    return frame
 
 
 def _json(file: Path) -> Any:

@@ -44,6 +44,41 @@ def test_manifests_that_cannot_be_used(tmp_path: Path) -> None:
         read(DataSettings(corpus=str(tmp_path)))
 
 
+def test_tables_by_their_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` takes a folder for an id; OpenML is played."""
+    import sklearn.datasets
+
+    asked = []
+
+    def fetch(data_id: int, **_: object) -> sklearn.utils.Bunch:
+        asked.append(data_id)
+        return sklearn.utils.Bunch(frame=pd.DataFrame({"b": range(30), "y": ["p", "q", "r"] * 10}))
+
+    monkeypatch.setattr(sklearn.datasets, "fetch_openml", fetch)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "train.csv").write_text("a,y\n" + "1,no\n2,yes\n" * 20)
+    entries = [
+        {"name": "hub", "dataset": str(tmp_path / "hub"), "target": "y"},
+        {"name": "open", "openml": 61, "target": "y"},
+    ]
+    (tmp_path / "manifest.json").write_text(json.dumps(entries))
+    found = {source.name: source for source in read(DataSettings(corpus=str(tmp_path)))}
+    assert asked == [61] and list(found) == ["hub", "open"]
+    assert sum(len(found["hub"].splits[split]) for split in ("train", "validation")) == 40
+    assert sorted(set(found["open"].splits["train"]["y"])) == ["p", "q", "r"]
+    for broken, said in [
+        ({"dataset": str(tmp_path / "nowhere")}, "was not read"),
+        ({"openml": "many"}, "was not read"),
+        ({}, "has not one of"),
+        ({"openml": 61, "file": "t.csv"}, "has not one of"),
+    ]:
+        (tmp_path / "manifest.json").write_text(json.dumps([{"name": "t", "target": "y", **broken}]))
+        with pytest.raises(DataError, match=said) as caught:
+            read(DataSettings(corpus=str(tmp_path)))
+        assert len(str(caught.value).splitlines()) <= 3
+
+
 def test_dates_far_away_and_with_a_zone() -> None:
     far = pd.Series(["0001-01-01", "9999-12-31", "2020-02-31"])
     assert np.isfinite(as_dates(far, "seconds")).tolist() == [True, True, False]
