@@ -152,7 +152,8 @@ def _rows(entry: dict[str, Any], folder: Path) -> pd.DataFrame:
         else:
             from sklearn.datasets import fetch_openml
 
-            frame = fetch_openml(data_id=int(entry["openml"]), as_frame=True, parser="auto").frame
+            fetched: Any = fetch_openml(data_id=int(entry["openml"]), as_frame=True, parser="auto")
+            frame = fetched.frame
     except Exception as error:  # what a hub, a network or a script may say is without end
         lines = str(error).splitlines() or [type(error).__name__]
         raise DataError(
