@@ -52,7 +52,7 @@ def gather(names: Sequence[str], folder: str | None, split: str, evidence: bool,
         raise DataError(f"None of {', '.join(names)} has a {split} split in {folder}.")
     if len(names) == 1:
         return Mixture(parts)
-    # Scored apart, and mixed in evaluation too, so that max_eval_examples leaves some of each.
+    # Scored apart, and mixed in evaluation too, so that the first rows are of all.
     return Mixture(parts, None if split == "train" else interleaved([len(part) for part in parts.values()]))
 
 
