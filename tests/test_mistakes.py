@@ -4,13 +4,13 @@ import json
 import shutil
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from runner.__main__ import main
-from runner.config import RunSettings
 from runner.errors import ConfigError
-from runner.hardware import open_hardware
 from runner.session import held
 from runner.trials import Trial
 from tests.launching import SHORT, TOY
@@ -113,7 +113,7 @@ def test_an_output_dir_with_checkpoints(tmp_path: Path) -> None:
 
 
 def test_two_runs_in_one_output_dir(tmp_path: Path) -> None:
-    hardware = open_hardware(RunSettings())
+    hardware: Any = SimpleNamespace(is_main=True, from_main=lambda value: value)
     with held(tmp_path / "run", hardware):
         with pytest.raises(ConfigError, match="--output_dir"), held(tmp_path / "run", hardware, patience=0.1):
             pass
