@@ -84,8 +84,8 @@ class File:
                 # fsspec needs one more package for these.
                 import pyarrow
 
-                raw: Any = fsspec.open(self.path, "rb").open()
-                return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"), 1 << 20)
+                packed: Any = fsspec.open(self.path, "rb")
+                return io.BufferedReader(pyarrow.CompressedInputStream(packed.open(), "zstd"), 1 << 20)
             opened: Any = fsspec.open(self.path, "rb", compression="infer")
             return opened.open()
         except (OSError, ImportError, ValueError) as error:

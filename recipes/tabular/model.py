@@ -214,6 +214,12 @@ class FrozenStates:
         self.places[key] = (first, len(states))
 
 
+def give_back() -> None:
+    """Return freed memory to the system: glibc keeps it, and takes as much again for the next chunk of texts."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class TextEncoder(nn.Module):
     """A BERT over the distinct texts of a micro-batch; its lower layers may be frozen, and are then cached."""
 
@@ -249,6 +255,8 @@ class TextEncoder(nn.Module):
                 pieces.append(checkpoint(self._encode_frugally, *arguments, use_reentrant=False))
             else:
                 pieces.append(self._encode(*arguments))
+        if twice:
+            give_back()
         return self.project(torch.cat(pieces))
 
     def _chunks(self, sizes: list[int], most_tokens: int = MOST_CHUNK_TOKENS) -> Iterator[tuple[int, int]]:
@@ -276,9 +284,8 @@ class TextEncoder(nn.Module):
         return torch.stack([self._vectors[key] for key in keys])
 
     def _encode_frugally(self, chunk: Tensor, sizes: Tensor) -> Tensor:
-        """As `_encode`, after giving back what the chunk before has freed: glibc keeps it, and takes as much again."""
-        with contextlib.suppress(OSError, AttributeError, TypeError):
-            ctypes.CDLL(None).malloc_trim(0)
+        """As `_encode`, without what the chunk before has freed."""
+        give_back()
         return self._encode(chunk, sizes)
 
     def _encode(self, chunk: Tensor, sizes: Tensor) -> Tensor:
@@ -385,8 +392,10 @@ class TabularModel(nn.Module):
             seen = mask & (torch.rand(mask.shape, device=mask.device) >= self.cell_dropout)
             seen[:, :num_targets] = mask[:, :num_targets]
         attend = None if bool(seen.all()) else seen[:, None, None, :]
+        # As the texts' activations, those of a wide table are computed twice where there are many.
+        twice = torch.is_grad_enabled() and sum(lengths.tolist()) > MOST_KEPT_TOKENS
         for block in self.blocks:
-            states = block(states, attend)
+            states = checkpoint(block, states, attend, use_reentrant=False) if twice else block(states, attend)
         states = self.norm(states[:, :num_targets])
         scores, z = self.classification(states), self.regression(states[:, 0])
         if self.readout is None:
