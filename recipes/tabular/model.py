@@ -214,6 +214,11 @@ class FrozenStates:
         self.places[key] = (first, len(states))
 
 
+def computes_twice(sizes: list[int]) -> bool:
+    """Whether so many tokens train that activations are cheaper to compute again in the backward pass than to keep."""
+    return torch.is_grad_enabled() and sum(sizes) > MOST_KEPT_TOKENS
+
+
 def give_back() -> None:
     """Return freed memory to the system: glibc keeps it, and takes as much again for the next chunk of texts."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
@@ -245,8 +250,7 @@ class TextEncoder(nn.Module):
             return self.project(self._known(tokens, lengths))
         self._vectors.clear()
         sizes = lengths.tolist()
-        # Kept activations grow with the texts of a step; above this it is cheaper to compute them twice than to swap.
-        twice = torch.is_grad_enabled() and sum(sizes) > MOST_KEPT_TOKENS
+        twice = computes_twice(sizes)
         pieces = []
         for first, last in self._chunks(sizes, MOST_CHUNK_TOKENS // (4 if twice else 1)):
             arguments = tokens[first:last, : sizes[last - 1]], lengths[first:last]
@@ -392,8 +396,7 @@ class TabularModel(nn.Module):
             seen = mask & (torch.rand(mask.shape, device=mask.device) >= self.cell_dropout)
             seen[:, :num_targets] = mask[:, :num_targets]
         attend = None if bool(seen.all()) else seen[:, None, None, :]
-        # As the texts' activations, those of a wide table are computed twice where there are many.
-        twice = torch.is_grad_enabled() and sum(lengths.tolist()) > MOST_KEPT_TOKENS
+        twice = computes_twice(lengths.tolist())
         for block in self.blocks:
             states = checkpoint(block, states, attend, use_reentrant=False) if twice else block(states, attend)
         states = self.norm(states[:, :num_targets])
