@@ -148,9 +148,18 @@ class Adapted(nn.Module):
         nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
         self.scale = alpha / rank
         self.dropout = nn.Dropout(dropout)
+        self._merged: Tensor | None = None
+        self._merged_of: tuple[Any, ...] = ()
 
     def forward(self, states: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
+        if not torch.is_grad_enabled() and not self.training:
+            parts = self.layer.weight, self.lora_a, self.lora_b
+            merged_of = (states.device, *(part._version for part in parts))
+            if self._merged is None or merged_of != self._merged_of:
+                self._merged, self._merged_of = parts[0] + self.lora_b @ self.lora_a * self.scale, merged_of
+            return functional.linear(states, self._merged, self.layer.bias)
+        self._merged = None
         low = functional.linear(self.dropout(states), self.lora_a)
         return self.layer(states) + functional.linear(low, self.lora_b) * self.scale
 
@@ -236,6 +245,8 @@ class TextEncoder(nn.Module):
         self.pooling, self.frozen_layers, self.chunk_size, self.cache = pooling, frozen_layers, chunk_size, cache
         text_width = bert.config.hidden_size
         self.project = nn.Identity() if text_width == width else nn.Linear(text_width, width)
+        self.keeps_states = False
+        """Whether texts come again, so that what the frozen layers make of each is kept: from the first step on."""
         self._states: FrozenStates | None = None
         self._version = -1
         self._vectors: dict[bytes, Tensor] = {}
@@ -248,6 +259,7 @@ class TextEncoder(nn.Module):
         """(U, L) token ids, sorted by length, and (U,) lengths to (U, D)."""
         if not self.training and not torch.is_grad_enabled():
             return self.project(self._known(tokens, lengths))
+        self.keeps_states = True
         self._vectors.clear()
         sizes = lengths.tolist()
         twice = computes_twice(sizes)
@@ -263,12 +275,18 @@ class TextEncoder(nn.Module):
             give_back()
         return self.project(torch.cat(pieces))
 
-    def _chunks(self, sizes: list[int], most_tokens: int = MOST_CHUNK_TOKENS) -> Iterator[tuple[int, int]]:
-        """(first, last) of texts that are encoded together: so many texts, and so many tokens with their padding."""
+    def _chunks(
+        self, sizes: list[int], most_tokens: int = MOST_CHUNK_TOKENS, equal: bool = False
+    ) -> Iterator[tuple[int, int]]:
+        """(first, last) of texts that are encoded together: so many, of so many tokens with their padding.
+
+        With `equal`, of one length, so that there is no padding.
+        """
         first = 0
         for place, size in enumerate(sizes):
             count = place - first
-            if count == self.chunk_size or (count and (count + 1) * size > most_tokens):
+            is_full = count == self.chunk_size or (count + 1) * size > most_tokens
+            if count and (is_full or (equal and size > sizes[first])):
                 yield first, place
                 first = place
         yield first, len(sizes)
@@ -281,7 +299,7 @@ class TextEncoder(nn.Module):
         host, sizes = tokens.cpu().numpy(), lengths.tolist()
         keys = [host[row, :size].tobytes() for row, size in enumerate(sizes)]
         new = [row for row, key in enumerate(keys) if key not in self._vectors]
-        for first, last in self._chunks([sizes[row] for row in new]) if new else ():
+        for first, last in self._chunks([sizes[row] for row in new], equal=True) if new else ():
             rows = new[first:last]
             vectors = self._encode(tokens[rows, : sizes[rows[-1]]], lengths[rows])
             self._vectors.update((keys[row], vector) for row, vector in zip(rows, vectors, strict=True))
@@ -295,10 +313,11 @@ class TextEncoder(nn.Module):
     def _encode(self, chunk: Tensor, sizes: Tensor) -> Tensor:
         """(u, l) token ids and their lengths to (u, width of the encoder)."""
         mask = torch.arange(chunk.shape[1], device=chunk.device) < sizes[:, None]
-        states = self._lower(chunk, sizes) if self.frozen_layers else self.bert.embeddings(input_ids=chunk)
+        kept_layers = self.frozen_layers if self.keeps_states else 0
+        states = self._lower(chunk, sizes) if kept_layers else self.bert.embeddings(input_ids=chunk)
         # Where every text is as long, no mask: a text alone and a text in a chunk are then the same sum.
         bias = None if bool(mask.all()) else mask[:, None, None, :]
-        for layer in self.bert.encoder.layer[self.frozen_layers :]:
+        for layer in self.bert.encoder.layer[kept_layers:]:
             states = layer(states, bias)
             states = states[0] if isinstance(states, tuple) else states
         if self.pooling == "cls":

@@ -505,12 +505,15 @@ class Recipe:
         scored = "; ".join(f"{metric} {value:.4f}" for metric, value in known.items())
         return f"{len(frame):,} rows with predictions: {request.output}" + (f"\n{scored}" if scored else "")
 
-    def predict_frame(self, model: Any, table: Table, frame: Any, batch_size: int = 64) -> list[Any]:
+    def predict_frame(self, model: Any, table: Table, frame: Any) -> list[Any]:
         """One row of `predict` for each row of the frame."""
         import torch
 
         data = self.rows([table], [frame])
+        # Large, so that many texts are of one length, and bounded for a wide table.
+        batch_size = max(1, min(1024, 16384 // (len(table.classes) + len(frame.columns))))
         device = next(model.parameters()).device
+        model.texts.keeps_states = False
         rows: list[Any] = []
         with torch.no_grad():
             for first in range(0, len(data), batch_size):

@@ -220,6 +220,42 @@ def test_a_given_encoder_keeps_its_lower_layers_and_the_cache_is_exact(tmp_path:
     assert stored.loss(model, batch).sum.item() != losses[0]
 
 
+def test_a_text_to_predict_is_encoded_once_without_padding_and_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = dataclasses.replace(SMALL, text_encoder=str(pretrained_folder(tmp_path / "bert")), unfrozen_layers=2)
+    recipe = prepared(tmp_path / "assets", model_settings=sizes)
+    model = fresh(recipe)
+    source = next(source for source in read(DATA) if source.name == "repairs")
+    table = next(table for table in recipe.tables if table.name == "repairs")
+    frame = source.splits["test"]
+    encode, encoded = model.texts._encode, []
+
+    def spy(chunk: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+        assert chunk.shape[1] == int(sizes.min())
+        encoded.extend(map(tuple, chunk.tolist()))
+        return encode(chunk, sizes)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.texts, "_encode", spy)
+        found = recipe.predict_frame(model.eval(), table, frame)
+        assert recipe.predict_frame(model, table, frame) == found
+    assert len(encoded) == len(set(encoded)) and model.texts._states is None
+    # In a run, what the frozen layers make of a text is computed for it alone, and kept: the same numbers.
+    recipe.loss(model.train(), batch_of(recipe, [0])).sum.backward()
+    model.texts._vectors.clear()
+    batch = recipe.collate(recipe.rows([table], [frame]).__getitems__(list(range(len(frame)))))
+    with torch.no_grad():
+        again = recipe.predict(model.eval(), batch)
+    count = len(model.texts._states.memory)
+    assert count > len(encoded) / 2
+    for row, kept in zip(found, again, strict=True):
+        assert kept["probabilities"] == pytest.approx(row["probabilities"], rel=1e-5)
+    frame = frame.assign(**{frame.columns[0]: "words never read before"})
+    recipe.predict_frame(model, table, frame)
+    assert len(model.texts._states.memory) == count
+
+
 def test_a_checkpoint_predicts_where_the_given_encoder_is_not(tmp_path: Path) -> None:
     given = pretrained_folder(tmp_path / "bert")
     sizes = dataclasses.replace(SMALL, text_encoder=str(given), unfrozen_layers=1)
