@@ -234,6 +234,11 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def _first(output: Any) -> Tensor:
+    """The states among what a layer of a text encoder returns: some return more."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 class TextEncoder(nn.Module):
     """A BERT over the distinct texts of a micro-batch; its lower layers may be frozen, and are then cached."""
 
@@ -317,9 +322,13 @@ class TextEncoder(nn.Module):
         states = self._lower(chunk, sizes) if kept_layers else self.bert.embeddings(input_ids=chunk)
         # Where every text is as long, no mask: a text alone and a text in a chunk are then the same sum.
         bias = None if bool(mask.all()) else mask[:, None, None, :]
-        for layer in self.bert.encoder.layer[kept_layers:]:
-            states = layer(states, bias)
-            states = states[0] if isinstance(states, tuple) else states
+        layers = self.bert.encoder.layer
+        for layer in layers[kept_layers:]:
+            if layer is layers[-1] and self.pooling == "cls" and hasattr(layer, "feed_forward_chunk"):
+                # Only the first token is read: what follows the last attention of a BERT is computed for it alone.
+                states = layer.feed_forward_chunk(_first(layer.attention(states, bias))[:, :1])
+            else:
+                states = _first(layer(states, bias))
         if self.pooling == "cls":
             return states[:, 0]
         return (states * mask[..., None]).sum(1) / sizes[:, None]
@@ -340,8 +349,7 @@ class TextEncoder(nn.Module):
                 with torch.autocast(chunk.device.type, enabled=False):
                     hidden = self.bert.embeddings(input_ids=ids[None].to(chunk.device))
                     for layer in frozen[1:]:
-                        hidden = layer(hidden, None)
-                        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+                        hidden = _first(layer(hidden, None))
                 known = hidden[0].float().cpu()
                 states.put(key, known)
             found[row, :size] = known.to(chunk.device)

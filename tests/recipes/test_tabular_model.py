@@ -220,6 +220,25 @@ def test_a_given_encoder_keeps_its_lower_layers_and_the_cache_is_exact(tmp_path:
     assert stored.loss(model, batch).sum.item() != losses[0]
 
 
+@pytest.mark.parametrize("adapt", ["lora", "full", "frozen_text"])
+def test_the_vector_of_a_text_is_berts_first_token(tmp_path: Path, adapt: Any) -> None:
+    sizes = dataclasses.replace(SMALL, text_encoder=str(pretrained_folder(tmp_path / "bert")), unfrozen_layers=2)
+    recipe = prepared(tmp_path / "assets", model_settings=sizes, stage="finetune", adapt=adapt)
+    model, batch = fresh(recipe).eval(), batch_of(recipe, [0, 1, 2])
+    tokens, lengths = batch.extra["tokens"], batch.extra["lengths"]
+    mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long()
+    assert not mask.all()
+    with torch.no_grad():
+        wanted = model.texts.bert(tokens, attention_mask=mask).last_hidden_state[:, 0]
+        for keeps in (False, True):
+            model.texts.keeps_states = keeps
+            model.texts._vectors.clear()
+            torch.testing.assert_close(model.texts._known(tokens, lengths), wanted)
+    recipe.loss(model.train(), batch).sum.backward()
+    learns = any(value.grad is not None for value in model.texts.bert.parameters())
+    assert learns == (adapt != "frozen_text")
+
+
 def test_a_text_to_predict_is_encoded_once_without_padding_and_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
