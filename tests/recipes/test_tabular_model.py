@@ -234,6 +234,7 @@ def test_the_vector_of_a_text_is_berts_first_token(tmp_path: Path, adapt: Any) -
             model.texts.keeps_states = keeps
             model.texts._vectors.clear()
             torch.testing.assert_close(model.texts._known(tokens, lengths), wanted)
+            torch.testing.assert_close(model.texts._encode(tokens, lengths), wanted)
     recipe.loss(model.train(), batch).sum.backward()
     learns = any(value.grad is not None for value in model.texts.bert.parameters())
     assert learns == (adapt != "frozen_text")
