@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.text2sql import spider_match
+from recipes.text2sql import pairs, spider_match
 from recipes.text2sql.execution import (
     MAX_HEAP_BYTES,
     MAX_RESULT_BYTES,
@@ -68,135 +68,37 @@ def score_files(
     `folder` holds the databases, `tables.json` and BIRD's questions in any of their usual places. Raises DataError
     for files that are missing or not in their format, ConfigError where `folder` is needed and not given.
     """
+    if metric == "bird_ves" and repeats < 1:
+        raise ConfigError(f"repeats is {repeats}: type a number of at least 1.")
     if metric == "wikisql_lf":
-        rows = list(_wikisql(Path(gold), Path(pred), Path(folder) if folder else None))
-        return _table(metric, rows), rows
+        found = pairs.wikisql(Path(gold), Path(pred))
+        path = _wikisql_database(Path(gold), Path(folder) if folder else None)
+        if path is None:
+            found.notes.append(f"no {Path(gold).stem}.db beside {gold}: nothing was executed")
+        judged = _wikisql(found.pairs, path)
+        return _finished(metric, judged, found)
     if folder is None:
         raise ConfigError(f"{metric} needs the databases' folder: type --data.dir with the one that holds them.")
     data = _Folder(Path(folder))
     if metric.startswith("bird"):
-        queries = _bird_gold(Path(gold))
-        pairs = list(zip(_bird_predictions(Path(pred), len(queries)), queries, strict=True))
-        rows = list(_bird(pairs, data, Path(gold), repeats if metric == "bird_ves" else None))
+        found = pairs.bird(Path(gold), Path(pred))
+        judged = _bird(found.pairs, data, Path(gold), repeats if metric == "bird_ves" else None)
     else:
-        pairs = _spider_pairs(Path(gold), Path(pred))
+        found = pairs.spider(Path(gold), Path(pred))
         judge = {"spider_em": _exact, "spider_exec": _execution, "test_suite": _test_suite}[metric]
-        rows = [{"index": index, **judge(*pair, data, keep_distinct)} for index, pair in enumerate(pairs)]
-    return _table(metric, rows), rows
+        judged = ({"index": index, **judge(*pair, data, keep_distinct)} for index, pair in enumerate(found.pairs))
+    return _finished(metric, judged, found)
 
 
-# Files -------------------------------------------------------------------------------------------------
+def _finished(metric: str, judged: Iterable[Row], found: pairs.Pairs) -> tuple[str, list[Row]]:
+    """The table and the rows, with a bar on a terminal where they take longer than a second."""
+    from tqdm import tqdm
 
-_LINE_ENDS = re.compile(r"\s*[\r\n\t]\s*")
-
-
-def _lines(path: Path, encoding: str = "utf-8-sig") -> list[str]:
-    """The file's lines; a byte order mark, at which the programs stop, is no part of the first."""
-    try:
-        # As the programs read: only line ends end a line, and blanks around it do not count.
-        with path.open(encoding=encoding, errors="replace") as file:
-            return [line.strip() for line in file]
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
+    rows = list(tqdm(judged, total=len(found.pairs), unit="pair", dynamic_ncols=True, disable=None, delay=1))
+    return "\n".join([_table(metric, rows), *(f"  note: {note}" for note in found.notes)]), rows
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads("\n".join(_lines(path)))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON: {error}.") from error
-
-
-def _own_rows(path: Path, lines: Sequence[str]) -> list[str] | None:
-    """The predictions in what `relay evaluate --checkpoint ... --output` wrote, or None where it is another file."""
-    if not lines or not lines[0].startswith("{") or path.suffix != ".jsonl":
-        return None
-    try:
-        return [_LINE_ENDS.sub(" ", json.loads(line)["predicted"]).strip() for line in lines if line]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f'{path} has a line without "predicted": give the rows that relay evaluate wrote, or one query a line.'
-        ) from error
-
-
-def _spider_pairs(gold: Path, pred: Path) -> list[tuple[str, str, str]]:
-    """(predicted, gold, database) of each line; a blank line of gold stands between two dialogues."""
-    if gold.suffix == ".json":
-        queries = [f"{_LINE_ENDS.sub(' ', query).strip()}\t{name}" for query, name in _questions(gold)]
-    else:
-        queries = _lines(gold)
-    while queries and not queries[-1]:
-        queries.pop()
-    # The programs do not stop at a byte order mark here: it spoils the first prediction.
-    lines = _lines(pred, "utf-8")
-    predictions = _own_rows(pred, lines) or lines
-    if not any(queries):
-        raise DataError(f"{gold} has no queries: give a file with SQL<TAB>db_id on each line.")
-    if len(predictions) > len(queries):
-        # A blank line is an empty prediction, but not at the end of the file.
-        while len(predictions) > len(queries) and not predictions[-1]:
-            predictions.pop()
-    elif len(predictions) == len(queries) - 1:
-        # The last prediction is empty, and its line was not ended.
-        predictions = [*predictions, ""]
-    if len(predictions) != len(queries):
-        predictions, queries = [line for line in predictions if line], [line for line in queries if line]
-    if len(predictions) != len(queries):
-        raise DataError(
-            f"{pred} has {len(predictions)} predictions, and {gold} has {len(queries)} queries.\n"
-            "Give one prediction for each query, in their order; an empty line is an empty prediction."
-        )
-    pairs = []
-    for number, (line, query) in enumerate(zip(predictions, queries, strict=True), 1):
-        if query:
-            parts = query.split("\t")
-            if len(parts) < 2:
-                raise DataError(f"Line {number} of {gold} has no database: write SQL, a tab and the db_id.")
-            pairs.append((line.split("\t")[0], parts[0], parts[1]))
-    return pairs
-
-
-def _questions(path: Path) -> list[tuple[str, str]]:
-    """(query, database) of a JSON list of questions, as Spider and BIRD have them."""
-    try:
-        return [(entry["query"] if "query" in entry else entry["SQL"], entry["db_id"]) for entry in _json(path)]
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is no list of questions with query (or SQL) and db_id.") from error
-
-
-def _bird_gold(path: Path) -> list[tuple[str, str]]:
-    if path.suffix == ".json":
-        return _questions(path)
-    queries = []
-    for number, line in enumerate(_lines(path), 1):
-        sql, tab, name = line.rpartition("\t")
-        if line and not tab:
-            raise DataError(f"Line {number} of {path} has no database: write SQL, a tab and the db_id.")
-        if line:
-            queries.append((sql, name))
-    if not queries:
-        raise DataError(f"{path} has no queries: give a file with SQL<TAB>db_id on each line.")
-    return queries
-
-
-def _bird_predictions(path: Path, wanted: int) -> list[str]:
-    """By position, whatever the keys, as the program takes them; what is no text is an empty query."""
-    predictions = _own_rows(path, _lines(path))
-    if predictions is None:
-        values = _json(path)
-        if not isinstance(values, Mapping):
-            raise DataError(
-                f'{path} is no JSON object: BIRD\'s predictions are {{"0": "SQL\\t----- bird -----\\tdb_id"}}.'
-            )
-        predictions = []
-        for value in values.values():
-            parts = value.split("\t----- bird -----\t") if isinstance(value, str) else [" "]
-            predictions.append(parts[0] if len(parts) == 2 else value.strip() if isinstance(value, str) else " ")
-    if len(predictions) != wanted:
-        raise DataError(
-            f"{path} has {len(predictions)} predictions, and there are {wanted} gold queries: give as many."
-        )
-    return predictions
+# Databases ---------------------------------------------------------------------------------------------
 
 
 class _Folder:
@@ -250,7 +152,7 @@ class _Folder:
             path = folder / "tables.json"
             if path.is_file():
                 try:
-                    return {entry["db_id"]: entry for entry in _json(path)}
+                    return {entry["db_id"]: entry for entry in pairs.read_json(path)}
                 except (KeyError, TypeError) as error:
                     raise DataError(f"{path} is not in the format of Spider's tables.json.") from error
         return {}
@@ -299,7 +201,7 @@ class _Folder:
             for path in sorted({*folder.glob("*dev*.json"), *folder.glob("*/*dev*.json")}):
                 entries: Any = ()
                 with contextlib.suppress(DataError):  # It may be anything; what is wanted here is optional.
-                    entries = _json(path)
+                    entries = pairs.read_json(path)
                 for entry in entries if isinstance(entries, list) else []:
                     if isinstance(entry, Mapping) and {"difficulty", "SQL", "db_id"} <= entry.keys():
                         found.setdefault((entry["db_id"], _spaced(entry["SQL"])), entry["difficulty"])
@@ -485,24 +387,22 @@ def _without_column_order(row: tuple[Any, ...]) -> tuple[Any, ...]:
 # BIRD --------------------------------------------------------------------------------------------------
 
 
-def _bird(
-    pairs: Iterable[tuple[str, tuple[str, str]]], data: _Folder, gold: Path, repeats: int | None
-) -> Iterator[Row]:
+def _bird(found: Iterable[tuple[str, str, str]], data: _Folder, gold: Path, repeats: int | None) -> Iterator[Row]:
     levels = data.difficulties(gold)
     limits = _limits(timeout_seconds=30.0, bad_text="strict", distinct=True)
-    for index, (predicted, (query, name)) in enumerate(pairs):
+    for index, (predicted, query, name) in enumerate(found):
         row: Row = {"index": index, "score": 0, "hardness": levels.get((name, _spaced(query)), "unknown"), "why": ""}
         row["db_id"] = name
         path = data.database(name, of_bird=True)
         if path is None:
             yield row | {"score": None, "why": "no database"}
             continue
-        wanted, found = _remembered(path, query, limits), _rows_of(execute(path, predicted, limits=limits))
-        if found.error is not None:
-            row["why"] = f"it fails: {found.error}"
+        wanted, ours = _remembered(path, query, limits), _rows_of(execute(path, predicted, limits=limits))
+        if ours.error is not None:
+            row["why"] = f"it fails: {ours.error}"
         elif wanted.error is not None:
             row["why"] = f"the gold query fails: {wanted.error}"
-        elif set(found.rows) != set(wanted.rows):
+        elif set(ours.rows) != set(wanted.rows):
             row["why"] = "other rows"
         elif repeats is None:
             row["score"] = 1
@@ -531,36 +431,22 @@ _COMPARISONS = ("=", ">", "<", "OP")
 _NUMBER = re.compile(r"[-+]?\d*\.\d+|\d+")
 
 
-def _wikisql(gold: Path, pred: Path, folder: Path | None) -> Iterator[Row]:
-    queries, predictions = ([line for line in _lines(path) if line] for path in (gold, pred))
-    if len(queries) != len(predictions):
-        raise DataError(
-            f"{pred} has {len(predictions)} lines and {gold} {len(queries)}: give as many predictions as questions."
-        )
-    path = _wikisql_database(gold, folder)
-    for index, (line, predicted) in enumerate(zip(queries, predictions, strict=True)):
-        try:
-            question, answer = json.loads(line), json.loads(predicted)
-            table, wanted = question["table_id"], _Structured(question["sql"])
-            error = answer.get("error")
-        except (ValueError, KeyError, TypeError, AttributeError) as wrong:
-            raise DataError(
-                f"Line {index + 1} of {gold} or {pred} is not in WikiSQL's format.\n"
-                'Wanted are {"table_id": ..., "sql": {"sel", "agg", "conds"}} and {"query": {"sel", "agg", "conds"}}.'
-            ) from wrong
+def _wikisql(found: Iterable[tuple[Any, Any, str]], path: Path | None) -> Iterator[Row]:
+    for index, (answer, question, table) in enumerate(found):
+        wanted, error = _Structured(question), answer.get("error")
         row: Row = {"index": index, "score": 0, "hardness": f"{len(wanted.conditions)} conditions", "why": ""}
         row["ordered"] = 0
         try:
-            found = None if error else _Structured(answer["query"])
-            row["score"], row["ordered"] = int(found == wanted), int(found is not None and found.is_in_order(wanted))
+            ours = None if error else _Structured(answer["query"])
+            row["score"], row["ordered"] = int(ours == wanted), int(ours is not None and ours.is_in_order(wanted))
         except (ValueError, KeyError, TypeError, AttributeError):
-            found = None
-        if found is None:
+            ours = None
+        if ours is None:
             row["why"] = str(error or "it has no query with sel, agg and conds")
         elif not row["score"]:
-            row["why"] = "differs in " + ", ".join(found.differing(wanted))
+            row["why"] = "differs in " + ", ".join(ours.differing(wanted))
         if path is not None:
-            results = [_wikisql_rows(path, table, query) for query in (wanted, found)]
+            results = [_wikisql_rows(path, table, query) for query in (wanted, ours)]
             row["execution"] = int(results[0] is not None and results[0] == results[1])
         yield row
 
@@ -668,10 +554,22 @@ def _rows_of(result: Execution) -> Execution:
     return Execution() if result.error == NOTHING else result
 
 
-@functools.lru_cache(maxsize=64)
+_kept: dict[tuple[Path, str, Limits], Execution] = {}
+KEPT_RESULTS, KEPT_ROWS = 64, 10_000
+
+
 def _remembered(path: Path, sql: str, limits: Limits) -> Execution:
-    # Gold queries come back: most of Spider's have a neighbour that asks the same in other words.
-    return _rows_of(execute(path, sql, limits=limits))
+    # Gold queries come back: most of Spider's have a neighbour that asks the same in other words. Large results are
+    # not kept: sixty of a million rows are six gigabytes.
+    key = (path, sql, limits)
+    if key in _kept:
+        return _kept[key]
+    result = _rows_of(execute(path, sql, limits=limits))
+    if len(result.rows) <= KEPT_ROWS:
+        if len(_kept) >= KEPT_RESULTS:
+            del _kept[next(iter(_kept))]
+        _kept[key] = result
+    return result
 
 
 def _table(metric: str, rows: Sequence[Row]) -> str:
@@ -699,7 +597,9 @@ def _table(metric: str, rows: Sequence[Row]) -> str:
         means = [statistics.fmean(map(value, members)) if members else 0.0 for value in columns.values()]
         lines.append(f"  {level:14}{len(members):>7,}" + "".join(f"{mean:>13.4f}" for mean in means))
     if len(scored) < len(rows):
-        lines.append(f"  {len(rows) - len(scored):,} more pairs could not be scored: their databases are not there")
+        names = sorted({row["db_id"] for row in rows if row["score"] is None})
+        which = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        lines.append(f"  {len(rows) - len(scored):,} more pairs could not be scored: no database {which}")
     unread = sum("cannot read it" in row["why"] for row in rows)
     if unread:
         lines.append(f"  {unread:,} predictions the official grammar cannot read")

@@ -495,7 +495,7 @@ class Recipe:
         gold: str
         """File of the right queries: SQL<TAB>db_id on each line; WikiSQL: jsonl."""
         pred: str
-        """File of the predictions: one on each line; BIRD: a JSON object; WikiSQL: jsonl."""
+        """File of the predictions: one on each line; BIRD: a JSON object or list; WikiSQL: jsonl."""
         output: str | None = None
         """File for the rows, one JSON object per pair."""
         keep_distinct: bool = False

@@ -402,7 +402,7 @@ def test_execution_is_that_of_each_program(gold: str, predicted: str, wanted: st
     data = official._Folder(folder)
     spider = official._execution(predicted, gold, "school", data, False)
     suite = official._test_suite(predicted, gold, "school", data, False)
-    (bird,) = official._bird([(predicted, (gold, "school"))], data, folder / "gold.sql", None)
+    (bird,) = official._bird([(predicted, gold, "school")], data, folder / "gold.sql", None)
     found = [row["score"] for row in (spider, suite, bird)]
     # Where a program stops, the pair scores 0.
     assert found == [int(letter == "1") for letter in wanted], (spider, suite, bird)
@@ -426,7 +426,7 @@ def test_what_a_prediction_would_break_stays_whole(predicted: str, folder: Path)
     before = [path.read_bytes() for path in data.suite("school")]
     for judge in (official._execution, official._test_suite):
         assert judge(predicted, gold, "school", data, False)["score"] == 0
-    (row,) = official._bird([(predicted, (gold, "school"))], data, folder / "gold.sql", None)
+    (row,) = official._bird([(predicted, gold, "school")], data, folder / "gold.sql", None)
     assert row["score"] == 0 and row["why"]
     assert [path.read_bytes() for path in data.suite("school")] == before
 
@@ -625,35 +625,160 @@ def test_databases_behind_a_link_are_found(folder: Path, tmp_path: Path) -> None
     assert found is not None and found.is_file() and len(data.suite("school")) == 2
 
 
-def test_files_that_do_not_fit_are_said_so(folder: Path, tmp_path: Path) -> None:
-    (folder / "one.sql").write_text("SELECT 1\tschool\n")
-    (folder / "two.sql").write_text("SELECT 1\nSELECT 2\nSELECT 3\n")
-    (folder / "list.json").write_text("[]")
+GOLD = "SELECT name FROM student\tschool\n"
+ASKED = json.dumps({"table_id": "1-2", "sql": WANTED}) + "\n"
+JSON_LINES = '{"query": "SELECT 1"}\n' * 2
 
-    def score(metric: str, gold: str, pred: str, root: Path | None = folder) -> None:
-        official.score_files(metric, str(folder / gold), str(folder / pred), root and str(root))
+# Metric, gold, predictions, and what the error says: of the file, of what it looks like, of what is wanted.
+REFUSED = [
+    ("spider_em", GOLD, "SELECT 1\nSELECT 2\nSELECT 3\n", "pred has 3 predictions, and .*gold has 1 queries"),
+    ("spider_em", GOLD * 3, "SELECT 1\n", "has 1 predictions, and .* has 3 queries.*\n.*the first 1 and say nothing"),
+    # The line was not ended, so that it is not one whose successor is empty.
+    ("spider_em", GOLD * 2, "SELECT 1", "has 1 predictions, and .* has 2 queries"),
+    ("spider_em", GOLD * 2, JSON_LINES, "like .*WikiSQL.*\nWanted is one query .*; type --metric wikisql_lf"),
+    ("spider_em", GOLD * 2, '{"sql": "SELECT 1"}\n' * 2, "looks like JSON lines with sql"),
+    ("spider_em", GOLD, '{"predicted": "SELECT 1"}\n{"sql": 1}\n', 'a line without "predicted"'),
+    ("spider_em", GOLD, '{"predicted": "SELECT 1"}\n' * 2, "has 2 predictions.*\n.*max_eval_examples"),
+    ("spider_em", GOLD, '{"0": "SELECT 1"}', "looks like a JSON object .*BIRD.*\n.*; type --metric bird_ex"),
+    ("spider_em", GOLD, "", "pred is empty: type --pred with a file that has predictions in it"),
+    ("spider_em", "\n\n", "SELECT 1", "gold is empty: type --gold with"),
+    ("spider_em", "SELECT 1\n", "SELECT 1\n", r"Line 1 of .*gold has no database: 'SELECT 1'.\n.*each other's place"),
+    ("spider_em", '[{"question": "?"}]', "SELECT 1\n", "no list of questions with query"),
+    ("bird_ex", GOLD, "SELECT 1\n", "looks like one query .*\nWanted is a JSON object .* --metric spider_em"),
+    ("bird_ex", GOLD, '{"0": "SELECT 1",', "looks like broken JSON"),
+    ("bird_ex", GOLD, '[{"SQL": "SELECT 1"}]', "looks like a JSON list of objects.\nWanted is a JSON object"),
+    ("bird_ex", GOLD, "[]", "has no predictions"),
+    ("bird_ex", GOLD * 3, '["SELECT 1"]', "has 1 predictions, and .* has 3 queries"),
+    ("bird_ex", "SELECT 1\n", '["SELECT 1"]', "Line 1 of .*gold has no database"),
+    ("wikisql_lf", ASKED, "SELECT 1\n", "Line 1 of .*pred is not in .*\nWanted is .*; type --metric spider_em"),
+    ("wikisql_lf", GOLD, "{}", "Line 1 of .*gold is not in the format"),
+    ("wikisql_lf", '{"table_id": "1-2", "sql": {"sel": 1}}', "{}", "Line 1 of .*gold is not in the format"),
+    ("wikisql_lf", ASKED, '\n{"predicted": "SELECT 1"}\n', "Line 2 of .*pred is not in the format"),
+    ("wikisql_lf", ASKED * 2, json.dumps({"query": WANTED}), "has 1 predictions, and .* has 2 queries"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("metric", "gold", "pred", "wanted"), REFUSED, ids=lambda text: text[:30])
+def test_files_that_do_not_fit_are_said_so(metric: str, gold: str, pred: str, wanted: str, folder: Path) -> None:
+    (folder / "gold").write_text(gold)
+    (folder / "pred").write_text(pred)
+    with pytest.raises(DataError, match=wanted) as error:
+        official.score_files(metric, str(folder / "gold"), str(folder / "pred"), str(folder))
+    assert len(str(error.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize("metric", ["spider_em", "bird_ex", "wikisql_lf"])
+@pytest.mark.parametrize(
+    ("data", "wanted"),
+    [
+        ("SELECT 1\nSELECT 'é'\n".encode("latin-1"), "not UTF-8: line 2 has the byte 0xe9"),
+        ("SELECT 1\n".encode("utf-16"), "is UTF-16.*\n.*iconv -f UTF-16"),
+        (b"SQLite format 3\0 and more", "is a SQLite database"),
+    ],
+)
+def test_a_file_in_another_encoding_is_refused(metric: str, data: bytes, wanted: str, folder: Path) -> None:
+    (folder / "gold").write_text(ASKED if metric == "wikisql_lf" else GOLD)
+    (folder / "pred").write_bytes(data)
+    for first, second in (("gold", "pred"), ("pred", "gold")):
+        with pytest.raises(DataError, match=wanted):
+            official.score_files(metric, str(folder / first), str(folder / second), str(folder))
+
+
+def test_what_is_not_there_is_said_so(folder: Path) -> None:
+    (folder / "one.sql").write_text(GOLD)
+    (folder / "list.json").write_text('["SELECT 1"]')
+
+    def score(metric: str, gold: str, pred: str, root: Path | None = folder, repeats: int = 1) -> None:
+        official.score_files(metric, str(folder / gold), str(folder / pred), root and str(root), repeats=repeats)
 
     with pytest.raises(ConfigError, match="--data.dir"):
         score("spider_em", "one.sql", "one.sql", None)
+    with pytest.raises(ConfigError, match="repeats is 0"):
+        score("bird_ves", "one.sql", "list.json", repeats=0)
     with pytest.raises(DataError, match="There is no folder"):
         score("spider_em", "one.sql", "one.sql", folder / "nowhere")
-    with pytest.raises(DataError, match="has 3 predictions, and .* has 1 queries"):
-        score("spider_em", "one.sql", "two.sql")
-    with pytest.raises(DataError, match="Line 1 of .*two.sql has no database"):
-        score("spider_em", "two.sql", "two.sql")
-    with pytest.raises(DataError, match="no JSON object"):
-        score("bird_ex", "one.sql", "list.json")
-    with pytest.raises(DataError, match="Cannot read"):
-        score("test_suite", "missing.sql", "one.sql")
-    with pytest.raises(DataError, match="is not in WikiSQL's format"):
-        score("wikisql_lf", "list.json", "list.json")
+    for gold, pred in (("missing.sql", "one.sql"), ("one.sql", "missing.sql"), (".", "one.sql")):
+        with pytest.raises(DataError, match="Cannot read"):
+            score("test_suite", gold, pred)
     (folder / "gone.sql").write_text("SELECT name FROM student\tgone\n")
     with pytest.raises(DataError, match="None of the databases is there: gone"):
         score("test_suite", "gone.sql", "one.sql")
     (folder / "spider" / "tables.json").unlink()
-    (folder / "named.sql").write_text("SELECT name FROM student\tschool\n")
     with pytest.raises(DataError, match=r"not in a tables.json"):
-        score("spider_em", "named.sql", "named.sql")
+        score("spider_em", "one.sql", "one.sql")
+
+
+# Gold, predictions, scores, and what the table says of them.
+NOTED = [
+    (GOLD * 2, "SELECT name FROM student\n", [1, 0], "one line less than there are queries: .* taken for empty"),
+    (GOLD * 2, "SELECT name FROM student\n\nSELECT name FROM student\n", [1, 1], "blank lines left out \\(3 predict"),
+    (GOLD * 2, "SELECT name FROM student\n\n\n\n", [1, 0], None),
+    (GOLD * 2, "SELECT name FROM student\r\nSELECT age FROM student\r\n", [1, 0], None),
+    (GOLD * 2 + "\n\n", "{\nSELECT name FROM student", [0, 1], None),
+    (GOLD * 2, "SELECT 1\tschool\nSELECT 1\tother\n", [0, 0], "1 predictions name another .* pair 1 .other"),
+    (GOLD + "SELECT 1\tgone\n", "SELECT 1\nSELECT 1\n", [0, None], "1 more pairs could not .*: no database gone"),
+    (GOLD * 2, "\ufeffSELECT name FROM student\n" * 2, [0, 0], "begin with a byte order mark"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("gold", "pred", "scores", "note"), NOTED)
+def test_what_was_guessed_is_told(gold: str, pred: str, scores: list[Any], note: str | None, folder: Path) -> None:
+    (folder / "gold.sql").write_bytes(gold.encode())
+    (folder / "pred.sql").write_bytes(pred.encode())
+    table, rows = official.score_files("spider_em", str(folder / "gold.sql"), str(folder / "pred.sql"), str(folder))
+    assert [(row["index"], row["score"]) for row in rows] == list(enumerate(scores))
+    assert re.search(note, table) if note else "note:" not in table, table
+
+
+def test_birds_predictions_may_be_a_list_or_have_no_database(folder: Path) -> None:
+    (folder / "gold.sql").write_text(GOLD * 2)
+    queries = ["SELECT name FROM student", "SELECT age FROM student"]
+    whole = {str(place): f"{query}\t----- bird -----\tschool" for place, query in enumerate(queries)}
+    for pred in (queries, dict(enumerate(queries)), whole):
+        (folder / "pred.json").write_text(json.dumps(pred, indent=1))
+        table, rows = official.score_files("bird_ex", str(folder / "gold.sql"), str(folder / "pred.json"), str(folder))
+        assert [row["score"] for row in rows] == [1, 0] and "note:" not in table
+    (folder / "pred.json").write_text(json.dumps({"1": queries[0], "0": None}))
+    table, rows = official.score_files("bird_ex", str(folder / "gold.sql"), str(folder / "pred.json"), str(folder))
+    assert [row["score"] for row in rows] == [1, 0]
+    assert "keys of the predictions are not 0, 1, 2" in table and "1 predictions are no text" in table
+
+
+def test_rows_of_other_questions_are_noticed(folder: Path) -> None:
+    (folder / "gold.sql").write_text(GOLD)
+    (folder / "pred.jsonl").write_text(json.dumps({"predicted": "SELECT name FROM student", "db_id": "other"}))
+    table, _ = official.score_files("spider_em", str(folder / "gold.sql"), str(folder / "pred.jsonl"), str(folder))
+    assert "1 predictions name another database than their gold query, first pair 0 (other, not school)" in table
+
+
+def test_large_results_are_not_kept(folder: Path) -> None:
+    limits = official._limits()
+    path = folder / "spider/database/school/school.sqlite"
+    many = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c LIMIT {}) SELECT n FROM c"
+    official._kept.clear()
+    assert len(official._remembered(path, many.format(official.KEPT_ROWS + 1), limits).rows) == official.KEPT_ROWS + 1
+    assert not official._kept
+    for number in range(official.KEPT_RESULTS + 5):
+        assert official._remembered(path, f"SELECT {number}", limits).rows == ((number,),)
+    assert len(official._kept) == official.KEPT_RESULTS
+
+
+@pytest.mark.parametrize("metric", ["spider_em", "spider_exec", "test_suite", "bird_ex", "bird_ves", "wikisql_lf"])
+def test_a_bar_on_a_terminal_only(
+    metric: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pred = {"bird": '["SELECT 1", "SELECT 1"]', "wikisql": '{"error": "none"}\n' * 2}
+    texts = {"gold": (ASKED if metric == "wikisql_lf" else GOLD) * 2}
+    texts["pred"] = pred.get(metric.split("_")[0], "SELECT 1\nSELECT 1\n")
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    for terminal in (False, True):
+        monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal, raising=False)
+        # A second at each look at the clock: long enough for a bar.
+        times = iter(range(1_000_000))
+        monkeypatch.setattr("tqdm.std.time", lambda times=times: float(next(times)))
+        official.score_files(metric, str(folder / "gold"), str(folder / "pred"), str(folder), repeats=1)
+        assert ("2/2" in capsys.readouterr().err) == terminal
 
 
 def test_help_names_the_flags_and_the_recipes_that_have_them(capsys: pytest.CaptureFixture[str]) -> None:
