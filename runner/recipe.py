@@ -179,6 +179,11 @@ class Recipe(Protocol):
         the same model (a new head, adapters). Without it, every name and shape must be the same."""
         ...
 
+    def fresh_start(self) -> str | None:
+        """A line to say before a training that begins without weights: no checkpoint, no `--init_from`. Raises
+        ConfigError where these settings make no sense so, such as adapters on a model that is still to be read."""
+        ...
+
     def end_step(self, model: nn.Module, tally: Tensor) -> None:
         """Change what does not learn by gradients (buffers), after each update, from the tally of the step: the
         same on every process. `model` is unwrapped. Only called where `loss` gives a tally."""

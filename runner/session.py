@@ -113,6 +113,7 @@ def _run(config: Config, hardware: Hardware, signals: Signals) -> None:
 def put_together(config: Config, hardware: Hardware, signals: Any, found: Path | None, state: State) -> loop.Run:
     """A run, ready to train from `state`: recipe, data, lanes, model and optimiser, with what `found` holds of them."""
     settings = config.run
+    fresh_start(config, found)
     check_batch(settings.batch_size or 0, settings.micro_batch_size)
     check_world((settings.batch_size or 0) // settings.micro_batch_size, hardware.num_processes)
     recipe = prepare(config, Path(settings.output_dir or "") / "assets", found, hardware)
@@ -124,6 +125,13 @@ def put_together(config: Config, hardware: Hardware, signals: Any, found: Path |
     if found is not None:
         restore(run, found)
     return run
+
+
+def fresh_start(config: Config, found: Path | None) -> str | None:
+    """What the recipe says of a training that begins without weights. Raises ConfigError where it refuses to."""
+    if found is not None or config.run.init_from or not hasattr(config.recipe, "fresh_start"):
+        return None
+    return config.recipe.fresh_start()
 
 
 def _trained(run: loop.Run) -> bool:
@@ -206,7 +214,12 @@ def prepare(config: Config, assets: Path, found: Path | None, hardware: Hardware
     recipe, source = config.recipe, found
     if source is None and config.run.init_from:
         source = source_of_weights(config.run.init_from)
-    if hardware.is_main and not config.run.dry_run:
+    if config.run.dry_run:
+        import tempfile
+
+        # One for each process, as nothing may be written where the others look.
+        assets = Path(tempfile.mkdtemp(prefix="relay-dry-run-"))
+    if hardware.is_main or config.run.dry_run:
         assets.mkdir(parents=True, exist_ok=True)
         if source is not None and (source / "assets").is_dir():
             shutil.copytree(source / "assets", assets, dirs_exist_ok=True)
@@ -216,10 +229,6 @@ def prepare(config: Config, assets: Path, found: Path | None, hardware: Hardware
             shutil.copytree(source, assets, dirs_exist_ok=True, ignore=others)
     if not hasattr(recipe, "prepare"):
         return recipe
-    if config.run.dry_run:
-        import tempfile
-
-        assets = Path(tempfile.mkdtemp(prefix="relay-dry-run-"))
     if hardware.is_main:
         recipe = recipe.prepare(assets)
     hardware.accelerator.wait_for_everyone()
@@ -420,6 +429,9 @@ def _introduce(run: loop.Run, config: Config, found: Path | None) -> None:
     )
     for warning in getattr(run.train_data, "warnings", lambda _: [])(run.max_steps * run.lanes.batch_size):
         say(f"warning: {warning}")
+    remark = fresh_start(config, found)
+    if remark is not None:
+        say(f"warning: {remark}")
     warmup_steps = num_warmup_steps(run.settings, run.max_steps)
     if warmup_steps < run.settings.warmup_steps:
         most = f"{run.settings.max_warmup_ratio:.0%} of all"

@@ -359,6 +359,21 @@ class Recipe:
                 model.texts.bert.requires_grad_(False)
         return model
 
+    def fresh_start(self) -> str | None:
+        """Stage finetune needs weights to adapt: refused without, or told what stays as it was drawn."""
+        if self.stage != "finetune":
+            return None
+        if self.model_settings.text_encoder is None:
+            raise ConfigError(
+                "--stage finetune came without --init_from, so there is no trained model to adapt.\n"
+                "Type --init_from RUN/checkpoint-latest, or leave out --stage finetune to train from nothing."
+            )
+        frozen = " and stay as they were drawn under their adapters" if self.adapt == "lora" else ""
+        return (
+            "stage finetune without --init_from: only the text encoder is trained; fusion, interaction and heads "
+            f"are random{frozen}. --init_from RUN/checkpoint-latest brings trained ones."
+        )
+
     def inherit(self, model: Any, tensors: dict[str, Any]) -> None:
         """The weights of another stage: adapters start fresh, or are merged where this stage has none."""
         import torch
