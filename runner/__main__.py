@@ -49,6 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
     except RelayError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        # What a shell makes of a program that SIGINT ended.
+        return 130
 
 
 if __name__ == "__main__":

@@ -397,11 +397,12 @@ def _bird(found: Iterable[tuple[str, str, str]], data: _Folder, gold: Path, repe
         if path is None:
             yield row | {"score": None, "why": "no database"}
             continue
+        check_database(path)
         wanted, ours = _remembered(path, query, limits), _rows_of(execute(path, predicted, limits=limits))
-        if ours.error is not None:
-            row["why"] = f"it fails: {ours.error}"
-        elif wanted.error is not None:
+        if wanted.error is not None:
             row["why"] = f"the gold query fails: {wanted.error}"
+        elif ours.error is not None:
+            row["why"] = f"it fails: {ours.error}"
         elif set(ours.rows) != set(wanted.rows):
             row["why"] = "other rows"
         elif repeats is None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -60,11 +61,11 @@ def main(arguments: list[str]) -> None:
     found = evaluate_rows(recipe, model.to(hardware.device), data, hardware, settings.micro_batch_size)
     assert found is not None
     scores, rows = found
-    _write(rows, settings.output)
     print(f"{settings.split}, {len(data):,} examples")
     width = max(len(name) for name in scores)
     for name, value in scores.items():
         print(f"  {name:{width}}  {value:.4f}")
+    _write(rows, settings.output)
 
 
 def _score_files(arguments: list[str]) -> None:
@@ -82,8 +83,8 @@ def _score_files(arguments: list[str]) -> None:
     files = parse_into(recipe.Files, own, f"relay evaluate --recipe {name}")
     _check_output(files.output)
     text, rows = parse(["--recipe", name, *others]).recipe.score_files(files)
-    _write(rows, files.output)
     print(text)
+    _write(rows, files.output)
 
 
 def _without_a_model() -> str:
@@ -101,11 +102,20 @@ def _without_a_model() -> str:
 
 
 def _check_output(output: str | None) -> None:
-    if output is not None and not Path(output).resolve().parent.is_dir():
+    """Before the work, not after it."""
+    if output is None:
+        return
+    path = Path(output)
+    if not path.parent.is_dir():
         raise ConfigError(f"There is no folder for {output}: type --output with a file in one that is there.")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{output} cannot be written: type --output with a file, in a folder that you may write in.")
 
 
 def _write(rows: Sequence[Any], output: str | None) -> None:
     if output is not None:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        Path(output).write_text(text, encoding="utf-8")
+        try:
+            Path(output).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"{output} cannot be written: {error.strerror}. Type --output with another file.") from None

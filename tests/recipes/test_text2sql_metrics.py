@@ -744,6 +744,40 @@ def test_birds_predictions_may_be_a_list_or_have_no_database(folder: Path) -> No
     assert "keys of the predictions are not 0, 1, 2" in table and "1 predictions are no text" in table
 
 
+def test_a_damaged_database_is_no_wrong_prediction(folder: Path) -> None:
+    (folder / "gold.sql").write_text(GOLD * 2)
+    (folder / "pred.json").write_text('["SELECT name FROM student", "SELECT nothing"]')
+    path = folder / "spider/database/school/school.sqlite"
+
+    def score() -> str:
+        return official.score_files("bird_ex", str(folder / "gold.sql"), str(folder / "pred.json"), str(folder))[0]
+
+    path.write_bytes(path.read_bytes()[:1000])
+    assert "2 pairs score 0 because their gold query fails" in score()
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(DataError, match="is not a database"):
+        score()
+
+
+def test_where_rows_cannot_be_written_nothing_is_scored(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("gold", "pred"):
+        (folder / f"{name}.sql").write_text(GOLD)
+    words = ["evaluate", "--recipe", "text2sql", "--metric", "spider_em", "--data.dir", str(folder)]
+    words += ["--gold", str(folder / "gold.sql"), "--pred", str(folder / "pred.sql"), "--output"]
+    for output in (folder, folder / "nowhere" / "rows.jsonl"):
+        assert main([*words, str(output)]) == 2
+        shown = capsys.readouterr()
+        assert "--output" in shown.err and not shown.out
+
+
+def test_control_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("runner.commands.evaluate.main", interrupted)
+    assert main(["evaluate"]) == 130 and capsys.readouterr().err == "interrupted\n"
+
+
 def test_rows_of_other_questions_are_noticed(folder: Path) -> None:
     (folder / "gold.sql").write_text(GOLD)
     (folder / "pred.jsonl").write_text(json.dumps({"predicted": "SELECT name FROM student", "db_id": "other"}))
