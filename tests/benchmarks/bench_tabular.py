@@ -25,7 +25,7 @@ import torch
 from recipes.tabular.presets import presets
 from recipes.tabular.recipe import DataSettings, ModelSettings, Recipe
 
-ROWS, STEPS, PREDICTED = 16, 2, 256
+ROWS, STEPS, PREDICTED, ROUNDS = 16, 2, 256, 3
 
 
 def e5_folder(folder: Path, texts: list[str]) -> Path:
@@ -145,7 +145,7 @@ def test_a_step_and_a_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             for batch in get_dataloader(verbalizer.transform(held_frame.drop(columns=target), None), False, 128):
                 adapted.eval()(x_txt=batch.x_txt, x_num=batch.x_num, d_output=2)
 
-    predicted = {"the package": seconds(predict)}
+    predictions: dict[str, Callable[[], Any]] = {"the package": predict}
     for preset in ("tabstar-v1.0", "tabstar"):
         own = {"train": str(tmp_path / "rows.csv"), "target": target, "validation_fraction": 0.0}
         recipe = plain if preset == "tabstar-v1.0" else recipe_of(preset, encoder, tmp_path / preset, **own)
@@ -161,12 +161,23 @@ def test_a_step_and_a_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                     update(model, optimizer, loss.sum / loss.weight)  # noqa: B023
 
                 taken.setdefault(f"{preset}, {epoch}", []).append(seconds(one))
-        predicted[preset] = seconds(lambda: recipe.predict_frame(model.eval(), recipe.tables[0], held))  # noqa: B023
+
+        def predict_ours(recipe: Recipe = recipe, model: Any = model) -> None:
+            # Otherwise the second round would find the texts of the first.
+            model.texts._vectors.clear()
+            recipe.predict_frame(model.eval(), recipe.tables[0], held)
+
+        predictions[preset] = predict_ours
+    predicted: dict[str, list[float]] = {name: [] for name in predictions}
+    for _ in range(ROUNDS):
+        for name, work in predictions.items():
+            predicted[name].append(seconds(work))
     for name, each in taken.items():
         ratio = statistics.median(taken["the package"]) / statistics.median(each)
         print(f"  step of {ROWS} rows   {name:26} {statistics.median(each):6.2f} CPU s   {ratio:.2f} x")
     for name, each in predicted.items():
-        print(f"  {PREDICTED} rows predicted {name:26} {each:6.2f} CPU s   {predicted['the package'] / each:.2f} x")
+        ratio = statistics.median(predicted["the package"]) / statistics.median(each)
+        print(f"  {PREDICTED} rows predicted {name:26} {statistics.median(each):6.2f} CPU s   {ratio:.2f} x")
     assert statistics.median(taken["the package"]) > statistics.median(taken["tabstar, later"])
 
 
