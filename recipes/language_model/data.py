@@ -213,9 +213,7 @@ class PackedStream:
 
 def estimated_rows(corpus: Corpus, packer: Packer) -> int | None:
     """Rows of an epoch, from the first pieces of the training split; None where the size is not known."""
-    if any(file.path.startswith("datasets://") or file.is_compressed for file in corpus.files):
-        return None
-    if corpus.files[0].suffix == ".parquet":
+    if not corpus.can_seek:
         return None
     pieces = corpus.pieces("train", 1 << 16)
     chosen = pieces[:: max(1, len(pieces) // 8)][:8]

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # Bytes up to which everything is tokenised before the first step.
 HELD_AT_ONCE = 64_000_000
+# Byte pairs begin with every byte and three special tokens.
+LEAST_VOCABULARY, MOST_VOCABULARY = 259, 1_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,8 @@ class DataSettings:
     """The text, and how it is cut into rows."""
 
     source: str | None = None
-    """Files, folders, globs or URLs (.txt, .jsonl, .parquet, compressed), or a `datasets` id; none: made stories."""
+    """Files, folders, globs or URLs (.txt, .jsonl, .json, .csv, .tsv, .parquet, compressed), or a `datasets` id; none:
+    made stories."""
     validation_source: str | None = None
     """Text to judge by; none: the part of the source that validation_split names."""
     validation_split: float = 0.1
@@ -40,7 +44,7 @@ class DataSettings:
     val_split: str | None = None
     """Of a `datasets` id: the split to judge by, instead of a share of the other."""
     text_column: str = "text"
-    """The column of .jsonl, .parquet and `datasets` that holds the text."""
+    """The column of .jsonl, .json, .csv, .tsv, .parquet and `datasets` that holds the text."""
     document_separator: str | None = None
     """What stands between two documents of a text file, such as "\\n\\n"; none: a file is one document."""
     streaming: bool | None = None
@@ -91,6 +95,18 @@ class TokenizerSettings:
     """Documents to learn from, at most 4 MB of text."""
     retrain: bool = False
     """Fit the tokenizer anew where the output folder has one."""
+
+    def __post_init__(self) -> None:
+        wanted = f"type a number from {LEAST_VOCABULARY} to {MOST_VOCABULARY:,}"
+        for name, number in (("vocab_size", self.vocab_size), ("max_vocab_size", str(self.max_vocab_size))):
+            if name == "vocab_size" and number == "auto":
+                continue
+            if not number.isdecimal() or not LEAST_VOCABULARY <= int(number) <= MOST_VOCABULARY:
+                raise ConfigError(f"tokenizer.{name} is {number}: {wanted}{', or auto' * (name == 'vocab_size')}.")
+        if self.train_examples < 1:
+            raise ConfigError(f"tokenizer.train_examples is {self.train_examples}: type a number of at least 1.")
+        if self.path is not None and self.kind != "path":
+            raise ConfigError(f"tokenizer.path came with kind {self.kind}: type --tokenizer.kind path, too.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,6 +199,7 @@ class Recipe:
         if is_there and not wants_another:
             return bound
         bound._fit_tokenizer(tokens).save_pretrained(folder)
+        bound._tell_of_validation()
         (folder / "fitted.json").write_text(json.dumps({"kind": self.tokenizer_settings.kind}) + "\n", encoding="utf-8")
         if self.model_settings.pretrained:
             # So that a run's folder says by itself what its model is.
@@ -191,6 +208,18 @@ class Recipe:
             config: Any = AutoConfig.from_pretrained(self.model_settings.pretrained)
             (folder / "base_config.json").write_text(config.to_json_string(use_diff=False), encoding="utf-8")
         return bound
+
+    def _tell_of_validation(self) -> None:
+        """Say where a share was asked for, and there is too little to have one."""
+        corpus = self._corpus()
+        if corpus.validation and next(iter(corpus.passages("validation")), None) is None:
+            print(
+                "note: there is nothing to judge by: of what is read from its start, each "
+                f"{max(2, round(1 / corpus.validation))}th document or part is, and the source has fewer.\n"
+                "Type --data.validation_source with other text, or a larger --data.validation_split.",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _fit_tokenizer(self, tokens: Any) -> Any:
         from recipes.language_model.model import other_parameters

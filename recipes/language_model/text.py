@@ -1,4 +1,4 @@
-"""Reading text: files, folders, globs, URLs, JSON lines, Parquet, compressed files and `datasets` ids, as documents.
+"""Reading text: files, folders, globs, URLs, JSON, Parquet, tables, compressed files and `datasets` ids, as documents.
 
 Plain text and JSON lines can be entered anywhere: they are cut into pieces of bytes, at line ends. Everything else
 is read from its start, document after document.
@@ -6,6 +6,7 @@ is read from its start, document after document.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import functools
 import glob
@@ -29,6 +30,10 @@ PIECE = 1 << 18
 """Bytes of a piece: what is read of plain text at a time."""
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 LINES = (".jsonl", ".ndjson")
+TABLES = (".json", ".csv", ".tsv")
+"""Rows, of which one column is text. Of a folder only where it has nothing of KNOWN: often they tell of the others."""
+ROWS = (".parquet", *TABLES)
+"""Read from their start, row by row."""
 KNOWN = (".txt", ".text", ".md", *LINES, ".parquet")
 MOST_VALIDATION = 1_000_000
 """Bytes: the most that is cut off the training data for validation."""
@@ -117,9 +122,10 @@ def _list_one(word: str) -> list[File]:
             raise DataError(f"No file is named {word!r}: check the pattern given to --data.source.")
     elif Path(word).is_dir():
         found = sorted(path for path in Path(word).rglob("*") if path.is_file())
-        paths = [str(path) for path in found if File(str(path), 0).suffix in KNOWN]
+        paths = _readable([str(path) for path in found])
         if not paths:
-            raise DataError(f"The folder {word} has no text in it: wanted are files called *{', *'.join(KNOWN)}.")
+            kinds = ", *".join((*KNOWN, *TABLES))
+            raise DataError(f"The folder {word} has no text in it: wanted are files called *{kinds}.")
     elif Path(word).is_file():
         paths = [word]
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", word) and not re.match(r"\.\D", File(word, 0).suffix):
@@ -130,6 +136,11 @@ def _list_one(word: str) -> list[File]:
     return [File(path, Path(path).stat().st_size) for path in paths]
 
 
+def _readable(paths: list[str]) -> list[str]:
+    """Of a folder's files, those that hold text."""
+    return next((some for kinds in (KNOWN, TABLES) if (some := [p for p in paths if File(p, 0).suffix in kinds])), [])
+
+
 def _list_url(url: str) -> list[File]:
     import fsspec
 
@@ -138,7 +149,7 @@ def _list_url(url: str) -> list[File]:
         if any(mark in path for mark in "*?["):
             paths = sorted(system.glob(path))
         elif system.isdir(path):
-            paths = [each for each in sorted(system.find(path)) if File(each, 0).suffix in KNOWN]
+            paths = _readable(sorted(system.find(path)))
         else:
             paths = [path]
         scheme = url.partition("://")[0]
@@ -165,15 +176,14 @@ class Corpus:
     def can_seek(self) -> bool:
         """Whether reading can begin anywhere."""
         return not any(
-            file.is_compressed or file.suffix == ".parquet" or file.path.startswith("datasets://")
-            for file in self.files
+            file.is_compressed or file.suffix in ROWS or file.path.startswith("datasets://") for file in self.files
         )
 
     @property
     def is_long_text(self) -> bool:
         """Whether there is nothing but text without a separator: its parts are as large as many documents."""
         return self.settings.document_separator is None and not any(
-            file.has_lines or file.suffix == ".parquet" or file.path.startswith("datasets://") for file in self.files
+            file.has_lines or file.suffix in ROWS or file.path.startswith("datasets://") for file in self.files
         )
 
     @property
@@ -290,7 +300,7 @@ class Corpus:
             yield from self._passages_of(file, skip)
         except UnicodeDecodeError as error:
             raise _not_utf8(file, error) from None
-        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        except (OSError, EOFError, zlib.error, lzma.LZMAError, csv.Error) as error:
             raise DataError(f"{file.path} cannot be read: {error}\nIs it whole, and of the kind it is named?") from None
 
     def _passages_of(self, file: File, skip: int) -> Iterator[Passage | int]:
@@ -298,6 +308,10 @@ class Corpus:
             yield from self._from_datasets(file.path.removeprefix("datasets://"), skip)
         elif file.suffix == ".parquet":
             yield from self._from_parquet(file, skip)
+        elif file.suffix in TABLES:
+            with file.open() as opened:
+                lines = io.TextIOWrapper(opened, "utf-8-sig", newline="")
+                yield from (self._from_json_file if file.suffix == ".json" else self._from_table)(file, lines)
         elif file.has_lines:
             with file.open() as opened:
                 for line in io.BufferedReader(opened, 1 << 20):  # type: ignore[type-var, arg-type]
@@ -305,21 +319,52 @@ class Corpus:
                         yield self._from_json(file, line)
         else:
             with file.open() as opened:
-                yield from self._from_text(io.TextIOWrapper(opened, "utf-8", newline=""))
+                # Each tenth part is for validation: a short text has short parts.
+                part = max(256, min(1 << 16, file.size // 20))
+                yield from self._from_text(io.TextIOWrapper(opened, "utf-8", newline=""), part)
 
-    def _from_text(self, opened: io.TextIOWrapper) -> Iterator[Passage]:
+    def _from_text(self, opened: io.TextIOWrapper, part: int) -> Iterator[Passage]:
         """The passages of text that can only be read on: ends are known once nothing follows."""
         separator, waiting, starts = self.settings.document_separator, "", True
         while chunk := opened.read(1 << 16):
             waiting += chunk
             if separator is not None:
                 *whole, waiting = waiting.split(_unescape(separator))
-                yield from (Passage(part) for part in whole)
-            elif len(waiting) >= 1 << 17:
-                line_end = waiting.rfind("\n", 0, 1 << 16) + 1 or 1 << 16
+                yield from (Passage(document) for document in whole)
+            while separator is None and len(waiting) >= 2 * part:
+                line_end = waiting.rfind("\n", 0, part) + 1 or part
                 yield Passage(waiting[:line_end], starts, False)
                 waiting, starts = waiting[line_end:], False
         yield Passage(waiting, starts or separator is not None)
+
+    def _from_table(self, file: File, lines: io.TextIOWrapper) -> Iterator[Passage]:
+        # A cell may be a whole book; its limit is one of the process.
+        csv.field_size_limit(1 << 30)
+        rows = csv.reader(lines, delimiter="\t" if file.suffix == ".tsv" else ",")
+        names = next(rows, [])
+        if self.settings.text_column not in names:
+            self._column(file.path, dict.fromkeys(names))
+        place = names.index(self.settings.text_column)
+        for row in rows:
+            yield Passage(row[place] if place < len(row) else "")
+
+    def _from_json_file(self, file: File, lines: io.TextIOWrapper) -> Iterator[Passage]:
+        """A list of objects or of texts, which is read whole; or JSON lines, for all the file's name."""
+        first = next((line for line in lines if line.strip()), "")
+        try:
+            has_lines = isinstance(json.loads(first), dict)
+        except ValueError:
+            has_lines = False
+        if has_lines:
+            yield self._from_json(file, first.encode())
+            yield from (self._from_json(file, line.encode()) for line in lines if line.strip())
+            return
+        try:
+            rows = json.loads(first + lines.read())
+        except ValueError as error:
+            raise DataError(f"{file.path} is not JSON: {error}. Text in it is read where it is called .txt.") from None
+        for row in rows if isinstance(rows, list) else [rows]:
+            yield Passage(row if isinstance(row, str) else self._column(file.path, row))
 
     def _from_parquet(self, file: File, skip: int) -> Iterator[Passage | int]:
         import pyarrow.parquet

@@ -88,7 +88,25 @@ def truncated(tokenizer: Any, vocab_size: int) -> Any:
 
 
 def from_path(path: Path) -> Any:
-    """The tokenizer of a folder or a tokenizer.json. Raises DataError where there is none."""
+    """The tokenizer of a folder or a tokenizer.json. Raises DataError where there is none, or a damaged one."""
+    try:
+        return _from_path(path)
+    except DataError:
+        raise
+    # `tokenizers` knows no other kind of error, transformers several.
+    except Exception as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    said = " ".join(str(error).split()) or type(error).__name__
+    return DataError(
+        f"The tokenizer at {path} cannot be read: {said if len(said) <= 160 else f'{said[:157]}...'}\n"
+        "Wanted is a whole tokenizer.json, or vocab.json and merges.txt, as they were saved."
+    )
+
+
+def _from_path(path: Path) -> Any:
     from tokenizers import ByteLevelBPETokenizer, Tokenizer
     from transformers import AutoTokenizer
 
@@ -126,7 +144,10 @@ def load(folder: Path) -> Any:
     """The tokenizer that `prepare` wrote."""
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    except Exception as error:
+        raise _unreadable(folder, error) from None
     # Text that happens to spell a special token is text.
     tokenizer.backend_tokenizer.encode_special_tokens = True
     return tokenizer
@@ -260,10 +281,10 @@ def fit(settings: TokenizerSettings, corpus: Any, other_parameters: int, hidden_
     if settings.kind == "char":
         return characters(texts)
     if settings.vocab_size != "auto":
-        try:
-            return byte_pairs(texts, int(settings.vocab_size))
-        except ValueError:
-            raise ConfigError(f"tokenizer.vocab_size is {settings.vocab_size!r}: type a number, or auto.") from None
+        tokenizer = byte_pairs(texts, int(settings.vocab_size))
+        if len(tokenizer) < int(settings.vocab_size):
+            print(f"tokenizer.vocab_size {settings.vocab_size} is more than the text has: {len(tokenizer):,} tokens.")
+        return tokenizer
     # Texts of a thousand characters or so: what is held back to measure on must not be one long document.
     parts = [text[at : at + 2000] for text in texts for at in range(0, len(text), 2000)]
     whole = byte_pairs([part for number, part in enumerate(parts) if number % 10], settings.max_vocab_size)

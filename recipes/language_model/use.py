@@ -35,6 +35,7 @@ def answer(recipe: Any, model: Any, request: Any) -> str:
             raise DataError(f"{request.prompts} is not UTF-8 text: convert it first, for example with iconv.") from None
         if not prompts:
             raise DataError(f"{request.prompts} is empty: give a file with one beginning per line.")
+    tell_unknown(recipe.tokenizer, "".join(prompts), set())
     prompts = [prompt for prompt in prompts for _ in range(request.samples)]
     if len(prompts) == 1 and request.stream:
         follow(recipe, model, prompts, request, _show)
@@ -106,6 +107,19 @@ def follow(
     return [tokenizer.decode(ids, skip_special_tokens=True) for ids in written]
 
 
+def tell_unknown(tokenizer: Any, prompt: str, told: set[str]) -> None:
+    """Say which characters of a prompt the tokenizer has not, once each; `told` are those that were said before."""
+    if tokenizer.unk_token_id is None:
+        return
+    seen = sorted(set(prompt) - told)
+    ids = tokens.encode(tokenizer, seen)
+    unknown = [character for character, own in zip(seen, ids, strict=True) if tokenizer.unk_token_id in own]
+    told.update(unknown)
+    if unknown:
+        shown = " ".join(map(repr, unknown[:20])) + (" ..." if len(unknown) > 20 else "")
+        print(f"note: never seen in training, and read as {tokenizer.unk_token}: {shown}", file=sys.stderr, flush=True)
+
+
 class Parts:
     """Shows new text as soon as its characters are whole; `generate` calls it a streamer."""
 
@@ -139,6 +153,7 @@ def _show(text: str) -> None:
 
 def converse(recipe: Any, model: Any, request: Any) -> str:
     """Read prompts and commands until the input ends."""
+    told: set[str] = set()
     print(f"Type the beginning of a text, or /{' N, /'.join(NUMBERS)} N, /status or /quit.")
     while True:
         try:
@@ -150,6 +165,7 @@ def converse(recipe: Any, model: Any, request: Any) -> str:
         if line.startswith("/"):
             request = changed(request, line[1:].split())
         else:
+            tell_unknown(recipe.tokenizer, line, told)
             follow(recipe, model, [line], request, _show)
 
 
