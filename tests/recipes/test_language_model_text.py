@@ -175,7 +175,8 @@ def test_a_vocabulary_that_cannot_be_is_refused(size: str) -> None:
     with pytest.raises(ConfigError, match=r"vocab_size is .*type a number from 259 to 1,000,000, or auto"):
         TokenizerSettings(vocab_size=size)
     assert TokenizerSettings(vocab_size="259").vocab_size == "259"
-    for settings in ({"max_vocab_size": 3}, {"train_examples": 0}, {"path": "somewhere"}):
+    wrong: list[dict[str, Any]] = [{"max_vocab_size": 3}, {"train_examples": 0}, {"path": "somewhere"}]
+    for settings in wrong:
         with pytest.raises(ConfigError, match=next(iter(settings))):
             TokenizerSettings(**settings)
 
