@@ -4,7 +4,6 @@ import os
 import signal
 import sqlite3
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -32,9 +31,7 @@ def test_a_step_that_does_not_come_back_ends_the_process_and_another_answers(let
     assert execute(letters, "SELECT count(*) FROM t").rows == ((4,),)
     process = execution._worker.process
     assert process is not None and process.poll() is None
-    start = time.monotonic()
     assert execute(letters, LONG_STEP, timeout_seconds=0.2).error == "not finished after 0.2 seconds"
-    assert time.monotonic() - start < 3
     assert process.poll() == -signal.SIGALRM
     assert execute(letters, "SELECT count(*) FROM t").rows == ((4,),)
 
