@@ -36,19 +36,25 @@ def evaluate_rows(
     hardware: Hardware,
     micro_batch_size: int,
     asked_to_stop: Callable[[], bool] = lambda: False,
+    shows_progress: bool = False,
 ) -> tuple[dict[str, float], list[Any]] | None:
     """The scores, on every process, and on the main process what `predict` gave for every example, in order.
 
+    `shows_progress`: a bar, where standard error is a terminal and it takes longer than a second.
     The loss is the sum over all scored things divided by their number, added in the data's order, so that it does
     not depend on the number of processes.
     """
+    from tqdm import tqdm
+
     model.eval()
     starts = list(range(0, len(dataset), micro_batch_size))
     rounds = -(-len(starts) // hardware.num_processes)
     rows: list[tuple[int, Any]] = []
     sums: list[tuple[int, float, float]] = []
     with whole(model), torch.no_grad(), hardware.accelerator.autocast():
-        for turn in range(rounds):
+        # None: on a terminal only.
+        silent = None if shows_progress and hardware.is_main else True
+        for turn in tqdm(range(rounds), unit="batch", dynamic_ncols=True, disable=silent, delay=1):
             if asked_to_stop():
                 model.train()
                 return None

@@ -43,6 +43,7 @@ MISTAKES = [
     (["evaluate", "--checkpoint", "no/such"], "is no checkpoint"),
     (["evaluate", "--checkpoint", "RUN", "--split", "test2"], "test2"),
     (["evaluate", "--checkpoint", "RUN", "--nois", "3"], "Did you mean --noise?"),
+    (["evaluate", "--checkpoint", "RUN", "--output", "RUN"], "cannot be written: type --output"),
     (["export", "--checkpoint", "RUN", "--output", "RUN"], "is there already"),
     (["report"], "relay report runs/NAME"),
     (["plan", "--recipe", TOY, "--batch_size", "12"], "--micro_batch_size"),
@@ -77,6 +78,18 @@ def test_evaluate_gives_the_scores_of_the_training_and_a_row_per_example(
     for name in ("loss", "mae", "rows"):
         assert math.isclose(float(printed[name]), last[name], abs_tol=1e-4)
     assert len(rows.read_text(encoding="utf-8").splitlines()) == 31
+
+
+def test_a_long_evaluation_shows_a_bar_on_a_terminal(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for terminal in (False, True):
+        monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal, raising=False)
+        # A second at each look at the clock: long enough for a bar.
+        times = iter(range(1_000_000))
+        monkeypatch.setattr("tqdm.std.time", lambda times=times: float(next(times)))
+        assert main(["evaluate", "--checkpoint", str(run), "--micro_batch_size", "4", "--mixed_precision", "no"]) == 0
+        assert ("8/8" in capsys.readouterr().err) == terminal
 
 
 def test_an_exported_model_is_loaded_by_transformers(tmp_path: Path) -> None:
