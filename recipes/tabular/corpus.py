@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from recipes.tabular.table import as_numbers, as_text, check_frame, target_task
+from recipes.tabular.forms import Form, number_evidence, numbers
+from recipes.tabular.table import (
+    as_numbers,
+    as_text,
+    check_frame,
+    check_target,
+    named_kinds,
+    target_form,
+    target_task,
+)
 from runner.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,6 +33,32 @@ MOST_VALIDATION_ROWS = 1000
 TASKS = ("auto", "classification", "regression")
 KINDS = ("file", "dataset", "openml")
 """Where a manifest's table may be: beside it, under an id of `datasets`, under a number of OpenML."""
+TEXTS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": ","}
+"""Endings of text in columns, with the usual separator."""
+WORKBOOKS = {".xlsx": "openpyxl", ".xls": "xlrd"}
+"""Endings of Excel's files, with the package that reads them."""
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+HEAD = 65536
+"""Bytes of a file that are looked at first."""
+MARKS = {
+    b"\xef\xbb\xbf": "utf-8-sig",
+    b"\xff\xfe\0\0": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
+"""Byte order marks."""
+NOT_TEXT = {
+    b"PK\x03\x04": "a zip archive or an Excel workbook",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+    b"PAR1": "a parquet file",
+    b"\x1f\x8b": "compressed by gzip",
+    b"%PDF": "a PDF",
+    b"<!DOCTYPE": "a web page",
+    b"<!doctype": "a web page",
+    b"<html": "a web page",
+    b"version https://git-lfs": "a pointer of Git LFS (git lfs pull fetches the file)",
+}
+"""How files begin that are often called .csv by mistake."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +69,8 @@ class Source:
     target: str
     task: Any
     splits: dict[str, pd.DataFrame]
+    said: tuple[str, ...] = ()
+    """What was made of the file and its rows, for people."""
 
 
 def read(settings: DataSettings) -> list[Source]:
@@ -50,44 +89,207 @@ def read(settings: DataSettings) -> list[Source]:
     return sources
 
 
-def read_frame(path: Path) -> pd.DataFrame:
-    """A CSV, TSV or parquet file. Raises DataError where it is missing, empty or not that."""
+def read_frame(path: Path, unread: Iterable[str] = ()) -> pd.DataFrame:
+    """A CSV, TSV, parquet or Excel file; `attrs["said"]` tells what was guessed. Raises DataError where it is none.
+
+    In a text file, the columns `unread` are not taken for numbers yet: "1.234" may be 1234 there.
+    """
     import pandas as pd
 
     if not path.is_file():
         raise DataError(f"There is no file {path}: check the path.")
+    endings = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSED]
+    ending = endings[-1] if endings else ""
+    said: list[str] = []
     try:
-        if path.suffix == ".parquet":
+        if ending in (".parquet", ".pq"):
             frame = pd.read_parquet(path)
+        elif ending in WORKBOOKS:
+            frame = _workbook(path, WORKBOOKS[ending], said)
+        elif ending in TEXTS:
+            frame = _text(path, TEXTS[ending], set(unread), said)
         else:
-            frame = pd.read_csv(path, sep="\t" if path.suffix in (".tsv", ".tab") else ",", low_memory=False)
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path} cannot be read as a table: {error}".splitlines()[0]) from error
-    if path.suffix not in (".parquet", ".gz", ".bz2", ".xz", ".zst", ".zip"):
-        # pandas renames the second of two equal columns silently.
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            header = file.readline()
-        names = next(iter(csv.reader([header], delimiter="\t" if path.suffix in (".tsv", ".tab") else ",")))
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise DataError(f"{path} has two columns of the name {twice[0]!r}: rename one.")
-    frame.columns = [str(name) for name in frame.columns]
-    if frame.shape[1] == 1 and ";" in frame.columns[0]:
-        # A decimal comma would be taken for one between thousands, so it is not guessed.
-        raise DataError(
-            f"{path} has semicolons between its columns; wanted: commas.\n"
-            "Write it anew: pandas.read_csv(FILE, sep=';', decimal=',').to_csv(NEW, index=False)"
-        )
+            raise DataError(
+                f"{path} has {f'the unknown ending {ending}' if ending else 'no ending'}; wanted: "
+                f"{', '.join((*TEXTS, '.parquet', *WORKBOOKS))}.\n"
+                "Rename it where it is text in columns; save it as CSV or parquet where it is not."
+            )
+    except (ValueError, OSError, EOFError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise DataError(f"{path} cannot be read as a table: {lines[0]}") from error
+    frame.columns = [str(name).strip() for name in frame.columns]
+    twice = frame.columns[frame.columns.duplicated()]
+    if len(twice):
+        raise _twice(path, twice[0])
+    if not len(frame):
+        raise DataError(f"{path} has a header ({', '.join(frame.columns[:6])}) and no rows; wanted: at least one.")
+    frame.attrs["said"] = tuple(f"{path}: {line}" for line in said)
     return frame
 
 
+def _twice(path: Path, name: str) -> DataError:
+    return DataError(f"{path} has two columns of the name {name!r}: rename one.")
+
+
+def _workbook(path: Path, package: str, said: list[str]) -> pd.DataFrame:
+    """The first sheet, where the package that reads it is there."""
+    import importlib.util
+
+    import pandas as pd
+
+    if importlib.util.find_spec(package) is None:
+        raise DataError(
+            f"{path} is a workbook, and the package {package}, which reads it, is not here.\n"
+            f"Type pip install {package}, or save the sheet as CSV."
+        )
+    try:
+        book = pd.ExcelFile(path)
+        frame = cast("pd.DataFrame", book.parse(book.sheet_names[0]))
+    except Exception as error:  # these packages raise what they like
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise DataError(f"{path} cannot be read as a workbook: {lines[0]}\nSave the sheet as CSV.") from error
+    if len(book.sheet_names) > 1:
+        said.append(f"the first of its {len(book.sheet_names)} sheets was read, {book.sheet_names[0]}")
+    return frame
+
+
+def _text(path: Path, usual: str, unread: set[str], said: list[str]) -> pd.DataFrame:
+    """Columns as text, in UTF-8, UTF-16 or Windows-1252, with the separator that divides the first lines evenly."""
+    import fsspec
+
+    with fsspec.open(str(path), "rb", compression="infer") as file:
+        head: bytes = file.read(HEAD)  # type: ignore[union-attr]
+    encodings = _encodings(path, head)
+    for encoding in encodings:
+        try:
+            frame, example = _decoded(path, head, encoding, usual, unread)
+        except UnicodeError:
+            continue
+        if encoding == "cp1252":
+            said.append(
+                f"it is not UTF-8, so it was read as Windows-1252 (Latin-1){example}; if that is wrong, type "
+                f"iconv -f ENCODING -t UTF-8 {path.name} > new.csv"
+            )
+        return frame
+    raise DataError(
+        f"{path} is text of an unknown encoding; wanted: UTF-8 ({', '.join(encodings)} failed).\n"
+        f"Type iconv -f ENCODING -t UTF-8 {path.name} > new.csv with the encoding that it has."
+    )
+
+
+def _encodings(path: Path, head: bytes) -> tuple[str, ...]:
+    """What to try. Raises DataError for what is empty or no text."""
+    if not head.strip():
+        raise DataError(f"{path} is empty; wanted: a line of column names, and rows.")
+    for start, what in NOT_TEXT.items():
+        if head.startswith(start):
+            raise DataError(
+                f"{path} is {what}; wanted: text in columns.\nRename it to its own ending, or save it as CSV."
+            )
+    for mark, encoding in MARKS.items():
+        if head.startswith(mark):
+            return (encoding,)
+    if b"\0" in head:
+        # Of Latin letters in UTF-16, every other byte is zero.
+        zeros = np.frombuffer(head, np.uint8) == 0
+        for first, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
+            if zeros[first::2].mean() > 0.5 and not zeros[1 - first :: 2].any():
+                return (encoding,)
+        raise DataError(
+            f"{path} is binary, no text; wanted: text in columns.\nSave it as CSV, or rename it to its own ending."
+        )
+    return ("utf-8", "cp1252")
+
+
+def _decoded(path: Path, head: bytes, encoding: str, usual: str, unread: set[str]) -> tuple[pd.DataFrame, str]:
+    """The table in an encoding, and the first word of it that is not ASCII. Raises UnicodeError where it is another."""
+    import re
+
+    import pandas as pd
+
+    is_whole = len(head) < HEAD
+    text = head.decode(encoding, errors="strict" if is_whole else "ignore")
+    separator, skipped = usual, 0
+    if (found := re.match(r"sep=(.)\r?\n", text)) is not None:
+        # What Excel writes in front of the header for itself.
+        separator, skipped = found[1], 1
+        text = text[found.end() :]
+    else:
+        separator = _separator(text, usual, is_whole)
+    names = next(iter(_records(text, separator)), [])
+    twice = [name for place, name in enumerate(names) if name.strip() and name in names[:place]]
+    if twice:
+        # pandas renames the second silently.
+        raise _twice(path, twice[0])
+    options: dict[str, Any] = {"sep": separator, "encoding": encoding, "skiprows": skipped, "skipinitialspace": True}
+    kinds = {name: str for name in names if name.strip() in unread}
+    frame = pd.read_csv(path, low_memory=False, dtype=kinds, **options)  # type: ignore[arg-type]
+    if not isinstance(frame.index, pd.RangeIndex):
+        if frame.index.nlevels > 1 or not frame.iloc[:, -1].isna().all():
+            cells = len(names) + frame.index.nlevels
+            raise DataError(f"{path} has {len(names)} column names, and {cells} cells in a row: name every column.")
+        # A separator behind the last cell of each row.
+        frame = pd.read_csv(path, low_memory=False, dtype=kinds, index_col=False, **options)  # type: ignore[arg-type]
+    words = [column for column in frame if pd.api.types.is_string_dtype(frame[column].dtype)]
+    fractions = [
+        column for column in frame if pd.api.types.is_float_dtype(frame[column].dtype) and np.any(frame[column] % 1 > 0)
+    ]
+    if fractions and any(_has_decimal_commas(frame[column]) for column in words):
+        # Beside decimal commas, 1.234 may be 1234: the column is looked at as text.
+        again = pd.read_csv(path, dtype=str, **options)
+        frame[fractions] = again[fractions]
+    example = re.search(r"\w*[^\x00-\x7f]\w*", text)
+    return frame, f", with {example[0]!r} in it" if example is not None else ""
+
+
+def _has_decimal_commas(series: pd.Series) -> bool:
+    distinct = as_text(series).dropna().unique()[:1000].tolist()
+    evidence = number_evidence(distinct)
+    return evidence.first > evidence.second and bool(np.isfinite(numbers(distinct, "")).mean() >= 0.95)
+
+
+def _records(text: str, separator: str) -> list[list[str]]:
+    try:
+        return [
+            cells
+            for cells in csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+            if cells
+        ]
+    except csv.Error:
+        return []
+
+
+def _separator(text: str, usual: str, is_whole: bool) -> str:
+    """The usual one where it divides the first lines evenly, else the one that does, into the most cells."""
+    cells: dict[str, int] = {}
+    for separator in (usual, ";", "\t", ",", "|"):
+        records = _records(text, separator)
+        records = records if is_whole else records[:-1]
+        even = sum(len(record) == len(records[0]) for record in records)
+        if records and len(records[0]) > 1 and even >= 0.9 * len(records):
+            cells.setdefault(separator, len(records[0]))
+    return usual if usual in cells or not cells else max(cells, key=cells.__getitem__)
+
+
 def _own(settings: DataSettings) -> Source:
+    import pandas as pd
+
     path = Path(settings.train or "")
     if settings.target is None:
         names = ", ".join(read_frame(path).columns[:12])
         raise DataError(f"{path} came without a target: type --data.target with the column to predict ({names}).")
-    test = read_frame(Path(settings.test)) if settings.test else None
-    return _cut(path.stem, settings.target, settings.task, read_frame(path), test, settings)
+    train, test = read_frame(path), None
+    if settings.test:
+        # What is text in training is text in the test, so that both are read the same.
+        test = read_frame(
+            Path(settings.test), [name for name in train if pd.api.types.is_string_dtype(train[name].dtype)]
+        )
+        if settings.target in train and settings.target not in test:
+            raise DataError(
+                f"{settings.test} has no column {settings.target!r} to score by.\n"
+                "Leave --data.test out; relay predict --input takes rows without it."
+            )
+    return _cut(path.stem, settings.target, settings.task, train, test, settings)
 
 
 def _corpus(settings: DataSettings) -> list[Source]:
@@ -180,11 +382,19 @@ def _cut(
 ) -> Source:
     """Set aside validation rows (seeded, by class where there are classes); rows without a target are left out."""
     check_frame(name, train, target)
-    task = target_task(train[target]) if task == "auto" else task
-    own, train = train, _labelled(train, target, task)
+    form = target_form(train[target], named_kinds(settings.kinds).get(target))
+    asked, task = task, target_task(train[target], form) if task == "auto" else task
+    if asked == "auto":
+        check_target(name, train[target], task, form)
+    said = [*train.attrs.get("said", ()), *(test.attrs.get("said", ()) if test is not None else ())]
+    own, train = train, _labelled(train, target, task, form)
     if task == "regression" and not len(train) and as_text(own[target]).notna().any():
         raise DataError(f"{name}: no value of the target {target!r} is a number; type --data.task classification.")
     check_frame(name, train, target)
+    if len(train) < len(own):
+        odd = as_text(own[target].drop(train.index)).dropna()
+        what = f"without a number as target, such as {odd.iloc[0]!r}" if len(odd) else "without a target"
+        said.append(f"{name}: {len(own) - len(train):,} of {len(own):,} rows are left out, {what}")
     count = min(round(len(train) * settings.validation_fraction), MOST_VALIDATION_ROWS)
     random = np.random.default_rng([settings.split_seed, *name.encode()])
     order = random.permutation(len(train))
@@ -193,17 +403,18 @@ def _cut(
         labels = as_text(train[target]).to_numpy()[order]
         rank = np.zeros(len(order))
         for label in set(labels):
-            own = np.flatnonzero(labels == label)
-            rank[own] = (np.arange(len(own)) + 0.5) / len(own)
+            places = np.flatnonzero(labels == label)
+            rank[places] = (np.arange(len(places)) + 0.5) / len(places)
         order = order[np.argsort(rank, kind="stable")]
     held = np.zeros(len(train), bool)
     held[order[:count]] = True
     rest = train.loc[~held] if count < len(train) else train
     splits = {"train": rest, "validation": train.loc[held], "test": train.iloc[:0] if test is None else test}
-    return Source(name, target, task, {split: frame.reset_index(drop=True) for split, frame in splits.items()})
+    splits = {split: frame.reset_index(drop=True) for split, frame in splits.items()}
+    return Source(name, target, task, splits, tuple(said))
 
 
-def _labelled(frame: pd.DataFrame, target: str, task: str) -> pd.DataFrame:
+def _labelled(frame: pd.DataFrame, target: str, task: str, form: Form) -> pd.DataFrame:
     if task == "regression":
-        return frame.loc[np.isfinite(as_numbers(frame[target]))]
+        return frame.loc[np.isfinite(as_numbers(frame[target], form))]
     return frame.loc[as_text(frame[target]).notna().to_numpy()]

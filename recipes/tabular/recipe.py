@@ -24,7 +24,7 @@ class DataSettings:
     """The tables, and how they are put into words."""
 
     train: str | None = None
-    """CSV, TSV or parquet file of your own; none: the corpus, or the embedded demo."""
+    """CSV, TSV, parquet or Excel file of your own; none: the corpus, or the embedded demo."""
     target: str | None = None
     """Column of that file to predict."""
     test: str | None = None
@@ -33,7 +33,7 @@ class DataSettings:
     """What the target is; auto: a regression where it is more than ten different numbers."""
     kinds: str | None = None
     """Columns that are taken for the wrong thing: "zip=categorical,comment=text" (numeric, boolean, date, categorical,
-    text, id; ids are left out)."""
+    text, id; ids are left out; decimal_comma, decimal_point, day_first, month_first)."""
     corpus: str | None = None
     """Folder with a manifest.json (name, file, target, task) and the tables it names."""
     tables: str | None = None
@@ -194,33 +194,18 @@ class Recipe:
         return [Table.from_json(table) for table in content["tables"]]
 
     def _fit(self) -> list[Table]:
-        from recipes.tabular.table import describe, fit
+        from recipes.tabular.table import describe, fit, named_kinds
 
         settings = self.data_settings
         tables = []
         for source in self.sources:
             table = fit(
-                source.name, source.splits["train"], source.target, source.task, self._kinds(),
+                source.name, source.splits["train"], source.target, source.task, named_kinds(settings.kinds),
                 settings.max_features, settings.split_seed,
             )  # fmt: skip
             tables.append(table)
-            print(describe(table), flush=True)
+            print(*(f"note: {line}" for line in source.said), describe(table), sep="\n", flush=True)
         return tables
-
-    def _kinds(self) -> dict[str, str]:
-        from recipes.tabular.table import KINDS
-
-        found = {}
-        for pair in (self.data_settings.kinds or "").split(","):
-            if not pair.strip():
-                continue
-            column, _, kind = pair.strip().rpartition("=")
-            if kind not in KINDS or not column:
-                raise ConfigError(
-                    f"data.kinds holds {pair!r}: type COLUMN=KIND, where KIND is one of {', '.join(KINDS)}."
-                )
-            found[column] = kind
-        return found
 
     def _write_text_encoder(self, folder: Path) -> None:
         from recipes.tabular.text import load_encoder, load_tokenizer, small_config, train_tokenizer
@@ -482,7 +467,7 @@ class Recipe:
         """Rows to predict."""
 
         input: Path
-        """CSV, TSV or parquet file with the columns of the training; the target may be absent."""
+        """CSV, TSV, parquet or Excel file with the columns of the training; the target may be absent."""
         output: Path = Path("predictions.csv")
         """CSV file to write: the same rows, with predictions and probabilities."""
         table: str | None = None
@@ -494,7 +479,13 @@ class Recipe:
 
         if not request.output.absolute().parent.is_dir() or request.output.is_dir():
             raise DataError(f"{request.output} cannot be written: type --output with a file in a folder that exists.")
-        frame = read_frame(request.input)
+        commas = {
+            source
+            for table in self.tables
+            for source, form in (*((c.source, c.form) for c in table.columns), (table.target, table.form))
+            if form == "decimal_comma"
+        }
+        frame = read_frame(request.input, commas)
         by_name = {table.name: table for table in self.tables}
         name = request.table or (next(iter(by_name)) if len(by_name) == 1 else None)
         if name not in by_name:
@@ -503,22 +494,28 @@ class Recipe:
                 f"The model knows several tables, and {came}: type --table with one of {', '.join(by_name)}."
             )
         table = by_name[name]
-        if not len(frame):
-            raise DataError(f"{request.input} has no rows.")
         rows = self.predict_frame(model, table, frame)
+        twice = [name for name in frame if name == "prediction" or name.startswith("probability ")]
+        # What the file has under these names stays, and may be what the model reads.
+        new = " (new)" if twice else ""
         if table.task == "classification":
-            frame["prediction"] = [
+            frame[f"prediction{new}"] = [
                 table.classes[max(range(len(row["probabilities"])), key=row["probabilities"].__getitem__)]
                 for row in rows
             ]
             for place, label in enumerate(table.classes):
-                frame[f"probability {label}"] = [round(row["probabilities"][place], 6) for row in rows]
+                frame[f"probability {label}{new}"] = [round(row["probabilities"][place], 6) for row in rows]
         else:
-            frame["prediction"] = [row["predicted"] for row in rows]
+            frame[f"prediction{new}"] = [row["predicted"] for row in rows]
         frame.to_csv(request.output, index=False)
         known = {metric: value for metric, value in self.score(rows).items() if value == value and metric != "score"}
         scored = "; ".join(f"{metric} {value:.4f}" for metric, value in known.items())
-        return f"{len(frame):,} rows with predictions: {request.output}" + (f"\n{scored}" if scored else "")
+        said = [f"note: {line}" for line in frame.attrs["said"]]
+        if new:
+            said.append(f"note: the file has {twice[0]!r}, so the columns added end with{new}")
+        return "\n".join(
+            [*said, f"{len(frame):,} rows with predictions: {request.output}", *([scored] if scored else [])]
+        )
 
     def predict_frame(self, model: Any, table: Table, frame: Any) -> list[Any]:
         """One row of `predict` for each row of the frame."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from runner.errors import DataError
+from recipes.tabular import forms
+from recipes.tabular.forms import FORMS, Evidence, Form
+from runner.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,13 +25,18 @@ KINDS = ("numeric", "boolean", "date", "categorical", "text", "id", "constant")
 CHANNELS = 6
 MISSING = frozenset(("", "na", "n/a", "nan", "null", "none", "<na>", "nat", "?", "#n/a"))
 BOOLEAN = frozenset(("true", "false", "yes", "no", "t", "f", "y", "n"))
-CLOCK = r"[ T]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?( ?Z|[+-]\d{2}:?\d{2})?"
-DATE = re.compile(rf"\d{{4}}-\d{{1,2}}-\d{{1,2}}({CLOCK})?|\d{{1,2}}/\d{{1,2}}/\d{{4}}")
 CODE = re.compile(r"[0-9a-fA-F]{8,}|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[A-Za-z]{0,4}[-_]?\d{4,}")
+LONG_CODE = re.compile(r"\d{16,}")
 DATE_PARTS = ("year", "month", "day", "weekday", "hour", "seconds")
 MOST_CATEGORIES = 30
+# A target of more classes is asked after, and of more than the few where most of them have one row.
+FEW_CLASSES, MOST_CLASSES = 10, 500
 # Targets beyond this many standard deviations pull no further (tabstar v1.1; v1.0's 3 caps what can be predicted).
 FARTHEST_TARGET = 10.0
+# Beyond, squares overflow; such cells are a mark for "missing", as the largest float is.
+LARGEST_NUMBER = 1e100
+# Of a whole number beyond, a float holds no more than the first digits: it is a name, not a number.
+LARGEST_INTEGER = 2**53
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +51,10 @@ class Column:
     std: float = 1.0
     quantiles: tuple[float, ...] = ()
     """101 percentiles of the training rows, for numbers."""
+    form: Form = ""
+    """Which mark is the decimal one, or whether the day is first, where the cells can be read both ways."""
+    doubt: str = ""
+    """What was taken where no cell decides."""
 
     @property
     def is_number(self) -> bool:
@@ -65,6 +76,10 @@ class Table:
     std: float = 1.0
     rows: int = 0
     """Training rows it was fitted on."""
+    form: Form = ""
+    """Which mark is the target's decimal one."""
+    doubt: str = ""
+    """What was taken where no cell of the target decides."""
 
     @property
     def used(self) -> list[Column]:
@@ -117,27 +132,37 @@ def _word(value: Any) -> str | None:
     return None if text.lower() in MISSING else text
 
 
-def as_numbers(series: pd.Series) -> np.ndarray:
+def as_numbers(series: pd.Series, form: Form = "") -> np.ndarray:
     """(rows,) float64; what is no number is missing (NaN), and infinity is too."""
     import pandas as pd
 
     if pd.api.types.is_bool_dtype(series.dtype):
         series = series.astype(object)
-    if not pd.api.types.is_numeric_dtype(series.dtype):
-        series = as_text(series).map(lambda text: text.replace(",", "") if isinstance(text, str) else text)
-    converted: Any = pd.to_numeric(series, errors="coerce")
-    values = converted.to_numpy(dtype=np.float64, na_value=np.nan).copy()
-    values[~np.isfinite(values)] = np.nan
+    if pd.api.types.is_numeric_dtype(series.dtype):
+        values = series.to_numpy(dtype=np.float64, na_value=np.nan).copy()
+    else:
+        codes, distinct = pd.factorize(as_text(series), use_na_sentinel=True)
+        values = np.append(forms.numbers(list(distinct), form), np.nan)[codes]
+    with np.errstate(invalid="ignore"):
+        values[~(np.abs(values) < LARGEST_NUMBER)] = np.nan
     return values
 
 
-def as_dates(series: pd.Series, part: str) -> np.ndarray:
+def as_dates(series: pd.Series, form: Form = "") -> pd.Series:
+    """(rows,) timestamps in UTC; NaT where there is none."""
+    import pandas as pd
+
+    if pd.api.types.is_datetime64_any_dtype(series.dtype):
+        return pd.to_datetime(series, utc=True)
+    codes, distinct = pd.factorize(as_text(series), use_na_sentinel=True)
+    found = forms.dates([*distinct, ""], form)
+    return found.iloc[codes]
+
+
+def date_part(dates: pd.Series, part: str) -> np.ndarray:
     """(rows,) float64: one part of each date; NaN where there is none."""
     import pandas as pd
 
-    if not pd.api.types.is_datetime64_any_dtype(series.dtype):
-        series = as_text(series)
-    dates = pd.to_datetime(series, errors="coerce", utc=True, format="mixed")
     if part == "seconds":
         # In microseconds: nanoseconds hold no year 9999, which stands in many tables for "no end".
         values = (dates.dt.as_unit("us") - pd.Timestamp(0, tz="UTC").as_unit("us")).dt.total_seconds()
@@ -163,7 +188,8 @@ def kind_of(series: pd.Series) -> Kind:
         # Row numbers: every integer once, in order.
         if len(there) == len(values) > 20 and np.all(np.diff(there) == 1):
             return "id"
-        return "numeric"
+        is_name = len(distinct) == len(values) and np.abs(there).max() > LARGEST_INTEGER
+        return "id" if is_name and pd.api.types.is_integer_dtype(series.dtype) else "numeric"
     texts = as_text(series)
     there = texts.dropna()
     distinct = there.unique()
@@ -171,23 +197,110 @@ def kind_of(series: pd.Series) -> Kind:
         return "constant"
     if {text.lower() for text in distinct[:10]} <= BOOLEAN and len(distinct) <= 2:
         return "boolean"
-    if np.isfinite(as_numbers(pd.Series(distinct))).mean() >= 0.95:
-        return "numeric"
-    sample = distinct[:1000]
-    if np.mean([DATE.fullmatch(text) is not None for text in sample]) >= 0.95:
+    # Over all of them, as a table may be sorted.
+    sample = distinct[:: max(1, len(distinct) // 1000)].tolist()
+    if np.isfinite(forms.numbers(sample, "decimal_comma")).mean() >= 0.5:
+        values = as_numbers(pd.Series(distinct), "decimal_comma")
+        if np.isfinite(values).mean() >= 0.95:
+            are_names = len(distinct) == len(texts) > 20 and all(LONG_CODE.fullmatch(text) for text in distinct)
+            return "id" if are_names else "numeric"
+    if np.mean([forms.iso_date(text, "") is not None for text in sample]) >= 0.95:
         return "date"
     if len(distinct) == len(texts) > 20 and np.mean([CODE.fullmatch(text) is not None for text in sample]) >= 0.95:
         return "id"
     return "categorical" if len(distinct) <= MOST_CATEGORIES else "text"
 
 
-def target_task(series: pd.Series) -> Literal["classification", "regression"]:
+def target_form(series: pd.Series, named: str | None) -> Form:
+    """The decimal mark of a target, by `data.kinds` or by its own cells."""
+    if named is not None and named in FORMS:
+        return cast("Form", named)
+    return forms.decided(evidence_of(series, "numeric"), Evidence(), "numeric")[0]
+
+
+def target_task(series: pd.Series, form: Form = "") -> Literal["classification", "regression"]:
     """A regression where the target is numbers of more than ten different values."""
-    values = as_numbers(series)
+    values = as_numbers(series, form)
     there = as_text(series).dropna()
     if len(there) and np.isfinite(values).sum() == len(there) and len(np.unique(values[np.isfinite(values)])) > 10:
         return "regression"
     return "classification"
+
+
+def check_target(name: str, series: pd.Series, task: str, form: Form) -> None:
+    """Raises DataError where nobody said what the target is, and it is dates, row numbers, names or free text."""
+    texts = as_text(series).dropna()
+    counts = texts.value_counts()
+    kind = kind_of(series)
+    named = f"{name}: the target {str(series.name)!r}"
+    insist = "--data.task classification"
+    if kind == "date" and len(counts) > FEW_CLASSES:
+        raise DataError(
+            f"{named} is dates, such as {counts.index[0]!r}; wanted: classes or numbers.\n"
+            f"Type --data.target with another column, such as its year, or {insist} to take each date for a class."
+        )
+    if task == "regression":
+        if kind == "id":
+            raise DataError(
+                f"{named} holds row numbers or ids, such as {counts.index[0]!r}, which nothing foretells.\n"
+                "Type --data.target with another column, or --data.task regression to learn them all the same."
+            )
+        return
+    single = int((counts == 1).sum())
+    if len(counts) <= MOST_CLASSES and (len(counts) <= FEW_CLASSES or single <= len(counts) / 2):
+        return
+    numbers = float(np.isfinite(as_numbers(texts, form)).mean())
+    hint = f"{insist} to learn them all the same"
+    if numbers >= 0.5:
+        odd = texts.loc[~np.isfinite(as_numbers(texts, form))]
+        also = f" (rows such as {odd.iloc[0]!r} are left out)" if len(odd) else ""
+        hint = f"--data.task regression to take it for a number{also}, or {insist}"
+    raise DataError(
+        f"{named} would be {len(counts):,} classes, {single:,} of them of one row each, such as {counts.index[-1]!r}.\n"
+        f"Type --data.target with a column of fewer classes, {hint}."
+    )
+
+
+def named_kinds(text: str | None) -> dict[str, str]:
+    """The kinds of columns, or how they write numbers and dates, of `data.kinds`. Raises ConfigError."""
+    found = {}
+    for pair in (text or "").split(","):
+        if not pair.strip():
+            continue
+        column, _, kind = pair.strip().rpartition("=")
+        if kind not in (*KINDS, *FORMS) or not column:
+            raise ConfigError(
+                f"data.kinds holds {pair!r}: type COLUMN=KIND, where KIND is one of {', '.join((*KINDS, *FORMS))}."
+            )
+        found[column] = kind
+    return found
+
+
+def evidence_of(series: pd.Series, kind: str) -> Evidence:
+    """What the cells of a numeric or date column say about its form; nothing where they are no text."""
+    import pandas as pd
+
+    if kind == "numeric" and pd.api.types.is_float_dtype(series.dtype):
+        return Evidence(second=1) if np.any(as_numbers(series) % 1 > 0) else Evidence()
+    if kind not in ("numeric", "date") or not pd.api.types.is_string_dtype(series.dtype):
+        return Evidence()
+    texts = as_text(series).dropna().unique().tolist()
+    return forms.number_evidence(texts) if kind == "numeric" else forms.date_evidence(texts)
+
+
+def forms_of(frame: pd.DataFrame, kinds: dict[str, str], named: dict[str, str]) -> dict[str, tuple[Form, str]]:
+    """The form of each numeric or date column, and what was taken where its cells leave it open."""
+    said = {source: evidence_of(frame[source], kind) for source, kind in kinds.items() if source not in named}
+    found: dict[str, tuple[Form, str]] = {}
+    for kind in ("numeric", "date"):
+        own = {source: evidence for source, evidence in said.items() if kinds[source] == kind}
+        habit = Evidence(sum(each.first > each.second for each in own.values()),
+                         sum(each.second > each.first for each in own.values()))  # fmt: skip
+        found |= {source: forms.decided(evidence, habit, kind, source) for source, evidence in own.items()}
+    for source, form in named.items():
+        if form in FORMS:
+            found[source] = cast("Form", form), ""
+    return found
 
 
 def fit(
@@ -202,26 +315,42 @@ def fit(
     """Fit a table on its training rows. Raises DataError where there is nothing to learn from."""
     check_frame(name, frame, target)
     labels = frame[target]
-    task = target_task(labels) if task == "auto" else task
-    kinds = kinds or {}
-    unknown = sorted(set(kinds) - set(frame.columns))
+    named = kinds or {}
+    task = target_task(labels, target_form(labels, named.get(target))) if task == "auto" else task
+    unknown = sorted(set(named) - set(frame.columns))
     if unknown:
         raise DataError(f"data.kinds names {', '.join(unknown)}, which {name} has not: it has {_some(frame.columns)}.")
-    if target in kinds:
+    if target in named and FORMS.get(named[target]) != "numeric":
         raise DataError(f"data.kinds names the target {target!r}: type --data.task classification or regression.")
+    of_source: dict[str, Any] = {
+        source: FORMS.get(named[source], named[source]) if source in named else kind_of(frame[source])
+        for source in frame.columns
+        if source != target
+    }
+    found_forms = forms_of(frame, {**of_source, target: "numeric" if task == "regression" else "target"}, named)
     columns: list[Column] = []
-    for source in frame.columns:
-        if source == target:
-            continue
-        kind: Any = kinds.get(source) or kind_of(frame[source])
+    for source, kind in of_source.items():
+        form, doubt = found_forms.get(source, ("", ""))
+        made: list[Column] = []
         if kind == "date":
+            dates = as_dates(frame[source], form)
             for part in DATE_PARTS:
-                column = _numeric(f"{clean(source)} {part}", source, "date", part, as_dates(frame[source], part))
-                columns += [column] if column.kind != "constant" else []
+                made.append(_numeric(f"{clean(source)} {part}", source, "date", part, date_part(dates, part)))
+            is_read = bool(dates.notna().any())
+            made = [column for column in made if column.kind != "constant"]
         elif kind == "numeric":
-            columns.append(_numeric(clean(source), source, "numeric", None, as_numbers(frame[source])))
+            values = as_numbers(frame[source], form)
+            made.append(_numeric(clean(source), source, "numeric", None, values))
+            is_read = bool(np.isfinite(values).any())
         else:
-            columns.append(Column(clean(source), source, kind))
+            made.append(Column(clean(source), source, kind))
+            is_read = True
+        if source in named and not is_read:
+            raise DataError(
+                f"data.kinds says {source}={named[source]}, and no training cell of it can be read so: "
+                f"{_some(as_text(frame[source]).dropna().unique()[:3]) or 'all are empty'}."
+            )
+        columns += [dataclasses.replace(column, form=form, doubt=doubt) for column in made]
     used = [column for column in columns if column.kind not in ("id", "constant")]
     if len(used) > max_features:
         # Drawn once per table, by its name, and kept: the same for every epoch and process.
@@ -234,15 +363,17 @@ def fit(
         raise DataError(f"{name} has no column to learn from beside {target!r}: all are empty, constant or ids.")
     # Text first, then numbers, as the model's sequence is.
     kept_columns = tuple(sorted(columns, key=lambda column: column.is_number))
+    form, doubt = found_forms.get(target, ("", ""))
     if task == "regression":
-        values = as_numbers(labels)
+        values = as_numbers(labels, form)
         values = values[np.isfinite(values)]
         if not len(values):
             raise DataError(
                 f"{name}: no value of the target {target!r} is a number; for classes, type task classification."
             )
         std = float(values.std())
-        return Table(name, target, task, kept_columns, (), float(values.mean()), std if std > 0 else 1.0, len(frame))
+        std = std if std > 0 else 1.0
+        return Table(name, target, task, kept_columns, (), float(values.mean()), std, len(frame), form, doubt)
     classes = tuple(sorted(as_text(labels).dropna().unique(), key=_class_key))
     if len(classes) < 2:
         raise DataError(
@@ -382,11 +513,14 @@ def cells(table: Table, frame: pd.DataFrame, wording: Wording) -> Cells:
     values_of: list[str] = []
     strings = np.zeros((len(frame), len(used)), np.int64)
     numbers = np.zeros((len(frame), len(used), CHANNELS), np.float32)
+    dates: dict[str, pd.Series] = {}
     for place, column in enumerate(used):
         series = frame[column.source]
         said: list[str] | None = None
         if column.is_number:
-            values = as_dates(series, column.part) if column.part else as_numbers(series)
+            if column.part and column.source not in dates:
+                dates = {column.source: as_dates(series, column.form)}
+            values = date_part(dates[column.source], column.part) if column.part else as_numbers(series, column.form)
             numbers[:, place] = channels(values, column)
             if wording.numbers_as_text:
                 codes, names = number_texts(values, column)
@@ -413,7 +547,7 @@ def labels(table: Table, frame: pd.DataFrame) -> np.ndarray:
     if table.target not in frame.columns:
         return np.full(len(frame), -1.0 if table.task == "classification" else np.nan)
     if table.task == "regression":
-        return (as_numbers(frame[table.target]) - table.mean) / table.std
+        return (as_numbers(frame[table.target], table.form) - table.mean) / table.std
     place = {label: number for number, label in enumerate(table.classes)}
     return as_text(frame[table.target]).map(lambda text: place.get(text, -1)).to_numpy(np.float64)
 
@@ -427,4 +561,13 @@ def describe(table: Table) -> str:
             names.append(column.source)
     goal = f"{len(table.classes)} classes" if table.task == "classification" else "a number"
     said = "; ".join(f"{kind} {_some(by_kind[kind])}" for kind in KINDS if kind in by_kind)
+    by_form: dict[str, list[str]] = {}
+    doubts: list[str] = []
+    parts = [(column.source, column.form, column.doubt) for column in table.columns]
+    for source, form, doubt in (*parts, (table.target, table.form, table.doubt)):
+        if form in ("decimal_comma", "day_first", "month_first") and source not in by_form.setdefault(form, []):
+            by_form[form].append(source)
+        doubts += [doubt] if doubt and doubt not in doubts else []
+    said += "".join(f"; {form.replace('_', ' ')} in {_some(names)}" for form, names in sorted(by_form.items()))
+    said += "".join(f"\nwarning: {doubt}" for doubt in doubts)
     return f"table {table.name}: {table.rows:,} rows, {table.target!r} is {goal}; {said}"

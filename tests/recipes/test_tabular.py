@@ -13,10 +13,10 @@ from sklearn.metrics import r2_score, roc_auc_score
 from recipes.tabular import grams
 from recipes.tabular.corpus import read
 from recipes.tabular.order import TableOrder
-from recipes.tabular.recipe import DataSettings, Recipe
+from recipes.tabular.recipe import DataSettings
 from recipes.tabular.rows import readings
 from recipes.tabular.score import auroc, macro_auroc, r2, score
-from recipes.tabular.table import Table, Wording, cells, fit, kind_of, labels
+from recipes.tabular.table import Table, Wording, cells, fit, kind_of, labels, named_kinds
 from runner.errors import ConfigError, DataError
 
 CORPUS = Path(__file__).resolve().parents[3] / "shared" / "data" / "tabular"
@@ -154,7 +154,7 @@ def test_no_target_no_file_no_manifest(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=said):
             read(settings)
     with pytest.raises(ConfigError, match=r"data\.kinds"):
-        Recipe(data_settings=DataSettings(kinds="zip=number"))._kinds()
+        named_kinds("zip=number")
 
 
 def test_two_thousand_columns_are_drawn_once() -> None:

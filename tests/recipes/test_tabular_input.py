@@ -1,12 +1,18 @@
 """Awkward input by the real command: each works and says what it made of it, or is refused in three lines."""
 
+import contextlib
+import io
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 from test_tabular_training import SMALL
 
+from recipes.tabular import forms
+from recipes.tabular.table import Wording, as_dates, as_numbers, cells, describe, fit, kind_of
 from runner.__main__ import main
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -34,9 +40,6 @@ def train(folder: Path, *words: str, status: int = 0) -> str:
 
 def said_by(*arguments: str, status: int = 0) -> str:
     """Run a verb in this process."""
-    import contextlib
-    import io
-
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as wrong:
         ended = main(list(arguments))
     said = out.getvalue() + wrong.getvalue()
@@ -79,3 +82,117 @@ def test_adapters_on_a_given_encoder_alone_are_told_what_is_random(tmp_path: Pat
         "--model.text_encoder", str(pretrained_folder(tmp_path / "bert")),
     )  # fmt: skip
     assert "warning: stage finetune without --init_from: only the text encoder" in said
+
+
+# Numbers and dates -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cells", "form", "values"),
+    [
+        (["3,5", "10,25", "7"], "decimal_comma", [3.5, 10.25, 7]),
+        (["1.234,56", "7,5", "2.345"], "decimal_comma", [1234.56, 7.5, 2345]),
+        (["1,234.56", "7.5", "2,345"], "decimal_point", [1234.56, 7.5, 2345]),
+        (["1,234", "12,345,678", "9"], "decimal_point", [1234, 12345678, 9]),
+        (["1,234", "12,345", "9,5"], "decimal_comma", [1.234, 12.345, 9.5]),
+        (["1.234.567", "2.345", "8"], "decimal_comma", [1234567, 2345, 8]),
+        (["1 234,5", "2 345", "8,0"], "decimal_comma", [1234.5, 2345, 8]),
+        (["1'234.5", "2'345", "8.0"], "decimal_point", [1234.5, 2345, 8]),
+        (["0,125", "0,250", "x"], "decimal_comma", [0.125, 0.25, np.nan]),
+        (["-3,5e2", "+1,5", "1e400"], "decimal_comma", [-350, 1.5, np.nan]),
+        (["1.2.3", "1,2,3", "1.5,2.5"], "", [np.nan] * 3),
+    ],
+)
+def test_the_decimal_mark_of_a_column(cells: list[str], form: Any, values: list[float]) -> None:
+    series = pd.Series(cells)
+    found = forms.decided(forms.number_evidence(cells), forms.Evidence(), "numeric")
+    assert found == (form, "")
+    assert as_numbers(series, form).tolist() == pytest.approx(values, nan_ok=True)
+
+
+def test_a_column_that_can_be_read_in_two_ways_follows_the_others_or_is_told() -> None:
+    base = {"y": ["a", "b"] * 20, "both": ["1,234", "2,500"] * 20}
+    alone = fit("t", pd.DataFrame(base), "y")
+    assert alone.columns[0].mean == (1234 + 2500) / 2
+    assert (
+        "warning: 1,234 of both was taken for 1234; if that is wrong, type --data.kinds both=decimal_comma"
+        in describe(alone)
+    )
+    beside = fit("t", pd.DataFrame({**base, "sure": ["3,5", "4,5"] * 20}), "y")
+    both = next(column for column in beside.columns if column.source == "both")
+    assert both.mean == pytest.approx((1.234 + 2.5) / 2)
+    assert "decimal comma in both, sure" in describe(beside) and "warning" not in describe(beside)
+    told = fit("t", pd.DataFrame(base), "y", kinds={"both": "decimal_comma"})
+    assert told.columns[0].mean == both.mean and "warning" not in describe(told)
+    # What was decided in training is kept: a later row that stands alone is read the same.
+    later = cells(beside, pd.DataFrame({"both": ["1,234"], "sure": ["3.5"]}), Wording()).numbers[0]
+    assert np.array_equal(later, cells(beside, pd.DataFrame({"both": [1.234], "sure": [3.5]}), Wording()).numbers[0])
+
+
+@pytest.mark.parametrize(
+    ("cells", "form", "days"),
+    [
+        (["31.12.2024", "01.02.2024"], "day_first", ["2024-12-31", "2024-02-01"]),
+        (["31/12/2024", "01/02/2024"], "day_first", ["2024-12-31", "2024-02-01"]),
+        (["12/31/2024", "01/02/2024"], "month_first", ["2024-12-31", "2024-01-02"]),
+        (["31-12-24", "01-02-99"], "day_first", ["2024-12-31", "1999-02-01"]),
+        (["2024-12", "2023-01"], "", ["2024-12-01", "2023-01-01"]),
+        (["2024/12/31", "2024.1.2"], "", ["2024-12-31", "2024-01-02"]),
+        (["Mar 2024", "December 2023"], "", ["2024-03-01", "2023-12-01"]),
+        (["5 March 2024", "Mar 6, 2024"], "", ["2024-03-05", "2024-03-06"]),
+        (["05-Mar-24", "Sat, 09 Mar 2024"], "", ["2024-03-05", "2024-03-09"]),
+        (["03/2024", "12/1999"], "", ["2024-03-01", "1999-12-01"]),
+        (["12/31/2024 3:45 PM", "1/2/2024 12:00 AM"], "month_first", ["2024-12-31 15:45", "2024-01-02"]),
+    ],
+)  # fmt: skip
+def test_dates_as_people_write_them(cells: list[str], form: Any, days: list[str]) -> None:
+    assert kind_of(pd.Series(cells * 10)) == "date"
+    found = forms.decided(forms.date_evidence(cells), forms.Evidence(), "date")
+    assert found == (form, "")
+    assert as_dates(pd.Series(cells), form).tolist() == [pd.Timestamp(day, tz="UTC") for day in days]
+
+
+def test_what_is_no_date() -> None:
+    for words in (["January", "May"], ["1.2.3", "1.10.2"], ["1998-99", "2001-02"], ["3/4", "1/2"], ["32.01.2024", "x"]):
+        assert kind_of(pd.Series(words * 10)) == "categorical", words
+    assert as_dates(pd.Series(["31.02.2024", "13/13/2024", "1/2/3"])).isna().all()
+
+
+def test_dates_that_can_be_read_in_two_ways_are_told() -> None:
+    data = pd.DataFrame({"y": ["a", "b"] * 20, "when": ["03/04/2024", "05/06/2023"] * 20})
+    said = describe(fit("t", data, "y"))
+    assert (
+        "warning: 03/04/2024 of when was taken for 2024-03-04; if that is wrong, type --data.kinds when=day_first"
+        in said
+    )
+    assert "warning" not in describe(fit("t", data.assign(other=["31/01/2024", "01/02/2024"] * 20), "y"))
+    mixed = data.assign(when=["31/12/2024", "12/31/2024", "30/12/2024", "29/12/2024"] * 10)
+    assert (
+        "warning: 1 of the different cells of when can only be month_first; what can be both was taken for day_first"
+        in describe(fit("t", mixed, "y"))
+    )
+
+
+def test_a_european_file_by_the_command(tmp_path: Path) -> None:
+    prices = [f"{1000 + 37 * place:,}".replace(",", ".") + ",5" for place in range(ROWS)]
+    thousands = [f"{1000 + 37 * place:,}".replace(",", ".") for place in range(ROWS)]
+    days = [f"{1 + place % 28:02d}.{1 + place % 12:02d}.2024" for place in range(ROWS)]
+    frame = own_table(price=prices, sold=thousands, day=days)
+    frame["y"] = [f"{place},5" for place in range(ROWS)]
+    frame.to_csv(tmp_path / "own.csv", index=False, sep=";", encoding="utf-8")
+    frame.iloc[:1].drop(columns="y").to_csv(tmp_path / "later.csv", index=False, sep=";")
+    said = train(tmp_path, "--data.train", str(tmp_path / "own.csv"), "--data.target", "y")
+    assert "'y' is a number; numeric age, price, sold; date day" in said
+    assert "; day first in day; decimal comma in price, sold, y" in said and "warning" not in said
+    fitted = json.loads((tmp_path / "run" / "final" / "tables.json").read_text())["tables"][0]
+    means = {column["name"]: column["mean"] for column in fitted["columns"]}
+    assert 1000 < means["sold"] < 3200 and means["price"] == pytest.approx(means["sold"] + 0.5, abs=1e-6)
+    assert 20 < fitted["mean"] < 40
+    # Of the later file's one row, nothing says that 1.000 is a thousand: the training does.
+    for name, output in (("later.csv", "one.csv"), ("own.csv", "all.csv")):
+        said_by(
+            "predict", "--checkpoint", str(tmp_path / "run"), "--input", str(tmp_path / name),
+            "--output", str(tmp_path / output),
+        )  # fmt: skip
+    one, many = (pd.read_csv(tmp_path / name)["prediction"][0] for name in ("one.csv", "all.csv"))
+    assert one == pytest.approx(many, abs=1e-5)

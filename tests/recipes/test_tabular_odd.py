@@ -9,13 +9,13 @@ import pytest
 
 from recipes.tabular.corpus import read, read_frame
 from recipes.tabular.recipe import DataSettings
-from recipes.tabular.table import as_dates, as_text, fit, kind_of
+from recipes.tabular.table import as_dates, as_text, date_part, fit, kind_of
 from runner.errors import DataError
 
 
 def test_files_that_are_not_quite_tables(tmp_path: Path) -> None:
     for name, content, said in [
-        ("semicolons.csv", "a;b\n1,5;x\n", "semicolons"),
+        ("ragged.csv", "a,b\n1,2\n1,2,3,4\n", "cannot be read as a table"),
         ("twice.csv", "\ufeffa,a,y\n1,2,x\n", "two columns of the name 'a'"),
     ]:
         (tmp_path / name).write_text(content, encoding="utf-8")
@@ -81,10 +81,10 @@ def test_tables_by_their_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_dates_far_away_and_with_a_zone() -> None:
     far = pd.Series(["0001-01-01", "9999-12-31", "2020-02-31"])
-    assert np.isfinite(as_dates(far, "seconds")).tolist() == [True, True, False]
+    assert np.isfinite(date_part(as_dates(far), "seconds")).tolist() == [True, True, False]
     zones = pd.Series([f"2020-01-{day:02d}T10:00:00{zone}" for day in range(1, 20) for zone in ("Z", "+02:00")])
     assert kind_of(zones) == "date"
-    assert as_dates(zones, "hour")[:2].tolist() == [10, 8]
+    assert date_part(as_dates(zones), "hour")[:2].tolist() == [10, 8]
 
 
 def test_cells_that_are_lists_and_a_kind_for_the_target() -> None:

@@ -1,0 +1,216 @@
+"""How a column writes its numbers and dates: which mark is the decimal one, and whether the day or the month is first.
+
+A cell that can be read in one way only ("3,5", "1.234,5", "31/12/2024") is read so. One that can be read in two
+("1,234", "03/04/2024") is read as the column's other cells are, which training rows decide once: no cell depends on the
+rows of its call. Where no cell of a column decides, a doubt says what was taken.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Form = Literal["", "decimal_comma", "decimal_point", "day_first", "month_first"]
+"""Empty where there was no question; it is then read like decimal_point and month_first."""
+FORMS: dict[str, Literal["numeric", "date"]] = {
+    "decimal_comma": "numeric",
+    "decimal_point": "numeric",
+    "day_first": "date",
+    "month_first": "date",
+}
+"""The kind of column that each is of."""
+
+TWO_WAYS = re.compile(r"[+-]?[1-9]\d{0,2}([.,])\d{3}")
+SPACED = re.compile(r"[+-]?\d{1,3}(?:[ '’]\d{3})+")
+
+
+def _with_decimal(decimal: str, group: str) -> re.Pattern[str]:
+    return re.compile(
+        rf"[+-]?(?:\d{{1,3}}(?:{group}\d{{3}}){{2,}}|\d{{1,3}}(?:[{group} '’]\d{{3}})+{decimal}\d*|\d*{decimal}\d+"
+        rf"|\d+{decimal})(?:[eE][+-]?\d+)?"
+    )
+
+
+COMMA, POINT = _with_decimal(",", r"\."), _with_decimal(r"\.", ",")
+GROUPS = str.maketrans("", "", " '’")
+
+CLOCK = r"(?:[T ,]+(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?(?: ?([AaPp])\.?[Mm]\.?)?( ?Z|[+-]\d{2}:?\d{2})?)?"
+MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
+          "december")  # fmt: skip
+MONTH = "(" + "|".join(f"{name[:3]}(?:{name[3:]})?" for name in MONTHS) + r"|sept)\.?"
+ISO = re.compile(rf"\d{{4}}(?:([-/.])\d{{1,2}}\1\d{{1,2}}|[-/](?:0[1-9]|1[0-2])){CLOCK}")
+NUMBERS = re.compile(rf"(\d{{1,2}})([./-])(\d{{1,2}})\2(\d{{4}}){CLOCK}")
+SHORT_YEAR = re.compile(rf"(?:(\d{{1,2}})(/)(\d{{1,2}})/(\d{{2}})|(\d{{2}})([.-])(\d{{2}})\6(\d{{2}})){CLOCK}")
+DAY_NAME = re.compile(
+    rf"(?:[a-z]{{3,9}},? )?(\d{{1,2}})(?:st|nd|rd|th|\.)?[ /-]?{MONTH}[ ,/-]*(\d{{4}}|(?<=-)\d{{2}}){CLOCK}", re.I
+)
+NAME_DAY = re.compile(rf"(?:[a-z]{{3,9}},? )?{MONTH} (\d{{1,2}})(?:st|nd|rd|th)?,? (\d{{4}}){CLOCK}", re.I)
+NAME_YEAR = re.compile(rf"{MONTH},?[ /-](\d{{4}})", re.I)
+MONTH_YEAR = re.compile(r"(\d{1,2})/(\d{4})")
+
+
+class Evidence(NamedTuple):
+    """What the cells of a column say about its form."""
+
+    first: int = 0
+    """Cells that can only have a decimal comma, or the day first."""
+    second: int = 0
+    """Cells that can only have a decimal point, or the month first."""
+    doubtful: str = ""
+    """A cell that can be read both ways."""
+    grouped: bool = False
+    """Whether "1.234" is among the cells: a number with a decimal point, unless other columns have decimal commas."""
+
+
+def number(text: str, form: Form) -> float:
+    """A cell as a number, NaN where it is none: "3,5" is 3.5 in any column, "1,234" as the column's form says."""
+    is_comma = form == "decimal_comma"
+    two_ways = TWO_WAYS.fullmatch(text)
+    if two_ways is not None:
+        is_decimal = (two_ways[1] == ",") == is_comma
+        return float(text.replace(two_ways[1], "." if is_decimal else ""))
+    if COMMA.fullmatch(text):
+        return float(text.translate(GROUPS).replace(".", "").replace(",", "."))
+    if POINT.fullmatch(text):
+        return float(text.translate(GROUPS).replace(",", ""))
+    if SPACED.fullmatch(text) and (is_comma or " " not in text):
+        return float(text.translate(GROUPS))
+    return np.nan
+
+
+def numbers(texts: list[str], form: Form) -> np.ndarray:
+    """(texts,) float64 of cells; NaN for what is no number."""
+    import pandas as pd
+
+    converted: Any = pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce")
+    values = converted.to_numpy(dtype=np.float64, na_value=np.nan).copy()
+    for place in np.flatnonzero(np.isnan(values)).tolist():
+        values[place] = number(texts[place], form)
+    if form == "decimal_comma":
+        for place, text in enumerate(texts):
+            if TWO_WAYS.fullmatch(text):
+                values[place] = number(text, form)
+    return values
+
+
+def number_evidence(texts: Iterable[str]) -> Evidence:
+    """What cells that are numbers say about the decimal mark."""
+    comma = point = 0
+    doubtful, grouped = "", False
+    for text in texts:
+        two_ways = TWO_WAYS.fullmatch(text)
+        if two_ways is not None:
+            doubtful = doubtful or (text if two_ways[1] == "," else "")
+            grouped = grouped or two_ways[1] == "."
+        elif "," in text or "." in text:
+            comma += COMMA.fullmatch(text) is not None
+            point += POINT.fullmatch(text) is not None
+    return Evidence(comma, point, doubtful, grouped)
+
+
+def date_evidence(texts: Iterable[str]) -> Evidence:
+    """What cells say about the place of the day; points between the parts are a day-first country's."""
+    day = month = 0
+    doubtful = ""
+    for text in texts:
+        first, mark, second, _ = _short(text)
+        if mark == "." or first > 12 >= second:
+            day += 1
+        elif second > 12 >= first:
+            month += 1
+        elif mark and first != second:
+            doubtful = doubtful or text
+    return Evidence(day, month, doubtful)
+
+
+def _short(text: str) -> tuple[int, str, int, str]:
+    """(first, mark, second, year) of a date in three numbers whose last is the year; no mark: it is no such date."""
+    found = NUMBERS.fullmatch(text)
+    parts = found.groups()[:4] if found is not None else None
+    if parts is None and (found := SHORT_YEAR.fullmatch(text)) is not None:
+        parts = found.groups()[:4] if found[1] else found.groups()[4:8]
+    return (int(parts[0]), parts[1], int(parts[2]), parts[3]) if parts is not None else (0, "", 0, "")
+
+
+def iso_date(text: str, form: Form) -> str | None:
+    """A cell as an ISO date, None where it is none: "31/12/2024" in any column, "03/04/2024" as the form says."""
+    if ISO.fullmatch(text):
+        return text
+    first, mark, second, year = _short(text)
+    clock: Any
+    if mark:
+        found = NUMBERS.fullmatch(text) or SHORT_YEAR.fullmatch(text)
+        is_day_first = first > 12 or (second <= 12 and (form == "day_first" or (mark == "." and form == "")))
+        day, month = (first, second) if is_day_first else (second, first)
+    elif (found := DAY_NAME.fullmatch(text)) is not None:
+        day, month, year = int(found[1]), _month(found[2]), found[3]
+    elif (found := NAME_DAY.fullmatch(text)) is not None:
+        day, month, year = int(found[2]), _month(found[1]), found[3]
+    elif (found := NAME_YEAR.fullmatch(text)) is not None:
+        return f"{found[2]}-{_month(found[1]):02d}-01"
+    elif (found := MONTH_YEAR.fullmatch(text)) is not None and 1 <= int(found[1]) <= 12:
+        return f"{found[2]}-{int(found[1]):02d}-01"
+    else:
+        return None
+    if not (1 <= month <= 12 and 1 <= day <= 31):
+        return None
+    if len(year) == 2:
+        # As in POSIX: 69 to 99 are the last century's.
+        year = f"{'19' if int(year) >= 69 else '20'}{year}"
+    assert found is not None
+    clock = found.groups()[-5:]
+    return f"{year}-{month:02d}-{day:02d}{_clock(*clock)}"
+
+
+def _month(name: str) -> int:
+    return next(place for place, month in enumerate(MONTHS, 1) if month.startswith(name[:3].lower()))
+
+
+def _clock(hours: str | None, minutes: str | None, seconds: str | None, half: str | None, zone: str | None) -> str:
+    if hours is None:
+        return ""
+    hour = int(hours)
+    if half:
+        hour = hour % 12 + (12 if half in "Pp" else 0)
+    return f"T{hour:02d}:{minutes}{f':{seconds}' if seconds else ''}{(zone or '').strip()}"
+
+
+def dates(texts: list[str], form: Form) -> pd.Series:
+    """(texts,) timestamps in UTC; NaT for what is no date."""
+    import pandas as pd
+
+    # pandas reads ISO at once, and far years in microseconds; a bare number ("5") is no date.
+    found = pd.to_datetime(pd.Series(texts, dtype=object), errors="coerce", utc=True, format="ISO8601")
+    found = found.dt.as_unit("us")
+    others = np.flatnonzero(found.isna().to_numpy())
+    if len(others):
+        rewritten = pd.Series([iso_date(texts[place], form) for place in others.tolist()], dtype=object)
+        found.iloc[others] = pd.to_datetime(rewritten, errors="coerce", utc=True, format="ISO8601").dt.as_unit("us")
+    return found
+
+
+def decided(evidence: Evidence, habit: Evidence, kind: str, name: str = "") -> tuple[Form, str]:
+    """A column's form and, where its cells leave it open, what was taken: by `habit`, the table's other columns."""
+    first: Form = "decimal_comma" if kind == "numeric" else "day_first"
+    second: Form = "decimal_point" if kind == "numeric" else "month_first"
+    if evidence.first or evidence.second:
+        form, other, others = first, second, evidence.second
+        if evidence.second > evidence.first:
+            form, other, others = second, first, evidence.first
+        doubt = f"{others} of the different cells of {name} can only be {other}; what can be both was taken for {form}"
+        return form, doubt if others else ""
+    if habit.first and not habit.second and (evidence.doubtful or evidence.grouped):
+        return first, ""
+    if not evidence.doubtful:
+        return "", ""
+    if habit.second and not habit.first:
+        return second, ""
+    text = evidence.doubtful
+    read = f"{number(text, second):g}" if kind == "numeric" else str(iso_date(text, second))[:10]
+    return second, f"{text} of {name} was taken for {read}; if that is wrong, type --data.kinds {name}={first}"
