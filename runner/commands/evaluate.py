@@ -58,7 +58,9 @@ def main(arguments: list[str]) -> None:
     if hasattr(data, "read") or not len(data):
         raise DataError(f"The recipe has no {settings.split} split to score: type --split with another one.")
     hardware = open_hardware(RunSettings(mixed_precision=settings.mixed_precision))
-    found = evaluate_rows(recipe, model.to(hardware.device), data, hardware, settings.micro_batch_size, shows_progress=True)
+    found = evaluate_rows(
+        recipe, model.to(hardware.device), data, hardware, settings.micro_batch_size, shows_progress=True
+    )
     assert found is not None
     scores, rows = found
     print(f"{settings.split}, {len(data):,} examples")
