@@ -361,8 +361,10 @@ def same_denotation(left: Sequence[tuple[Any, ...]], right: Sequence[tuple[Any, 
         return False
     if ordered:
         return Counter(zip(*left, strict=True)) == Counter(zip(*right, strict=True))
-    # A column can only stand for one with the same values; a prefix of columns that does not fit needs no more.
-    values = [Counter(column) for column in zip(*right, strict=True)]
+    # A column can only stand for one with the same values; a prefix of columns that does not fit needs no more. Of
+    # columns that are equal row for row one is enough: ten of nothing but NULL have millions of orders.
+    columns = list(zip(*right, strict=True))
+    values = [Counter(column) for column in columns]
     candidates = [
         [place for place, there in enumerate(values) if there == here]
         for here in (Counter(column) for column in zip(*left, strict=True))
@@ -375,9 +377,10 @@ def same_denotation(left: Sequence[tuple[Any, ...]], right: Sequence[tuple[Any, 
                 return False
         if len(chosen) == len(candidates):
             return True
-        return any(fits([*chosen, place]) for place in candidates[len(chosen)] if place not in chosen)
+        rest = {columns[place]: place for place in candidates[len(chosen)] if place not in chosen}
+        return any(fits([*chosen, place]) for place in rest.values())
 
-    return fits([])
+    return all(candidates) and fits([])
 
 
 def _without_column_order(row: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ import json
 import random
 import re
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -456,6 +457,18 @@ def test_every_order_of_columns_is_found() -> None:
         assert official.same_denotation(left, right, False)
         right[0] = (*right[0][:-1], 7)
         assert not official.same_denotation(left, right, False)
+
+
+def test_many_equal_columns_are_no_riddle() -> None:
+    # The rows are the same as sets, so that only an order of the columns could tell: there are eleven factorial.
+    left, right = [(None,) * 11 + (value,) for value in "aab"], [(None,) * 11 + (value,) for value in "abb"]
+    start = time.process_time()
+    assert not official.same_denotation(left, right, False)
+    assert official.same_denotation(left, [(row[11], *row[:11]) for row in left], False)
+    # Two columns change places, and stand among the equal ones.
+    pairs = [(*pair, *(None,) * 9) for pair in ("ab", "bb", "ba", "ca")]
+    assert official.same_denotation(pairs, [(None, row[1], *row[3:], row[0]) for row in pairs], False)
+    assert time.process_time() - start < 5
 
 
 def test_distinct_goes_from_the_query_and_not_from_its_strings() -> None:
