@@ -116,13 +116,21 @@ def read_frame(path: Path, unread: Iterable[str] = ()) -> pd.DataFrame:
             )
     except (ValueError, OSError, EOFError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
-        raise DataError(f"{path} cannot be read as a table: {lines[0]}") from error
+        hint = (
+            "Check that line: cells that hold the separator need quotes."
+            if "Expected" in lines[0]
+            else "Check the file."
+        )
+        raise DataError(f"{path} cannot be read as a table: {lines[0]}\n{hint}") from error
     frame.columns = [str(name).strip() for name in frame.columns]
     twice = frame.columns[frame.columns.duplicated()]
     if len(twice):
         raise _twice(path, twice[0])
     if not len(frame):
-        raise DataError(f"{path} has a header ({', '.join(frame.columns[:6])}) and no rows; wanted: at least one.")
+        raise DataError(
+            f"{path} has a header ({', '.join(frame.columns[:6])}) and no rows.\n"
+            "Check that it is the file you meant, and that it was written to its end."
+        )
     frame.attrs["said"] = tuple(f"{path}: {line}" for line in said)
     return frame
 
@@ -143,13 +151,14 @@ def _workbook(path: Path, package: str, said: list[str]) -> pd.DataFrame:
             f"Type pip install {package}, or save the sheet as CSV."
         )
     try:
-        book = pd.ExcelFile(path)
-        frame = cast("pd.DataFrame", book.parse(book.sheet_names[0]))
+        with pd.ExcelFile(path) as book:
+            sheets = book.sheet_names
+            frame = pd.read_excel(book, sheet_name=sheets[0])
     except Exception as error:  # these packages raise what they like
         lines = str(error).splitlines() or [type(error).__name__]
         raise DataError(f"{path} cannot be read as a workbook: {lines[0]}\nSave the sheet as CSV.") from error
-    if len(book.sheet_names) > 1:
-        said.append(f"the first of its {len(book.sheet_names)} sheets was read, {book.sheet_names[0]}")
+    if len(sheets) > 1:
+        said.append(f"the first of its {len(sheets)} sheets was read, {sheets[0]}")
     return frame
 
 
@@ -389,8 +398,19 @@ def _cut(
     said = [*train.attrs.get("said", ()), *(test.attrs.get("said", ()) if test is not None else ())]
     own, train = train, _labelled(train, target, task, form)
     if task == "regression" and not len(train) and as_text(own[target]).notna().any():
-        raise DataError(f"{name}: no value of the target {target!r} is a number; type --data.task classification.")
+        cell = as_text(own[target]).dropna().iloc[0]
+        raise DataError(
+            f"{name}: no value of the target {target!r} is a number, such as {cell[:40]!r}.\n"
+            "Type --data.task classification, or make a column of numbers of it and --data.target with its name."
+        )
     check_frame(name, train, target)
+    if task == "classification":
+        counts = as_text(train[target]).value_counts()
+        single = int((counts == 1).sum())
+        if single:
+            said.append(
+                f"{name}: {single:,} of {len(counts):,} classes have one row, so they are only learned or only judged"
+            )
     if len(train) < len(own):
         odd = as_text(own[target].drop(train.index)).dropna()
         what = f"without a number as target, such as {odd.iloc[0]!r}" if len(odd) else "without a target"

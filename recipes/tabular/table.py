@@ -185,8 +185,9 @@ def kind_of(series: pd.Series) -> Kind:
         distinct = np.unique(there)
         if not len(there) or (len(distinct) == 1 and len(there) == len(values)):
             return "constant"
-        # Row numbers: every integer once, in order.
-        if len(there) == len(values) > 20 and np.all(np.diff(there) == 1):
+        # Row numbers: integers from near 0 on, in order, of which validation and test rows have taken some out.
+        are_steps = len(there) == len(values) > 20 and np.all(np.diff(there) >= 1) and np.all(there % 1 == 0)
+        if are_steps and 0 <= there[0] and there[-1] <= 1.5 * len(there) + 1:
             return "id"
         is_name = len(distinct) == len(values) and np.abs(there).max() > LARGEST_INTEGER
         return "id" if is_name and pd.api.types.is_integer_dtype(series.dtype) else "numeric"
@@ -228,7 +229,7 @@ def target_task(series: pd.Series, form: Form = "") -> Literal["classification",
 
 
 def check_target(name: str, series: pd.Series, task: str, form: Form) -> None:
-    """Raises DataError where nobody said what the target is, and it is dates, row numbers, names or free text."""
+    """Raises DataError where a target is dates, row numbers, names or free text, unless `task` was asked for."""
     texts = as_text(series).dropna()
     counts = texts.value_counts()
     kind = kind_of(series)
@@ -236,13 +237,13 @@ def check_target(name: str, series: pd.Series, task: str, form: Form) -> None:
     insist = "--data.task classification"
     if kind == "date" and len(counts) > FEW_CLASSES:
         raise DataError(
-            f"{named} is dates, such as {counts.index[0]!r}; wanted: classes or numbers.\n"
+            f"{named} is dates, such as {counts.index[0]}; wanted: classes or numbers.\n"
             f"Type --data.target with another column, such as its year, or {insist} to take each date for a class."
         )
     if task == "regression":
         if kind == "id":
             raise DataError(
-                f"{named} holds row numbers or ids, such as {counts.index[0]!r}, which nothing foretells.\n"
+                f"{named} holds row numbers or ids, such as {_shown(str(counts.index[0]))}, which nothing foretells.\n"
                 "Type --data.target with another column, or --data.task regression to learn them all the same."
             )
         return
@@ -253,12 +254,17 @@ def check_target(name: str, series: pd.Series, task: str, form: Form) -> None:
     hint = f"{insist} to learn them all the same"
     if numbers >= 0.5:
         odd = texts.loc[~np.isfinite(as_numbers(texts, form))]
-        also = f" (rows such as {odd.iloc[0]!r} are left out)" if len(odd) else ""
+        also = f" (rows such as {_shown(odd.iloc[0])} are left out)" if len(odd) else ""
         hint = f"--data.task regression to take it for a number{also}, or {insist}"
     raise DataError(
-        f"{named} would be {len(counts):,} classes, {single:,} of them of one row each, such as {counts.index[-1]!r}.\n"
+        f"{named} would be {len(counts):,} classes, {single:,} of one row each, such as {_shown(str(counts.index[-1]))}.\n"
         f"Type --data.target with a column of fewer classes, {hint}."
     )
+
+
+def _shown(text: str) -> str:
+    """A cell in a message."""
+    return repr(text if len(text) <= 40 else f"{text[:40]}...")
 
 
 def named_kinds(text: str | None) -> dict[str, str]:

@@ -1,6 +1,8 @@
 """Awkward input by the real command: each works and says what it made of it, or is refused in three lines."""
 
 import contextlib
+import dataclasses
+import gzip
 import io
 import json
 from pathlib import Path
@@ -12,8 +14,11 @@ import pytest
 from test_tabular_training import SMALL
 
 from recipes.tabular import forms
-from recipes.tabular.table import Wording, as_dates, as_numbers, cells, describe, fit, kind_of
+from recipes.tabular.corpus import read, read_frame
+from recipes.tabular.recipe import DataSettings
+from recipes.tabular.table import Wording, as_dates, as_numbers, as_text, cells, describe, fit, kind_of
 from runner.__main__ import main
+from runner.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROWS = 60
@@ -196,3 +201,155 @@ def test_a_european_file_by_the_command(tmp_path: Path) -> None:
         )  # fmt: skip
     one, many = (pd.read_csv(tmp_path / name)["prediction"][0] for name in ("one.csv", "all.csv"))
     assert one == pytest.approx(many, abs=1e-5)
+
+
+# Files -------------------------------------------------------------------------------------------------
+
+CSV = own_table().to_csv(index=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "noted"),
+    [
+        ("latin.csv", CSV.replace("red", "größe").encode("latin-1"), "Windows-1252 (Latin-1), with 'größe' in it"),
+        ("sixteen.csv", CSV.encode("utf-16"), ""),
+        ("markless.csv", CSV.encode("utf-16-le"), ""),
+        ("mark.csv", ("\ufeff" + CSV).encode(), ""),
+        ("semicolons.csv", CSV.replace(",", ";").encode(), ""),
+        ("excel.csv", ("sep=;\n" + CSV.replace(",", ";")).encode(), ""),
+        ("bars.txt", CSV.replace(",", "|").encode(), ""),
+        ("tabs.csv", CSV.replace(",", "\t").encode(), ""),
+        ("blanks.csv", CSV.replace("age,colour,y", " age , colour, y ").replace(",", ", ").encode(), ""),
+        ("trailing.csv", CSV.replace("\n", ",\n").replace("y,\n", "y\n").encode(), ""),
+        ("quoted.csv", CSV.replace("red", '"re\nd"').replace("colour", '"colour"').encode(), ""),
+        ("old mac.csv", CSV.replace("\n", "\r").encode(), ""),
+        ("small.csv.gz", gzip.compress(CSV.encode()), ""),
+        ("COPY.CSV", CSV.encode(), ""),
+    ],
+)
+def test_files_that_are_read(name: str, content: bytes, noted: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    frame = read_frame(tmp_path / name)
+    assert list(frame.columns) == ["age", "colour", "y"] and len(frame) == ROWS
+    assert frame["age"].tolist() == own_table()["age"].tolist()
+    assert set(as_text(frame["colour"])) <= {"red", "re d", "größe", "blue", "green"}
+    assert noted in "".join(frame.attrs["said"]) and bool(noted) == bool(frame.attrs["said"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "wanted"),
+    [
+        ("table.json", b"[]", "unknown ending .json; wanted: .csv"),
+        ("table", CSV.encode(), "has no ending; wanted: .csv"),
+        ("kanji.csv", CSV.replace("red", "表示データ").encode("shift-jis"), "iconv -f ENCODING -t UTF-8 kanji.csv"),
+        ("noise.csv", bytes(range(256)) * 8, "binary, no text"),
+        ("parquet.csv", b"PAR1" + bytes(40), "is a parquet file"),
+        ("book.csv", b"PK\x03\x04" + bytes(40), "an Excel workbook"),
+        ("page.csv", b"<!DOCTYPE html>", "a web page"),
+        ("pointer.csv", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("empty.csv", b"", "is empty"),
+        ("blank.csv", b"\n \n", "is empty"),
+        ("header.csv", b"age,colour,y\n", "a header (age, colour, y) and no rows"),
+        ("twice.csv", b"age,age,y\n1,2,a\n", "two columns of the name 'age'"),
+        ("blank twice.csv", b"age, age,y\n1,2,a\n", "two columns of the name 'age'"),
+        ("ragged.csv", CSV.encode() + b"1,2,3,4\n", "cells that hold the separator need quotes"),
+        ("row names.csv", b"age,y\nr1,1,a\nr2,2,b\n", "2 column names, and 3 cells in a row"),
+        ("broken.csv.gz", b"\x1f\x8b123", "cannot be read as a table"),
+        ("broken.xlsx", b"nothing", "cannot be read as a workbook"),
+    ],
+)
+def test_files_that_are_refused(name: str, content: bytes, wanted: str, tmp_path: Path) -> None:
+    if name.endswith(".xlsx"):
+        pytest.importorskip("openpyxl")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_frame(tmp_path / name)
+    assert wanted in str(caught.value) and len(str(caught.value).splitlines()) <= 3
+
+
+def test_a_workbook_is_read_where_its_package_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    pytest.importorskip("openpyxl")
+    file = tmp_path / "book.xlsx"
+    with pd.ExcelWriter(file) as book:
+        own_table().to_excel(book, sheet_name="claims", index=False)
+        own_table().to_excel(book, sheet_name="notes", index=False)
+    said = train(tmp_path, "--data.train", str(file), "--data.target", "y")
+    assert "numeric age; categorical colour" in said and "the first of its 2 sheets was read, claims" in said
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match="pip install openpyxl"):
+        read_frame(file)
+
+
+# Targets and columns -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cells", "wanted"),
+    [
+        ([f"2024-{1 + place % 12:02d}-{1 + place % 28:02d}" for place in range(ROWS)], "is dates, such as"),
+        ([f"{1 + place % 28}.{1 + place % 12}.2024" for place in range(ROWS)], "is dates, such as"),
+        (list(range(1, ROWS + 1)), "row numbers or ids"),
+        ([f"A-{7 * place}" for place in range(ROWS)], "60 classes, 60 of one row each"),
+        ([f"a remark of {place} words " * 9 for place in range(ROWS)], "of one row each, such as 'a remark of"),
+        ([str(place) if place % 9 else "unknown" for place in range(ROWS)], "--data.task regression to take it"),
+    ],
+)
+def test_targets_that_nobody_means(cells: list[Any], wanted: str, tmp_path: Path) -> None:
+    own_table().assign(y=cells).to_csv(tmp_path / "own.csv", index=False)
+    settings = DataSettings(train=str(tmp_path / "own.csv"), target="y")
+    with pytest.raises(DataError) as caught:
+        read(settings)
+    message = str(caught.value)
+    assert wanted in message and "--data.t" in message and len(message.splitlines()) <= 3
+    assert all(len(line) < 220 for line in message.splitlines())
+    (insisted,) = read(dataclasses.replace(settings, task="classification"))
+    assert insisted.task == "classification"
+
+
+def test_the_commands_say_what_was_left_out(tmp_path: Path) -> None:
+    data = own_table(number=[f"{place}" for place in range(ROWS)])
+    data["y"] = ["none" if place % 9 == 0 else str(place * place) for place in range(ROWS)]
+    data.loc[5, "y"] = "about 7"
+    data.to_csv(tmp_path / "own.csv", index=False)
+    words = ("--data.train", str(tmp_path / "own.csv"), "--data.target", "y")
+    said = train(tmp_path, *words, "--data.task", "regression")
+    assert "note: own: 8 of 60 rows are left out, without a number as target, such as 'about 7'" in said
+    # The row number, of which the validation has taken every tenth row.
+    assert "id number" in said
+    data.drop(columns="y").to_csv(tmp_path / "test.csv", index=False)
+    again = (
+        "--data.task",
+        "regression",
+        "--data.test",
+        str(tmp_path / "test.csv"),
+        "--output_dir",
+        str(tmp_path / "2"),
+    )
+    assert "relay predict --input" in train(tmp_path, *words, *again, status=2)
+
+
+def test_a_files_own_prediction_is_kept(tmp_path: Path) -> None:
+    own_table(prediction=["u", "v"] * (ROWS // 2)).to_csv(tmp_path / "own.csv", index=False)
+    train(tmp_path, "--data.train", str(tmp_path / "own.csv"), "--data.target", "y")
+    said = said_by(
+        "predict", "--checkpoint", str(tmp_path / "run"), "--input", str(tmp_path / "own.csv"),
+        "--output", str(tmp_path / "out.csv"),
+    )  # fmt: skip
+    assert "the columns added end with (new)" in said
+    found = pd.read_csv(tmp_path / "out.csv")
+    assert found["prediction"].tolist() == ["u", "v"] * (ROWS // 2)
+    assert set(found["prediction (new)"]) <= {"no", "yes"} and "probability yes (new)" in found
+
+
+def test_numbers_that_are_none() -> None:
+    data = pd.DataFrame({"n": ["inf", "1e400", "1e308", "-1e308", *map(str, range(36))], "y": ["a", "b"] * 20})
+    table = fit("t", data, "y", kinds={"n": "numeric"})
+    assert table.columns[0].mean == pytest.approx(17.5)
+    assert np.isfinite(cells(table, data, Wording()).numbers).all()
+    for ids in ([str(10**22 + 10**15 * place) for place in range(40)], [2**60 + 7919 * place for place in range(40)]):
+        assert kind_of(pd.Series(ids)) == "id"
+    assert kind_of(pd.Series([1900 + place for place in range(100)])) == "numeric"
+    with pytest.raises(DataError, match="no training cell of it can be read so: green"):
+        fit("t", own_table(), "y", kinds={"colour": "numeric"})
