@@ -247,7 +247,7 @@ def check_target(name: str, series: pd.Series, task: str, form: Form) -> None:
                 "Type --data.target with another column, or --data.task regression to learn them all the same."
             )
         return
-    single = int((counts == 1).sum())
+    single, rare = int((counts == 1).sum()), str(counts.index[-1])
     if len(counts) <= MOST_CLASSES and (len(counts) <= FEW_CLASSES or single <= len(counts) / 2):
         return
     numbers = float(np.isfinite(as_numbers(texts, form)).mean())
@@ -257,7 +257,7 @@ def check_target(name: str, series: pd.Series, task: str, form: Form) -> None:
         also = f" (rows such as {_shown(odd.iloc[0])} are left out)" if len(odd) else ""
         hint = f"--data.task regression to take it for a number{also}, or {insist}"
     raise DataError(
-        f"{named} would be {len(counts):,} classes, {single:,} of one row each, such as {_shown(str(counts.index[-1]))}.\n"
+        f"{named} would be {len(counts):,} classes, {single:,} of one row each, such as {_shown(rare)}.\n"
         f"Type --data.target with a column of fewer classes, {hint}."
     )
 
