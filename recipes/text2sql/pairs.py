@@ -312,26 +312,34 @@ def _bird_predictions(path: Path, text: str, lines: Sequence[str], notes: list[s
 def wikisql(gold: Path, pred: Path) -> Pairs:
     """The pairs of two files of JSON lines: what was predicted, the structured gold query, the table."""
     questions = _wikisql_lines(gold, "--gold", WIKISQL_GOLD, _is_question)
-    answers = _wikisql_lines(pred, "--pred", WIKISQL, lambda entry: "query" in entry or bool(entry.get("error")))
+    answers = _wikisql_lines(pred, "--pred", WIKISQL, lambda _: True)
+    if not any("query" in answer or answer.get("error") for answer in answers):
+        # One line without them is a bad prediction, and all of them are of another file.
+        raise _no_wikisql(pred, "No line", WIKISQL)
     if len(questions) != len(answers):
         raise _counts(pred, len(answers), gold, len(questions), "Give one line for each.")
     return Pairs([(answer, ask["sql"], ask["table_id"]) for ask, answer in zip(questions, answers, strict=True)])
 
 
 def _wikisql_lines(path: Path, flag: str, wanted: str, fits: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-    text, lines = _read(path, flag)
     found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line.removeprefix("\ufeff")) if line else None
-        except ValueError:
-            entry = False
-        if entry is not None and not (isinstance(entry, dict) and fits(entry)):
-            kind = _kind(text, lines)
-            known = f"; type --metric {METRICS[kind]} if that is what it is for" if kind in (SPIDER, BIRD) else ""
-            raise DataError(f"Line {number} of {path} is not in the format of this metric.\nWanted is {wanted}{known}.")
-        found += [entry] if entry is not None else []
+    for number, line in enumerate(_read(path, flag)[1], 1):
+        if line:
+            try:
+                found.append(json.loads(line.removeprefix("\ufeff")))
+            except ValueError:
+                raise _no_wikisql(path, f"Line {number}", wanted) from None
+            if not (isinstance(found[-1], dict) and fits(found[-1])):
+                raise _no_wikisql(path, f"Line {number}", wanted)
     return found
+
+
+def _no_wikisql(path: Path, which: str, wanted: str) -> DataError:
+    text = read_text(path)
+    kind = _kind(text, lines_of(text))
+    known = f"; type --metric {METRICS[kind]} if that is what it is for" if kind in (SPIDER, BIRD) else ""
+    has = "is" if which == "No line" else "is not"
+    return DataError(f"{which} of {path} {has} in the format of this metric.\nWanted is {wanted}{known}.")
 
 
 def _is_question(entry: Mapping[str, Any]) -> bool:

@@ -517,6 +517,7 @@ WANTED = {"sel": 1, "agg": 0, "conds": [[0, 0, "Ann"], [2, 1, "1,200 kg"]]}
         ({**WANTED, "conds": [[0, 3, "Ann"]]}, (0, 0, 0)),
         ({"sel": 1}, (0, 0, 0)),
         (None, (0, 0, 0)),
+        ("SELECT 1", (0, 0, 0)),
     ],
 )
 def test_wikisql(query: Any, scores: tuple[int, int, int], tmp_path: Path) -> None:
@@ -531,6 +532,14 @@ def test_wikisql(query: Any, scores: tuple[int, int, int], tmp_path: Path) -> No
     _, (row,) = official.score_files("wikisql_lf", str(tmp_path / "dev.jsonl"), str(tmp_path / "pred.jsonl"), None)
     assert (row["score"], row["ordered"], row["execution"]) == scores
     assert bool(row["why"]) != bool(scores[0])
+
+
+def test_a_line_of_wikisql_without_a_query_is_a_bad_prediction(tmp_path: Path) -> None:
+    (tmp_path / "gold.jsonl").write_text(ASKED * 3)
+    (tmp_path / "pred.jsonl").write_text(json.dumps({"query": WANTED}) + '\n{}\n{"error": "none"}\n')
+    _, rows = official.score_files("wikisql_lf", str(tmp_path / "gold.jsonl"), str(tmp_path / "pred.jsonl"), None)
+    assert [row["score"] for row in rows] == [1, 0, 0]
+    assert [row["why"] for row in rows] == ["", "it has no query with sel, agg and conds", "none"]
 
 
 # Files -------------------------------------------------------------------------------------------------
@@ -666,7 +675,7 @@ REFUSED = [
     ("wikisql_lf", ASKED, "SELECT 1\n", "Line 1 of .*pred is not in .*\nWanted is .*; type --metric spider_em"),
     ("wikisql_lf", GOLD, "{}", "Line 1 of .*gold is not in the format"),
     ("wikisql_lf", '{"table_id": "1-2", "sql": {"sel": 1}}', "{}", "Line 1 of .*gold is not in the format"),
-    ("wikisql_lf", ASKED, '\n{"predicted": "SELECT 1"}\n', "Line 2 of .*pred is not in the format"),
+    ("wikisql_lf", ASKED, '\n{"predicted": "SELECT 1"}\n', "No line of .*pred is in the format"),
     ("wikisql_lf", ASKED * 2, json.dumps({"query": WANTED}), "has 1 predictions, and .* has 2 queries"),
 ]  # fmt: skip
 
