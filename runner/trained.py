@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from runner import checkpoint
-from runner.config import parse
+from runner.config import Config, parse
 from runner.errors import CheckpointError
 
 
@@ -26,9 +26,14 @@ def resolve(folder: Path) -> Path:
     return folder
 
 
-def find_recipe(folder: Path, flags: Sequence[str] = ()) -> Any:
-    """The recipe with the settings of the run, and with what `flags` change of them."""
-    return parse(["--config", str(resolve(folder) / "config.yaml"), *flags]).recipe
+def find_config(folder: Path, flags: Sequence[str] = ()) -> Config:
+    """The settings of the run, with what `flags` change of them."""
+    return parse(["--config", str(resolve(folder) / "config.yaml"), *flags])
+
+
+def find_recipe(folder: Path) -> Any:
+    """The recipe with the settings of the run."""
+    return find_config(folder).recipe
 
 
 def load(folder: Path, recipe: Any) -> tuple[Any, Any]:

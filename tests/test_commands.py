@@ -1,5 +1,6 @@
 """The verbs of `relay` that look at a run or plan one. Run alone: python -m pytest tests/test_commands.py"""
 
+import dataclasses
 import json
 import math
 import re
@@ -70,7 +71,7 @@ def test_evaluate_gives_the_scores_of_the_training_and_a_row_per_example(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = tmp_path / "rows.jsonl"
-    words = ["--micro-batch-size", "4", "--mixed_precision", "no", "--output", str(rows)]
+    words = ["--micro-batch-size", "4", "--output", str(rows)]
     assert main(["evaluate", "--checkpoint", str(run / "final"), *words]) == 0
     printed = dict(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  "))
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -78,6 +79,27 @@ def test_evaluate_gives_the_scores_of_the_training_and_a_row_per_example(
     for name in ("loss", "mae", "rows"):
         assert math.isclose(float(printed[name]), last[name], abs_tol=1e-4)
     assert len(rows.read_text(encoding="utf-8").splitlines()) == 31
+
+
+@pytest.mark.parametrize(("trained", "asked", "used"), [
+    ("no", (), "no"), ("bf16", (), "bf16"), ("bf16", ("--mixed_precision", "no"), "no"),
+])  # fmt: skip
+def test_evaluate_computes_in_the_precision_of_the_run(
+    tmp_path: Path, trained: str, asked: tuple[str, ...], used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runner import hardware
+
+    train(tmp_path, "--max_steps", "1", "--eval_steps", "0", "--save_steps", "0", "--mixed_precision", trained)
+    opened, found = hardware.open_hardware, []
+
+    def spy(settings: RunSettings) -> hardware.Hardware:
+        found.append(settings.mixed_precision)
+        # One process has one accelerator state, which cannot be changed.
+        return opened(dataclasses.replace(settings, mixed_precision="no"))
+
+    monkeypatch.setattr(hardware, "open_hardware", spy)
+    assert main(["evaluate", "--checkpoint", str(tmp_path), *asked]) == 0
+    assert found == [used]
 
 
 def test_a_long_evaluation_shows_a_bar_on_a_terminal(

@@ -33,7 +33,8 @@ def presets() -> dict[str, dict[str, Any]]:
         "default": {
             **nano,
             "mixed_precision": "no",
-            "num_train_epochs": 5.0,
+            "data.schema_tokens": True,
+            "num_train_epochs": 4.0,
             "learning_rate": 2e-3,
             "logging_steps": 50,
             "eval_steps": 0,

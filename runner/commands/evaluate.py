@@ -23,8 +23,8 @@ class EvaluateSettings:
     """Use only this many examples: a fixed draw."""
     micro_batch_size: int = 16
     """Examples at a time."""
-    mixed_precision: Precision = "auto"
-    """Number format of the arithmetic."""
+    mixed_precision: Precision | None = None
+    """Number format of the arithmetic; none: that of the run, so that the scores are the run's own."""
     output: str | None = None
     """File for the rows, one JSON object per example."""
 
@@ -43,13 +43,13 @@ def main(arguments: list[str]) -> None:
         EvaluateSettings, own, "relay evaluate", f"{__doc__}\n\n{_without_a_model()}" if wants_help else __doc__
     )
     from runner.config import RunSettings
-    from runner.trained import find_recipe, load
+    from runner.trained import find_config, load
 
     _check_output(settings.output)
     if settings.micro_batch_size < 1:
         raise ConfigError(f"micro_batch_size is {settings.micro_batch_size}: type a number of at least 1.")
-    recipe = find_recipe(Path(settings.checkpoint), others)
-    recipe, model = load(Path(settings.checkpoint), recipe)
+    config = find_config(Path(settings.checkpoint), others)
+    recipe, model = load(Path(settings.checkpoint), config.recipe)
     from runner.evaluation import evaluate_rows
     from runner.hardware import open_hardware
     from runner.session import drawn
@@ -57,7 +57,9 @@ def main(arguments: list[str]) -> None:
     data = drawn(recipe.data(settings.split), settings.max_eval_examples)
     if hasattr(data, "read") or not len(data):
         raise DataError(f"The recipe has no {settings.split} split to score: type --split with another one.")
-    hardware = open_hardware(RunSettings(mixed_precision=settings.mixed_precision))
+    # A run that trained in fp16 on a GPU is scored on a CPU in what that has.
+    of_the_run = "auto" if config.run.mixed_precision == "fp16" else config.run.mixed_precision
+    hardware = open_hardware(RunSettings(mixed_precision=settings.mixed_precision or of_the_run))
     found = evaluate_rows(
         recipe, model.to(hardware.device), data, hardware, settings.micro_batch_size, shows_progress=True
     )
