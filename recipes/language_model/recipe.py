@@ -210,9 +210,15 @@ class Recipe:
         return bound
 
     def _tell_of_validation(self) -> None:
-        """Say where a share was asked for, and there is too little to have one."""
-        corpus = self._corpus()
-        if corpus.validation and next(iter(corpus.passages("validation")), None) is None:
+        """Say where a share was asked for, and there is too little to have one; and what the tokenizer cannot read."""
+        from recipes.language_model import use
+
+        own = self._validation_corpus()
+        corpus = own or self._corpus()
+        first = next(iter(corpus.passages("train" if own else "validation")), None)
+        if first is not None:
+            use.tell_unknown(self.tokenizer, first.text, set())
+        elif corpus.validation:
             print(
                 "note: there is nothing to judge by: of what is read from its start, each "
                 f"{max(2, round(1 / corpus.validation))}th document or part is, and the source has fewer.\n"

@@ -167,6 +167,19 @@ def test_a_source_too_short_for_validation_says_so(tmp_path: Path, capsys: pytes
         assert bool(len(bound.data("validation"))) == (name == "many")
 
 
+def test_characters_of_the_validation_text_that_training_lacks_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train.txt").write_text("some words\n" * 100)
+    (tmp_path / "other.txt").write_text("some words, é\n")
+    source = DataSettings(source=str(tmp_path / "train.txt"), validation_source=str(tmp_path / "other.txt"))
+    for kind in ("char", "bpe"):
+        (tmp_path / kind).mkdir()
+        Recipe(data_settings=source, tokenizer_settings=TokenizerSettings(kind=kind)).prepare(tmp_path / kind)
+        wanted = "note: never seen in training, and read as <unk>: ',' 'é'\n" if kind == "char" else ""
+        assert capsys.readouterr().err == wanted
+
+
 # Tokenizers --------------------------------------------------------------------------------------------
 
 
