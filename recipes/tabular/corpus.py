@@ -104,6 +104,9 @@ def read_frame(path: Path, unread: Iterable[str] = ()) -> pd.DataFrame:
     try:
         if ending in (".parquet", ".pq"):
             frame = pd.read_parquet(path)
+            if not isinstance(frame.index, pd.RangeIndex):
+                # An index with a name is a column like others.
+                frame = frame.reset_index(drop=frame.index.names == [None])
         elif ending in WORKBOOKS:
             frame = _workbook(path, WORKBOOKS[ending], said)
         elif ending in TEXTS:
@@ -167,7 +170,8 @@ def _text(path: Path, usual: str, unread: set[str], said: list[str]) -> pd.DataF
     import fsspec
 
     with fsspec.open(str(path), "rb", compression="infer") as file:
-        head: bytes = file.read(HEAD)  # type: ignore[union-attr]
+        # Whole lines: a header may be longer.
+        head: bytes = file.read(HEAD) + file.readline()  # type: ignore[union-attr]
     encodings = _encodings(path, head)
     for encoding in encodings:
         try:
@@ -252,9 +256,9 @@ def _decoded(path: Path, head: bytes, encoding: str, usual: str, unread: set[str
 
 
 def _has_decimal_commas(series: pd.Series) -> bool:
-    distinct = as_text(series).dropna().unique()[:1000].tolist()
+    distinct = as_text(series.iloc[:: max(1, len(series) // 2000)]).dropna().unique().tolist()
     evidence = number_evidence(distinct)
-    return evidence.first > evidence.second and bool(np.isfinite(numbers(distinct, "")).mean() >= 0.95)
+    return evidence.first > evidence.second and bool(np.isfinite(numbers(distinct, "decimal_comma")).mean() >= 0.95)
 
 
 def _records(text: str, separator: str) -> list[list[str]]:
@@ -273,7 +277,7 @@ def _separator(text: str, usual: str, is_whole: bool) -> str:
     cells: dict[str, int] = {}
     for separator in (usual, ";", "\t", ",", "|"):
         records = _records(text, separator)
-        records = records if is_whole else records[:-1]
+        records = records if is_whole or len(records) == 1 else records[:-1]
         even = sum(len(record) == len(records[0]) for record in records)
         if records and len(records[0]) > 1 and even >= 0.9 * len(records):
             cells.setdefault(separator, len(records[0]))
@@ -404,17 +408,7 @@ def _cut(
             "Type --data.task classification, or make a column of numbers of it and --data.target with its name."
         )
     check_frame(name, train, target)
-    if task == "classification":
-        counts = as_text(train[target]).value_counts()
-        single = int((counts == 1).sum())
-        if single:
-            said.append(
-                f"{name}: {single:,} of {len(counts):,} classes have one row, so they are only learned or only judged"
-            )
-    if len(train) < len(own):
-        odd = as_text(own[target].drop(train.index)).dropna()
-        what = f"without a number as target, such as {odd.iloc[0]!r}" if len(odd) else "without a target"
-        said.append(f"{name}: {len(own) - len(train):,} of {len(own):,} rows are left out, {what}")
+    said += [f"{name}: {note}" for note in _notes(own[target], train[target], test, task, form)]
     count = min(round(len(train) * settings.validation_fraction), MOST_VALIDATION_ROWS)
     random = np.random.default_rng([settings.split_seed, *name.encode()])
     order = random.permutation(len(train))
@@ -432,6 +426,26 @@ def _cut(
     splits = {"train": rest, "validation": train.loc[held], "test": train.iloc[:0] if test is None else test}
     splits = {split: frame.reset_index(drop=True) for split, frame in splits.items()}
     return Source(name, target, task, splits, tuple(said))
+
+
+def _notes(own: pd.Series, learned: pd.Series, test: pd.DataFrame | None, task: str, form: Form) -> list[str]:
+    """What people should know of a target: rows left out, classes of one row, test rows that cannot be scored."""
+    said = []
+    if len(learned) < len(own):
+        odd = as_text(own.loc[own.index.difference(learned.index)]).dropna()
+        what = f"without a number as target, such as {odd.iloc[0][:40]!r}" if len(odd) else "without a target"
+        said.append(f"{len(own) - len(learned):,} of {len(own):,} rows are left out, {what}")
+    counts = as_text(learned).value_counts()
+    single = int((counts == 1).sum()) if task == "classification" else 0
+    if single:
+        said.append(f"{single:,} of {len(counts):,} classes have one row, so they are learned or judged, not both")
+    if test is not None and own.name in test:
+        truth = test[own.name]
+        is_known = np.isfinite(as_numbers(truth, form)) if task == "regression" else as_text(truth).isin(counts.index)
+        if not is_known.all():
+            why = "no number" if task == "regression" else "missing, or a class that training has not"
+            said.append(f"{int((~is_known).sum()):,} of {len(truth):,} test rows are not scored: their target is {why}")
+    return said
 
 
 def _labelled(frame: pd.DataFrame, target: str, task: str, form: Form) -> pd.DataFrame:

@@ -8,6 +8,7 @@ rows of its call. Where no cell of a column decides, a doubt says what was taken
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -213,4 +214,5 @@ def decided(evidence: Evidence, habit: Evidence, kind: str, name: str = "") -> t
         return second, ""
     text = evidence.doubtful
     read = f"{number(text, second):g}" if kind == "numeric" else str(iso_date(text, second))[:10]
-    return second, f"{text} of {name} was taken for {read}; if that is wrong, type --data.kinds {name}={first}"
+    typed = shlex.quote(f"{name}={first}")
+    return second, f"{text} of {name} was taken for {read}; if that is wrong, type --data.kinds {typed}"

@@ -198,10 +198,15 @@ class Recipe:
 
         settings = self.data_settings
         tables = []
+        named = named_kinds(settings.kinds)
+        known = {name for source in self.sources for name in source.splits["train"]}
+        if not named.keys() <= known:
+            raise DataError(f"data.kinds names {', '.join(sorted(named.keys() - known))}, which no table has.")
         for source in self.sources:
+            own = {name: kind for name, kind in named.items() if name in source.splits["train"]}
             table = fit(
-                source.name, source.splits["train"], source.target, source.task, named_kinds(settings.kinds),
-                settings.max_features, settings.split_seed,
+                source.name, source.splits["train"], source.target, source.task, own, settings.max_features,
+                settings.split_seed,
             )  # fmt: skip
             tables.append(table)
             print(*(f"note: {line}" for line in source.said), describe(table), sep="\n", flush=True)
@@ -479,6 +484,8 @@ class Recipe:
 
         if not request.output.absolute().parent.is_dir() or request.output.is_dir():
             raise DataError(f"{request.output} cannot be written: type --output with a file in a folder that exists.")
+        if request.output.suffix.lower() not in (".csv", ".tsv", ".tab", ".txt", ".gz", ""):
+            raise DataError(f"{request.output} would be a CSV file by another name: type --output with a name in .csv.")
         commas = {
             source
             for table in self.tables
@@ -507,7 +514,8 @@ class Recipe:
                 frame[f"probability {label}{new}"] = [round(row["probabilities"][place], 6) for row in rows]
         else:
             frame[f"prediction{new}"] = [row["predicted"] for row in rows]
-        frame.to_csv(request.output, index=False)
+        is_tabbed = request.output.suffix.lower() in (".tsv", ".tab")
+        frame.to_csv(request.output, index=False, sep="\t" if is_tabbed else ",")
         known = {metric: value for metric, value in self.score(rows).items() if value == value and metric != "score"}
         scored = "; ".join(f"{metric} {value:.4f}" for metric, value in known.items())
         said = [f"note: {line}" for line in frame.attrs["said"]]

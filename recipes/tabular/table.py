@@ -247,10 +247,10 @@ def check_target(name: str, series: pd.Series, task: str, form: Form) -> None:
                 "Type --data.target with another column, or --data.task regression to learn them all the same."
             )
         return
-    single, rare = int((counts == 1).sum()), str(counts.index[-1])
+    single = int((counts == 1).sum())
     if len(counts) <= MOST_CLASSES and (len(counts) <= FEW_CLASSES or single <= len(counts) / 2):
         return
-    numbers = float(np.isfinite(as_numbers(texts, form)).mean())
+    rare, numbers = str(counts.index[-1]), float(np.isfinite(as_numbers(texts, form)).mean())
     hint = f"{insist} to learn them all the same"
     if numbers >= 0.5:
         odd = texts.loc[~np.isfinite(as_numbers(texts, form))]
@@ -406,9 +406,10 @@ def check_frame(name: str, frame: pd.DataFrame, target: str) -> None:
     if len(twice):
         raise DataError(f"{name} has two columns of the name {twice[0]!r}: rename one.")
     if target not in frame.columns:
-        raise DataError(
-            f"{name} has no column {target!r}; it has {_some(frame.columns)}.\nType --data.target with one of them."
-        )
+        hint = "Type --data.target with one of them."
+        if np.isfinite(forms.numbers([str(column) for column in frame.columns], "")).mean() > 0.5:
+            hint = "That looks like a row: write a line with the columns' names above it."
+        raise DataError(f"{name} has no column {target!r}; it has {_some(frame.columns)}.\n{hint}")
     if not len(frame):
         raise DataError(f"{name} has no training row with a target: check the file and --data.target.")
 

@@ -15,7 +15,7 @@ from test_tabular_training import SMALL
 
 from recipes.tabular import forms
 from recipes.tabular.corpus import read, read_frame
-from recipes.tabular.recipe import DataSettings
+from recipes.tabular.recipe import DataSettings, Recipe
 from recipes.tabular.table import Wording, as_dates, as_numbers, as_text, cells, describe, fit, kind_of
 from runner.__main__ import main
 from runner.errors import DataError
@@ -330,6 +330,46 @@ def test_the_commands_say_what_was_left_out(tmp_path: Path) -> None:
     assert "relay predict --input" in train(tmp_path, *words, *again, status=2)
 
 
+def test_test_rows_that_cannot_be_scored_are_counted(tmp_path: Path) -> None:
+    own_table().to_csv(tmp_path / "own.csv", index=False)
+    own_table().assign(y=["no"] * 50 + ["perhaps"] * 9 + [None]).to_csv(tmp_path / "test.csv", index=False)
+    settings = DataSettings(train=str(tmp_path / "own.csv"), target="y", test=str(tmp_path / "test.csv"))
+    (source,) = read(settings)
+    assert source.said == (
+        "own: 10 of 60 test rows are not scored: their target is missing, or a class that training has not",
+    )
+
+
+def test_a_kind_is_given_to_the_table_that_has_the_column(tmp_path: Path) -> None:
+    for name, column in (("one", "price"), ("two", "cost")):
+        own_table(**{column: ["1,234", "2,500"] * (ROWS // 2)}).to_csv(tmp_path / f"{name}.csv", index=False)
+    entries = [{"name": name, "file": f"{name}.csv", "target": "y"} for name in ("one", "two")]
+    (tmp_path / "manifest.json").write_text(json.dumps(entries))
+    data = DataSettings(corpus=str(tmp_path), kinds="cost=decimal_comma")
+    one, two = Recipe(data_settings=data).tables
+    assert [c.mean > 1000 for table in (one, two) for c in table.columns if c.source in ("price", "cost")] == [
+        True,
+        False,
+    ]
+    with pytest.raises(DataError, match="which no table has"):
+        _ = Recipe(data_settings=dataclasses.replace(data, kinds="sum=decimal_comma")).tables
+
+
+def test_a_header_as_long_as_it_likes_and_a_parquet_with_an_index(tmp_path: Path) -> None:
+    wide = pd.DataFrame(np.arange(40000.0).reshape(2, 20000), columns=[f"column {place}" for place in range(20000)])
+    wide.to_csv(tmp_path / "wide.csv", sep=";", index=False)
+    assert read_frame(tmp_path / "wide.csv").shape == (2, 20000)
+    own_table().set_index("colour").to_parquet(tmp_path / "indexed.parquet")
+    assert read_frame(tmp_path / "indexed.parquet").columns.tolist() == ["colour", "age", "y"]
+    own_table().iloc[::2].to_parquet(tmp_path / "gaps.parquet")
+    assert read_frame(tmp_path / "gaps.parquet").columns.tolist() == ["age", "colour", "y"]
+    (tmp_path / "no header.csv").write_text(
+        CSV.partition("\n")[2].replace("blue", "7").replace("red", "8").replace("green", "9")
+    )
+    with pytest.raises(DataError, match="write a line with the columns' names above it"):
+        read(DataSettings(train=str(tmp_path / "no header.csv"), target="y"))
+
+
 def test_a_files_own_prediction_is_kept(tmp_path: Path) -> None:
     own_table(prediction=["u", "v"] * (ROWS // 2)).to_csv(tmp_path / "own.csv", index=False)
     train(tmp_path, "--data.train", str(tmp_path / "own.csv"), "--data.target", "y")
@@ -341,6 +381,12 @@ def test_a_files_own_prediction_is_kept(tmp_path: Path) -> None:
     found = pd.read_csv(tmp_path / "out.csv")
     assert found["prediction"].tolist() == ["u", "v"] * (ROWS // 2)
     assert set(found["prediction (new)"]) <= {"no", "yes"} and "probability yes (new)" in found
+    for name, status in (("out.xlsx", 2), ("out.tsv", 0)):
+        said_by(
+            "predict", "--checkpoint", str(tmp_path / "run"), "--input", str(tmp_path / "own.csv"),
+            "--output", str(tmp_path / name), status=status,
+        )  # fmt: skip
+    assert read_frame(tmp_path / "out.tsv").equals(found)
 
 
 def test_numbers_that_are_none() -> None:
