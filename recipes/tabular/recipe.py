@@ -90,13 +90,14 @@ class ModelSettings:
     """Normalise what the heads read; TabSTAR does not, and from nothing learns much slower so."""
     dropout: float = 0.1
     """Share dropped in every part."""
-    cell_dropout: float = 0.2
-    """Share of a row's cells that the interaction does not see in training."""
+    cell_dropout: float | None = None
+    """Share of a row's cells that the interaction does not see in training; none: 0.2, and 0 where every target is a
+    number."""
     gram_buckets: int = 32768
     """Buckets of words, letter groups and bins of numbers that are scored directly, beside the transformer; 0: none, as
     in TabSTAR."""
-    gram_dropout: float = 0.7
-    """Share of them that is dropped in training."""
+    gram_dropout: float | None = None
+    """Share of them that is dropped in training; none: 0.7, and 0.3 where every target is a number."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -336,10 +337,14 @@ class Recipe:
         texts = TextEncoder(bert, sizes.hidden_size, pooling, frozen, sizes.text_chunk_size, cache)
         if given and not frozen:
             bert.embeddings.requires_grad_(False)
+        # Classes of a small table are soon learned by heart, numbers are not.
+        has_classes = any(table.task == "classification" for table in self.tables)
+        gram_dropout = (0.7 if has_classes else 0.3) if sizes.gram_dropout is None else sizes.gram_dropout
+        cell_dropout = (0.2 if has_classes else 0.0) if sizes.cell_dropout is None else sizes.cell_dropout
         model = TabularModel(
             texts, sizes.hidden_size, sizes.num_attention_heads, sizes.interaction_layers, sizes.numerical_fusion,
             sizes.dropout, sizes.final_norm, vocabulary_digest(self.tokenizer),
-            Readout(sizes.gram_buckets, sizes.gram_dropout) if sizes.gram_buckets else None, sizes.cell_dropout,
+            Readout(sizes.gram_buckets, gram_dropout) if sizes.gram_buckets else None, cell_dropout,
         )  # fmt: skip
         if self.stage == "finetune":
             if self.adapt == "lora":

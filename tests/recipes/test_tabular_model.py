@@ -328,6 +328,19 @@ def test_the_readout_is_a_linear_model_on_grams(tmp_path: Path) -> None:
         torch.testing.assert_close(found[row], readout.SCALE * torch.from_numpy(part.codes) @ total)
 
 
+def test_classes_are_dropped_more_than_numbers(tmp_path: Path) -> None:
+    recipe = prepared(tmp_path, model_settings=dataclasses.replace(SMALL, gram_dropout=None, cell_dropout=None))
+    tables = list(recipe.tables)
+    tasks = {"classification", "regression"}
+    for wanted, found in ((tasks, (0.7, 0.2)), ({"classification"}, (0.7, 0.2)), ({"regression"}, (0.3, 0.0))):
+        recipe.tables[:] = [table for table in tables if table.task in wanted]
+        model = recipe.model()
+        assert {table.task for table in recipe.tables} == wanted
+        assert (model.readout.dropout, model.cell_dropout) == found
+    model = prepared(tmp_path, model_settings=dataclasses.replace(SMALL, gram_dropout=0.0, cell_dropout=0.5)).model()
+    assert (model.readout.dropout, model.cell_dropout) == (0.0, 0.5)
+
+
 class Reference(torch.nn.Module):
     """TabSTAR v1.0 in torch's own layers, under the names of the `tabstar` package (1.2.2, arch/)."""
 
