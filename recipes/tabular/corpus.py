@@ -117,7 +117,7 @@ def read_frame(path: Path, unread: Iterable[str] = ()) -> pd.DataFrame:
                 f"{', '.join((*TEXTS, '.parquet', *WORKBOOKS))}.\n"
                 "Rename it where it is text in columns; save it as CSV or parquet where it is not."
             )
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, ImportError) as error:
         lines = str(error).splitlines() or [type(error).__name__]
         hint = (
             "Check that line: cells that hold the separator need quotes."

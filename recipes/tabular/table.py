@@ -514,7 +514,7 @@ def cells(table: Table, frame: pd.DataFrame, wording: Wording) -> Cells:
     if absent:
         raise DataError(
             f"The rows have no column {_some(absent)}, which {table.name} was trained with; they have "
-            f"{_some(frame.columns)}."
+            f"{_some(frame.columns)}.\nRename the one that is meant, or add it, empty where nothing is known."
         )
     texts: dict[str, int] = {}
     values_of: list[str] = []

@@ -256,6 +256,7 @@ def test_files_that_are_read(name: str, content: bytes, noted: str, tmp_path: Pa
         ("row names.csv", b"age,y\nr1,1,a\nr2,2,b\n", "2 column names, and 3 cells in a row"),
         ("broken.csv.gz", b"\x1f\x8b123", "cannot be read as a table"),
         ("broken.xlsx", b"nothing", "cannot be read as a workbook"),
+        ("broken.csv.zst", b"nothing", "cannot be read as a table"),
     ],
 )
 def test_files_that_are_refused(name: str, content: bytes, wanted: str, tmp_path: Path) -> None:
@@ -368,6 +369,12 @@ def test_a_header_as_long_as_it_likes_and_a_parquet_with_an_index(tmp_path: Path
     )
     with pytest.raises(DataError, match="write a line with the columns' names above it"):
         read(DataSettings(train=str(tmp_path / "no header.csv"), target="y"))
+
+
+def test_rows_without_a_column_of_the_training() -> None:
+    table = fit("t", own_table(), "y")
+    with pytest.raises(DataError, match="no column age(.|\\n)*or add it, empty"):
+        cells(table, own_table().drop(columns="age"), Wording())
 
 
 def test_a_files_own_prediction_is_kept(tmp_path: Path) -> None:
