@@ -81,6 +81,17 @@ def test_evaluate_gives_the_scores_of_the_training_and_a_row_per_example(
     assert len(rows.read_text(encoding="utf-8").splitlines()) == 31
 
 
+def test_predict_takes_the_recipe_that_the_checkpoint_is_of(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "--recipe", "tabular", "--help"])
+    assert ended.value.code == 0 and "--table" in capsys.readouterr().out
+    assert main(["predict", "--recipe", "tabular", "--checkpoint", str(run), "--input", "x.csv"]) == 2
+    assert f"of the recipe {TOY}, not of tabular" in capsys.readouterr().err
+    # The toy has nothing to ask: so far it comes with its own name.
+    assert main(["predict", f"--recipe={TOY}", "--checkpoint", str(run)]) == 2
+    assert f"The recipe {TOY} has no Request" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("trained", "asked", "used"), [
     ("no", (), "no"), ("bf16", (), "bf16"), ("bf16", ("--mixed_precision", "no"), "no"),
 ])  # fmt: skip

@@ -152,6 +152,8 @@ def test_a_database_that_is_not_there_is_counted(tmp_path: Path, spider: Path) -
         (["tran"], "Did you mean relay train?"),
         (["predict"], "--checkpoint"),
         (["predict", "--checkpoint", "nowhere"], "nowhere"),
+        (["predict", "--recipe", "tabulr", "--help"], "Did you mean --recipe tabular?"),
+        (["predict", "--recipe"], "type --recipe NAME"),
         (["train"], "No recipe was given"),
     ],
 )

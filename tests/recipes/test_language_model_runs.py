@@ -87,9 +87,17 @@ def test_adapters_are_trained_asked_and_exported(tmp_path: Path, stories: Path) 
     )  # fmt: skip
     assert "of them trained" in shown
     assert (adapted / "final" / "adapter_model.safetensors").is_file()
-    assert relay("predict", "--checkpoint", str(adapted), "--prompt", "Anna", "--max_new_tokens", "5").startswith(
-        "Anna"
-    )
+    assert relay(
+        "predict",
+        "--recipe",
+        "language_model",
+        "--checkpoint",
+        str(adapted),
+        "--prompt",
+        "Anna",
+        "--max_new_tokens",
+        "5",
+    ).startswith("Anna")
     relay("export", "--checkpoint", str(adapted), "--output", str(tmp_path / "merged"))
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     ids = AutoTokenizer.from_pretrained(tmp_path / "merged")("Anna had a dog", return_tensors="pt")["input_ids"]
