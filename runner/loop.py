@@ -261,6 +261,9 @@ def backward(
             hardware.backward(whole * torch.where(whole.detach().isfinite(), 1.0, torch.nan))
         total += share.detach()
         logs = dict(loss.logs)
+        if lane.is_empty:
+            # The same names from every process, and nothing said of an example that only stands in.
+            logs = {name: torch.as_tensor(value) * torch.nan for name, value in logs.items()}
     if run.tree is not None:
         run.tree.add_lane()
     return total, logs

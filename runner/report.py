@@ -207,7 +207,9 @@ def _flat(value: Any) -> list[float]:
 def _scale(values: Sequence[float], start: float, end: float) -> Any:
     low, high = min(values), max(values)
     if high == low:
-        low, high = low - 0.5, high + 0.5
+        # Beside a number over 2^53 a half is nothing.
+        room = max(0.5, abs(low) / 2)
+        low, high = low - room, high + room
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 

@@ -27,7 +27,7 @@ def test_a_run_leaves_a_page_that_needs_nothing_else(tmp_path: Path) -> None:
 
 def test_metrics_by_layer_become_strips_and_odd_numbers_do_no_harm(tmp_path: Path) -> None:
     events = [
-        {"step": 1, "split": "train", "loss": 2.0, "load": [[1.0, 2.0], [3.0, 4.0]], "flat": 0.0},
+        {"step": 1, "split": "train", "loss": 2.0, "load": [[1.0, 2.0], [3.0, 4.0]], "flat": 0.0, "huge": 2e34},
         {"step": 2, "split": "train", "loss": None, "load": [[1.0, 2.0], [3.0, 4.0]], "flat": 0.0},
         {"step": 2, "split": "eval", "loss": 1.0, "score<&>": 0.5},
     ]

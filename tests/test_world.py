@@ -34,6 +34,17 @@ def test_processes_agree_to_rounding(tmp_path: Path, kind: str) -> None:
             assert here["sometimes"] == (pytest.approx(alone["sometimes"], rel=1e-5) if said else [None, None])
 
 
+def test_a_lane_without_examples_says_nothing(tmp_path: Path) -> None:
+    words = ("--max_steps", "-1", "--num_train_epochs", "1", "--max_train_examples", "5", "--micro_batch_size", "1")
+    said = []
+    for batch_size, processes in ((5, 1), (16, 1), (16, 2)):
+        folder = tmp_path / f"{batch_size}-{processes}"
+        train(folder, *words, "--batch_size", str(batch_size), "--model.dropout", "0", processes=processes)
+        (event,) = metrics(folder)
+        said.append((event["toy"], event["loss"]))
+    assert said[1] == pytest.approx(said[0], rel=1e-5) and said[2] == pytest.approx(said[0], rel=1e-5)
+
+
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_deterministic_gives_the_same_bits_on_any_number_of_processes(

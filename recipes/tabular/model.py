@@ -417,7 +417,8 @@ class TabularModel(nn.Module):
         the first `num_targets` tokens of a row are its targets, as far as there are so many. `grams` (G,), `num_grams`
         (N,), `reads` (B, S) and `codes` (B, num_targets, 32) are the readout's.
         """
-        states = self.fusion(self.texts(tokens, lengths)[cells], numbers)
+        kind = self.classification.down.weight.dtype
+        states = self.fusion(self.texts(tokens, lengths)[cells], numbers.to(kind))
         seen = mask
         if self.training and self.cell_dropout:
             seen = mask & (torch.rand(mask.shape, device=mask.device) >= self.cell_dropout)
@@ -430,7 +431,7 @@ class TabularModel(nn.Module):
         scores, z = self.classification(states), self.regression(states[:, 0])
         if self.readout is None:
             return scores, z
-        linear = self.readout(grams, num_grams, reads, codes)
+        linear = self.readout(grams, num_grams, reads, codes.to(kind))
         return scores + linear, z + linear[:, 0]
 
 

@@ -175,6 +175,11 @@ class Bench:
             self.assets = self.folder / name / "assets"
         return self.folder / name
 
+    def training_data(self) -> Any:
+        """The training split as a training of one step has prepared it."""
+        folder, recipe = self.run("assets", 1, steps=1), self.config.recipe
+        return (recipe.prepare(folder / "assets") if hasattr(recipe, "prepare") else recipe).data("train")
+
     def disturbed(
         self,
         name: str,
@@ -389,14 +394,20 @@ def check_grads(bench: Bench) -> Iterator[Row]:
     known = {setting.flag for setting in settings_of(type(bench.config.recipe))}
     quiet = ["--max_grad_norm", "0", "--adam_beta1", "0.9", "--save_steps", "1"]
     # Dropout draws by lane, so it is turned off; auxiliary losses, which couple the examples of a lane, are too.
-    quiet += ["--model.dropout", "0"] if "model.dropout" in known else []
+    quiet += [word for name in sorted(known) if name.endswith("dropout") for word in (f"--{name}", "0")]
+    lengths = {"full": ["--max_steps", "1"], "ragged": _ragged(batch)}
+    data = bench.training_data()
+    is_free = not hasattr(data, "order") and not hasattr(data, "read")
+    if not is_free:
+        # Their last step is as full as any other.
+        del lengths["ragged"]
     sizes, together = (1, 2, 4), batch
-    if getattr(bench.config.recipe, "couples_examples", False):
-        # What a lane holds is part of such a loss: its size stays, and only who computes it changes.
+    if not is_free or getattr(bench.config.recipe, "couples_examples", False):
+        # The size of a lane decides what it holds, or what the loss compares: only who computes it changes.
         sizes, together = (bench.config.run.micro_batch_size,), bench.config.run.micro_batch_size
     for precision, limit in (("float64", 1e-12), ("float32", 1e-6)):
         environment = {PLAIN_SUM: precision}
-        for what, length in (("full", ["--max_steps", "1"]), ("ragged", [*_ragged(batch)])):
+        for what, length in lengths.items():
             flags = [*quiet, *length]
             whole = _gradient(bench, f"{precision}-{what}-whole", 1, together, flags, environment)
             for world in bench.worlds:

@@ -217,3 +217,11 @@ def test_the_applicable_part_of_check_estimator(kind: type, monkeypatch: pytest.
             check(estimator)
             done += 1
     assert done >= 24
+
+
+def test_the_gradient_is_the_same_whoever_computes_a_lane() -> None:
+    proved = relay("verify", "grads", "--recipe", "tabular", "--world", "1,2")
+    assert proved.returncode == 0, proved.stdout + proved.stderr
+    assert (
+        proved.stdout.splitlines()[-1] == "grads: 4 of 4 hold." and "float64, full batch, 2 processes" in proved.stdout
+    )
