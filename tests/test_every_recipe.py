@@ -89,6 +89,18 @@ def test_a_broken_promise_is_found(promise: str, right: str, wrong: str, tmp_pat
     assert not re.match(r"\w+Error:", verdicts[promise][1]), verdicts[promise]
 
 
+def test_a_scalar_weight_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "scalar.py"
+    text = Path(TOY).read_text(encoding="utf-8")
+    head, _, rest = text.partition("    def loss(")
+    grown = head.replace("return nn.Sequential(", "model = nn.Sequential(").rstrip()
+    grown += "\n        model[0].register_parameter('scale', nn.Parameter(torch.ones(())))\n        return model\n\n"
+    file.write_text(grown + "    def loss(" + rest, encoding="utf-8")
+    subject = check.Subject(parse(["--recipe", str(file)]), tmp_path, 6)
+    verdicts = {name: (verdict, detail) for name, verdict, detail in check.check(subject)}
+    assert verdicts["weights"][0] == "BROKEN" and "0.scale is a scalar" in verdicts["weights"][1], verdicts["weights"]
+
+
 def test_every_promise_has_been_broken() -> None:
     assert [promise for promise, _, _ in MISTAKES] == list(check.CHECKS)
 

@@ -81,7 +81,8 @@ class Fusion(nn.Module):
             self.block = Block(width, 2, dropout)
         else:
             self.text_norm, self.number_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-            self.scale = nn.Parameter(torch.ones(()))
+            # Of one element: FSDP2 does not shard a scalar.
+            self.scale = nn.Parameter(torch.ones(1))
 
     def forward(self, texts: Tensor, numbers: Tensor) -> Tensor:
         """(B, S, D) and (B, S, 6) to (B, S, D)."""

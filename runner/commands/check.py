@@ -402,9 +402,12 @@ def learns(subject: Subject) -> str:
 
 
 def weights(subject: Subject) -> str:
-    """the same seed gives the same fresh weights, another seed others; they can be saved and loaded"""
+    """the same seed gives the same fresh weights, another seed others; they can be saved, loaded and sharded"""
     from runner import checkpoint
 
+    scalars = [name for name, value in subject.model(0).named_parameters() if not value.dim()]
+    if scalars:
+        raise Broken(f"{scalars[0]} is a scalar, which FSDP2 does not shard: give it one element, shape (1,)")
     first, second, other = (checkpoint.model_tensors(subject.model(seed)) for seed in (0, 0, 1))
     differing = [name for name in first if not first[name].equal(second[name])]
     if differing:
