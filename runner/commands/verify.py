@@ -276,6 +276,7 @@ def check_torture(bench: Bench) -> Iterator[Row]:
     folder = bench.folder / "run"
     # A rate that does not know the length of the run: that of the unbroken one to compare with is known at the end.
     flags = ("--save_steps", "1", "--max_eval_examples", "1", "--lr_scheduler_type", "constant", "--warmup_ratio", "0")
+    flags += ("--warmup_steps", "0")
     if "save_total_limit" not in bench.config.explicit:
         flags += ("--save_total_limit", "1")
     save_seconds = 0.05
