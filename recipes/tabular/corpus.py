@@ -229,7 +229,8 @@ def _decoded(path: Path, head: bytes, encoding: str, usual: str, unread: set[str
         text = text[found.end() :]
     else:
         separator = _separator(text, usual, is_whole)
-    names = next(iter(_records(text, separator)), [])
+    records = _records(text, separator)
+    names = records[0] if records else []
     twice = [name for place, name in enumerate(names) if name.strip() and name in names[:place]]
     if twice:
         # pandas renames the second silently.
@@ -237,12 +238,14 @@ def _decoded(path: Path, head: bytes, encoding: str, usual: str, unread: set[str
     options: dict[str, Any] = {"sep": separator, "encoding": encoding, "skiprows": skipped, "skipinitialspace": True}
     kinds = {name: str for name in names if name.strip() in unread}
     frame = pd.read_csv(path, low_memory=False, dtype=kinds, **options)  # type: ignore[arg-type]
-    if not isinstance(frame.index, pd.RangeIndex):
-        if frame.index.nlevels > 1 or not frame.iloc[:, -1].isna().all():
-            cells = len(names) + frame.index.nlevels
-            raise DataError(f"{path} has {len(names)} column names, and {cells} cells in a row: name every column.")
+    # pandas takes the first cells of rows wider than the header for an index, whose type does not tell.
+    width = next((len(cells) for cells in records[1:] if len(cells) > 1 or cells[0].strip()), 0)
+    if width > len(names):
+        if width > len(names) + 1 or not frame.iloc[:, -1].isna().all():
+            raise DataError(f"{path} has {len(names)} column names, and {width} cells in a row: name every column.")
         # A separator behind the last cell of each row.
-        frame = pd.read_csv(path, low_memory=False, dtype=kinds, index_col=False, **options)  # type: ignore[arg-type]
+        options["index_col"] = False
+        frame = pd.read_csv(path, low_memory=False, dtype=kinds, **options)  # type: ignore[arg-type]
     words = [column for column in frame if pd.api.types.is_string_dtype(frame[column].dtype)]
     fractions = [
         column for column in frame if pd.api.types.is_float_dtype(frame[column].dtype) and np.any(frame[column] % 1 > 0)
@@ -278,7 +281,8 @@ def _separator(text: str, usual: str, is_whole: bool) -> str:
     for separator in (usual, ";", "\t", ",", "|"):
         records = _records(text, separator)
         records = records if is_whole or len(records) == 1 else records[:-1]
-        even = sum(len(record) == len(records[0]) for record in records)
+        # A row may have one more, empty: a separator behind its last cell.
+        even = sum(len(record) - len(records[0]) in ((0,) if record[-1].strip() else (0, 1)) for record in records)
         if records and len(records[0]) > 1 and even >= 0.9 * len(records):
             cells.setdefault(separator, len(records[0]))
     return usual if usual in cells or not cells else max(cells, key=cells.__getitem__)

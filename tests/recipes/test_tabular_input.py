@@ -268,6 +268,32 @@ def test_files_that_are_refused(name: str, content: bytes, wanted: str, tmp_path
     assert wanted in str(caught.value) and len(str(caught.value).splitlines()) <= 3
 
 
+@pytest.mark.parametrize("first", ["1", "5"])
+def test_a_separator_behind_the_last_cell_shifts_no_column(first: str, tmp_path: Path) -> None:
+    # pandas takes equally stepped numbers in front for an index of its own kind.
+    rows = "".join(f"{int(first) + place},{place % 2},{place}.5,{place},\n" for place in range(9))
+    (tmp_path / "own.csv").write_text("id,y,z,w\n" + rows)
+    frame = read_frame(tmp_path / "own.csv")
+    assert list(frame.columns) == ["id", "y", "z", "w"]
+    assert frame["id"].tolist() == [int(first) + place for place in range(9)]
+    assert frame["z"].tolist() == [place + 0.5 for place in range(9)]
+    (tmp_path / "named.csv").write_text("y,z,w\n" + rows.replace(",\n", "\n"))
+    with pytest.raises(DataError, match="3 column names, and 4 cells in a row"):
+        read_frame(tmp_path / "named.csv")
+    (tmp_path / "two.csv").write_text("y,z\n" + rows.replace(",\n", "\n"))
+    with pytest.raises(DataError, match="2 column names, and 4 cells in a row"):
+        read_frame(tmp_path / "two.csv")
+
+
+def test_a_separator_behind_the_last_cell_beside_decimal_commas(tmp_path: Path) -> None:
+    (tmp_path / "own.tsv").write_text("a\tb\tc\n" + "1,5\t1.234\t2.75\t\n2,5\t2.345\t3.75\t\n" * 20)
+    frame = read_frame(tmp_path / "own.tsv")
+    assert frame["b"].tolist() == ["1.234", "2.345"] * 20 and frame["c"].tolist() == ["2.75", "3.75"] * 20
+    (tmp_path / "own.csv").write_text("a;b;c\n" + "1,5;2;3;\n2,5;4;6;\n" * 20)
+    frame = read_frame(tmp_path / "own.csv")
+    assert list(frame.columns) == ["a", "b", "c"] and frame["c"].tolist() == [3, 6] * 20
+
+
 def test_a_workbook_is_read_where_its_package_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib.util
 
