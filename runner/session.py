@@ -215,10 +215,12 @@ def prepare(config: Config, assets: Path, found: Path | None, hardware: Hardware
     if source is None and config.run.init_from:
         source = source_of_weights(config.run.init_from)
     if config.run.dry_run:
+        import atexit
         import tempfile
 
         # One for each process, as nothing may be written where the others look.
         assets = Path(tempfile.mkdtemp(prefix="relay-dry-run-"))
+        atexit.register(shutil.rmtree, assets, ignore_errors=True)
     if hardware.is_main or config.run.dry_run:
         assets.mkdir(parents=True, exist_ok=True)
         if source is not None and (source / "assets").is_dir():

@@ -16,11 +16,16 @@ def shard(model: nn.Module, device_type: str, num_processes: int) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
 
     mesh = init_device_mesh(device_type, (num_processes,))
+    whole_weights: set[nn.Parameter] = set()
     for layers in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
         for layer in layers:
-            if not isinstance(layer, FSDPModule) and any(True for _ in layer.parameters()):
+            weights = list(layer.parameters())
+            if weights and not any(weight.requires_grad for weight in weights):
+                # What learns nothing stays whole: what it computes may be kept, so processes call it unevenly often.
+                whole_weights.update(weights)
+            elif weights and not isinstance(layer, FSDPModule):
                 fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    fully_shard(model, mesh=mesh, ignored_params=whole_weights)
     return model
 
 

@@ -220,8 +220,8 @@ class Recipe:
             use.tell_unknown(self.tokenizer, first.text, set())
         elif corpus.validation:
             print(
-                "note: there is nothing to judge by: of what is read from its start, each "
-                f"{max(2, round(1 / corpus.validation))}th document or part is, and the source has fewer.\n"
+                "note: there is nothing to judge by: the source has too few documents, or parts, for a share of "
+                f"{corpus.validation:g}.\n"
                 "Type --data.validation_source with other text, or a larger --data.validation_split.",
                 file=sys.stderr,
                 flush=True,

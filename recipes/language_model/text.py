@@ -340,7 +340,7 @@ class Corpus:
     def _from_table(self, file: File, lines: io.TextIOWrapper) -> Iterator[Passage]:
         # A cell may be a whole book; its limit is one of the process.
         csv.field_size_limit(1 << 30)
-        rows = csv.reader(lines, delimiter="\t" if file.suffix == ".tsv" else ",")
+        rows = csv.reader(lines, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
         names = next(rows, [])
         if self.settings.text_column not in names:
             self._column(file.path, dict.fromkeys(names))

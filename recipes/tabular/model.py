@@ -156,9 +156,10 @@ class Adapted(nn.Module):
         """(..., in) to (..., out)."""
         if not torch.is_grad_enabled() and not self.training:
             parts = self.layer.weight, self.lora_a, self.lora_b
-            merged_of = (states.device, *(part._version for part in parts))
+            merged_of = (parts[0].device, parts[0].dtype, *(part._version for part in parts))
             if self._merged is None or merged_of != self._merged_of:
-                self._merged, self._merged_of = parts[0] + self.lora_b @ self.lora_a * self.scale, merged_of
+                with torch.autocast(states.device.type, enabled=False):
+                    self._merged, self._merged_of = parts[0] + self.lora_b @ self.lora_a * self.scale, merged_of
             return functional.linear(states, self._merged, self.layer.bias)
         self._merged = None
         low = functional.linear(self.dropout(states), self.lora_a)
@@ -251,8 +252,8 @@ class TextEncoder(nn.Module):
         self.pooling, self.frozen_layers, self.chunk_size, self.cache = pooling, frozen_layers, chunk_size, cache
         text_width = bert.config.hidden_size
         self.project = nn.Identity() if text_width == width else nn.Linear(text_width, width)
-        self.keeps_states = False
-        """Whether texts come again, so that what the frozen layers make of each is kept: from the first step on."""
+        self.keeps_states = True
+        """Whether texts come again, so that what the frozen layers make of each is kept."""
         self._states: FrozenStates | None = None
         self._version = -1
         self._vectors: dict[bytes, Tensor] = {}
@@ -265,7 +266,6 @@ class TextEncoder(nn.Module):
         """(U, L) token ids, sorted by length, and (U,) lengths to (U, D)."""
         if not self.training and not torch.is_grad_enabled():
             return self.project(self._known(tokens, lengths))
-        self.keeps_states = True
         self._vectors.clear()
         sizes = lengths.tolist()
         twice = computes_twice(sizes)
@@ -280,6 +280,15 @@ class TextEncoder(nn.Module):
         if twice:
             give_back()
         return self.project(torch.cat(pieces))
+
+    @contextlib.contextmanager
+    def keeping_nothing(self) -> Iterator[None]:
+        """For texts that do not come again: the frozen layers compute them together, and nothing of it is kept."""
+        self.keeps_states = False
+        try:
+            yield
+        finally:
+            self.keeps_states = True
 
     def _chunks(
         self, sizes: list[int], most_tokens: int = MOST_CHUNK_TOKENS, equal: bool = False
@@ -325,8 +334,10 @@ class TextEncoder(nn.Module):
         bias = None if bool(mask.all()) else mask[:, None, None, :]
         layers = self.bert.encoder.layer
         for layer in layers[kept_layers:]:
-            if layer is layers[-1] and self.pooling == "cls" and hasattr(layer, "feed_forward_chunk"):
+            in_parts = hasattr(layer, "feed_forward_chunk") and not torch.is_grad_enabled()
+            if layer is layers[-1] and self.pooling == "cls" and in_parts:
                 # Only the first token is read: what follows the last attention of a BERT is computed for it alone.
+                # In training FSDP2 gathers a layer only when it is called whole.
                 states = layer.feed_forward_chunk(_first(layer.attention(states, bias))[:, :1])
             else:
                 states = _first(layer(states, bias))
@@ -366,7 +377,8 @@ class TextEncoder(nn.Module):
         if self._states is None or version != self._version:
             digest = hashlib.blake2b(digest_size=16)
             for value in parameters:
-                digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+                # A copy: FSDP2 frees what numpy has not seen.
+                digest.update(value.detach().to("cpu", torch.float32, copy=True).contiguous().numpy().tobytes())
             digest.update(self.bert.config.to_json_string().encode())
             self._states = FrozenStates(self.cache, self.bert.config.hidden_size, digest.hexdigest())
             self._version = version

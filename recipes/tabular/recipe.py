@@ -538,9 +538,8 @@ class Recipe:
         # Large, so that many texts are of one length, and bounded for a wide table.
         batch_size = max(1, min(1024, 16384 // (len(table.classes) + len(frame.columns))))
         device = next(model.parameters()).device
-        model.texts.keeps_states = False
         rows: list[Any] = []
-        with torch.no_grad():
+        with torch.no_grad(), model.texts.keeping_nothing():
             for first in range(0, len(data), batch_size):
                 batch = self.collate(data.__getitems__(list(range(first, min(first + batch_size, len(data))))))
                 batch.tensors = {name: tensor.to(device) for name, tensor in batch.tensors.items()}

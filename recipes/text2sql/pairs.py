@@ -231,15 +231,18 @@ def _of_one_length(
     while len(predictions) > len(queries) and not predictions[-1]:
         # A blank line is an empty prediction, but not at the end of the file.
         predictions.pop()
-    if len(predictions) == len(queries) - 1 and text.endswith(("\n", "\r")):
-        # Lines that were joined, of which the last is empty, end so.
-        notes.append(f"{pred.name} has one line less than there are queries: the last prediction is taken for empty")
-        predictions.append("")
     given = len(predictions), len(queries)
     if given[0] != given[1]:
-        predictions, queries = ([line for line in side if line] for side in (predictions, queries))
-        if len(predictions) == len(queries):
+        written, asked = ([line for line in side if line] for side in (predictions, queries))
+        if len(written) == len(asked):
             notes.append(f"blank lines left out ({given[0]:,} predictions, {given[1]:,} lines of gold), as officially")
+            predictions, queries = written, asked
+        elif given[0] == given[1] - 1 and text.endswith(("\n", "\r")):
+            # Lines that were joined, of which the last is empty, end so.
+            notes.append(
+                f"{pred.name} has one line less than there are queries: the last prediction is taken for empty"
+            )
+            predictions.append("")
     if len(predictions) != len(queries):
         advice = "Give one prediction\nfor each query, in their order; an empty line is an empty prediction."
         raise _counts(pred, given[0], gold, given[1], advice)

@@ -51,14 +51,15 @@ def main(arguments: list[str]) -> None:
     config = find_config(Path(settings.checkpoint), others)
     recipe, model = load(Path(settings.checkpoint), config.recipe)
     from runner.evaluation import evaluate_rows
-    from runner.hardware import open_hardware
+    from runner.hardware import best_device_type, open_hardware
     from runner.session import drawn
 
     data = drawn(recipe.data(settings.split), settings.max_eval_examples)
     if hasattr(data, "read") or not len(data):
         raise DataError(f"The recipe has no {settings.split} split to score: type --split with another one.")
     # A run that trained in fp16 on a GPU is scored on a CPU in what that has.
-    of_the_run = "auto" if config.run.mixed_precision == "fp16" else config.run.mixed_precision
+    lacks_fp16 = config.run.mixed_precision == "fp16" and best_device_type() == "cpu"
+    of_the_run = "auto" if lacks_fp16 else config.run.mixed_precision
     hardware = open_hardware(RunSettings(mixed_precision=settings.mixed_precision or of_the_run))
     found = evaluate_rows(
         recipe, model.to(hardware.device), data, hardware, settings.micro_batch_size, shows_progress=True

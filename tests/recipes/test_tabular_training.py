@@ -219,6 +219,28 @@ def test_the_applicable_part_of_check_estimator(kind: type, monkeypatch: pytest.
     assert done >= 24
 
 
+def test_a_given_encoder_can_be_sharded(tmp_path: Path) -> None:
+    given = str(pretrained_folder(tmp_path / "bert"))
+    words = [
+        *SMALL,
+        "--model.text_encoder",
+        given,
+        "--model.unfrozen_layers",
+        "1",
+        "--max_steps",
+        "3",
+        "--save_steps",
+        "0",
+    ]
+    folders = [tmp_path / "alone", tmp_path / "sharded"]
+    trials.train([*words, "--output_dir", str(folders[0])], 1, tmp_path / "alone.log")
+    sharded = {"ACCELERATE_USE_FSDP": "true"}
+    said = trials.train([*words, "--output_dir", str(folders[1])], 2, tmp_path / "sharded.log", sharded)
+    assert "FSDP2" in said
+    losses = [[event["loss"] for event in metrics(folder) if event["split"] == "train"] for folder in folders]
+    assert len(losses[0]) == 3 and losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 def test_the_gradient_is_the_same_whoever_computes_a_lane() -> None:
     proved = relay("verify", "grads", "--recipe", "tabular", "--world", "1,2")
     assert proved.returncode == 0, proved.stdout + proved.stderr

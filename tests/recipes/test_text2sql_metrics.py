@@ -734,6 +734,8 @@ def test_what_is_not_there_is_said_so(folder: Path) -> None:
 NOTED = [
     (GOLD * 2, "SELECT name FROM student\n", [1, 0], "one line less than there are queries: .* taken for empty"),
     (GOLD * 2, "SELECT name FROM student\n\nSELECT name FROM student\n", [1, 1], "blank lines left out \\(3 predict"),
+    # A gold of dialogues has blank lines between them.
+    (GOLD * 2 + "\n" + GOLD, "SELECT name FROM student\n" * 3, [1, 1, 1], "blank lines left out \\(3 predict"),
     (GOLD * 2, "SELECT name FROM student\n\n\n\n", [1, 0], None),
     (GOLD * 2, "SELECT name FROM student\r\nSELECT age FROM student\r\n", [1, 0], None),
     (GOLD * 2 + "\n\n", "{\nSELECT name FROM student", [0, 1], None),
