@@ -45,7 +45,7 @@ CLOCK = r"(?:[T ,]+(\d{1,2}):(\d{2})(?::(\d{2}(?:\.\d+)?))?(?: ?([AaPp])\.?[Mm]\
 MONTHS = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
           "december")  # fmt: skip
 MONTH = "(" + "|".join(f"{name[:3]}(?:{name[3:]})?" for name in MONTHS) + r"|sept)\.?"
-ISO = re.compile(rf"\d{{4}}(?:([-/.])\d{{1,2}}\1\d{{1,2}}|[-/](?:0[1-9]|1[0-2])){CLOCK}")
+ISO = re.compile(rf"(\d{{4}})(?:([-/.])(\d{{1,2}})\2(\d{{1,2}})|[-/](0[1-9]|1[0-2])){CLOCK}")
 NUMBERS = re.compile(rf"(\d{{1,2}})([./-])(\d{{1,2}})\2(\d{{4}}){CLOCK}")
 SHORT_YEAR = re.compile(rf"(?:(\d{{1,2}})(/)(\d{{1,2}})/(\d{{2}})|(\d{{2}})([.-])(\d{{2}})\6(\d{{2}})){CLOCK}")
 DAY_NAME = re.compile(
@@ -80,7 +80,7 @@ def number(text: str, form: Form) -> float:
         return float(text.translate(GROUPS).replace(".", "").replace(",", "."))
     if POINT.fullmatch(text):
         return float(text.translate(GROUPS).replace(",", ""))
-    if SPACED.fullmatch(text) and (is_comma or " " not in text):
+    if SPACED.fullmatch(text):
         return float(text.translate(GROUPS))
     return np.nan
 
@@ -141,11 +141,11 @@ def _short(text: str) -> tuple[int, str, int, str]:
 
 def iso_date(text: str, form: Form) -> str | None:
     """A cell as an ISO date, None where it is none: "31/12/2024" in any column, "03/04/2024" as the form says."""
-    if ISO.fullmatch(text):
-        return text
     first, mark, second, year = _short(text)
     clock: Any
-    if mark:
+    if (found := ISO.fullmatch(text)) is not None:
+        year, month, day = found[1], int(found[3] or found[5]), int(found[4] or 1)
+    elif mark:
         found = NUMBERS.fullmatch(text) or SHORT_YEAR.fullmatch(text)
         is_day_first = first > 12 or (second <= 12 and (form == "day_first" or (mark == "." and form == "")))
         day, month = (first, second) if is_day_first else (second, first)

@@ -356,6 +356,10 @@ def fit(
                 f"data.kinds says {source}={named[source]}, and no training cell of it can be read so: "
                 f"{_some(as_text(frame[source]).dropna().unique()[:3]) or 'all are empty'}."
             )
+        if not is_read:
+            # It looks like numbers or dates, and none of its cells is one: words, then.
+            few = as_text(frame[source]).nunique() <= MOST_CATEGORIES
+            form, doubt, made = "", "", [Column(clean(source), source, "categorical" if few else "text")]
         columns += [dataclasses.replace(column, form=form, doubt=doubt) for column in made]
     used = [column for column in columns if column.kind not in ("id", "constant")]
     if len(used) > max_features:

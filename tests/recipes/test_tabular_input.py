@@ -105,6 +105,8 @@ def test_adapters_on_a_given_encoder_alone_are_told_what_is_random(tmp_path: Pat
         (["1'234.5", "2'345", "8.0"], "decimal_point", [1234.5, 2345, 8]),
         (["0,125", "0,250", "x"], "decimal_comma", [0.125, 0.25, np.nan]),
         (["-3,5e2", "+1,5", "1e400"], "decimal_comma", [-350, 1.5, np.nan]),
+        (["12 345", "6\u202f789", "1\xa0234\xa0567"], "", [12345, 6789, 1234567]),
+        (["12 345", "7.5"], "decimal_point", [12345, 7.5]),
         (["1.2.3", "1,2,3", "1.5,2.5"], "", [np.nan] * 3),
     ],
 )
@@ -155,6 +157,19 @@ def test_dates_as_people_write_them(cells: list[str], form: Any, days: list[str]
     found = forms.decided(forms.date_evidence(cells), forms.Evidence(), "date")
     assert found == (form, "")
     assert as_dates(pd.Series(cells), form).tolist() == [pd.Timestamp(day, tz="UTC") for day in days]
+
+
+def test_dates_in_iso_with_half_days() -> None:
+    cells = ["2024-01-05 3:05 PM", "2024/01/06 12:30 am", "2024-1-7 15:00"]
+    assert kind_of(pd.Series(cells * 10)) == "date"
+    found = [pd.Timestamp(day, tz="UTC") for day in ("2024-01-05 15:05", "2024-01-06 00:30", "2024-01-07 15:00")]
+    assert as_dates(pd.Series(cells)).tolist() == found
+
+
+def test_a_column_of_which_no_cell_can_be_read_is_no_constant() -> None:
+    data = pd.DataFrame({"when": ["2024-02-30", "2024-02-31", "2023-04-31", None] * 10, "y": ["a", "b"] * 20})
+    assert kind_of(data["when"]) == "date"
+    assert [(column.source, column.kind) for column in fit("t", data, "y").columns] == [("when", "categorical")]
 
 
 def test_what_is_no_date() -> None:
