@@ -16,6 +16,7 @@ from recipes.tabular.forms import Form, number_evidence, numbers
 from recipes.tabular.table import (
     as_numbers,
     as_text,
+    came_as_text,
     check_frame,
     check_target,
     named_kinds,
@@ -246,7 +247,7 @@ def _decoded(path: Path, head: bytes, encoding: str, usual: str, unread: set[str
         # A separator behind the last cell of each row.
         options["index_col"] = False
         frame = pd.read_csv(path, low_memory=False, dtype=kinds, **options)  # type: ignore[arg-type]
-    words = [column for column in frame if pd.api.types.is_string_dtype(frame[column].dtype)]
+    words = [column for column in frame if came_as_text(frame[column])]
     fractions = [
         column for column in frame if pd.api.types.is_float_dtype(frame[column].dtype) and np.any(frame[column] % 1 > 0)
     ]
@@ -289,8 +290,6 @@ def _separator(text: str, usual: str, is_whole: bool) -> str:
 
 
 def _own(settings: DataSettings) -> Source:
-    import pandas as pd
-
     path = Path(settings.train or "")
     if settings.target is None:
         names = ", ".join(read_frame(path).columns[:12])
@@ -298,9 +297,7 @@ def _own(settings: DataSettings) -> Source:
     train, test = read_frame(path), None
     if settings.test:
         # What is text in training is text in the test, so that both are read the same.
-        test = read_frame(
-            Path(settings.test), [name for name in train if pd.api.types.is_string_dtype(train[name].dtype)]
-        )
+        test = read_frame(Path(settings.test), [str(name) for name in train if came_as_text(train[name])])
         if settings.target in train and settings.target not in test:
             raise DataError(
                 f"{settings.test} has no column {settings.target!r} to score by.\n"

@@ -491,13 +491,6 @@ class Recipe:
             raise DataError(f"{request.output} cannot be written: type --output with a file in a folder that exists.")
         if request.output.suffix.lower() not in (".csv", ".tsv", ".tab", ".txt", ".gz", ""):
             raise DataError(f"{request.output} would be a CSV file by another name: type --output with a name in .csv.")
-        commas = {
-            source
-            for table in self.tables
-            for source, form in (*((c.source, c.form) for c in table.columns), (table.target, table.form))
-            if form == "decimal_comma"
-        }
-        frame = read_frame(request.input, commas)
         by_name = {table.name: table for table in self.tables}
         name = request.table or (next(iter(by_name)) if len(by_name) == 1 else None)
         if name not in by_name:
@@ -506,6 +499,7 @@ class Recipe:
                 f"The model knows several tables, and {came}: type --table with one of {', '.join(by_name)}."
             )
         table = by_name[name]
+        frame = read_frame(request.input, table.unread)
         rows = self.predict_frame(model, table, frame)
         twice = [name for name in frame if name == "prediction" or name.startswith("probability ")]
         # What the file has under these names stays, and may be what the model reads.

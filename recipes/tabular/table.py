@@ -55,6 +55,8 @@ class Column:
     """Which mark is the decimal one, or whether the day is first, where the cells can be read both ways."""
     doubt: str = ""
     """What was taken where no cell decides."""
+    came_as_text: bool = False
+    """Whether the training cells came as text, which later files' are then read as, "01234" among them."""
 
     @property
     def is_number(self) -> bool:
@@ -80,11 +82,20 @@ class Table:
     """Which mark is the target's decimal one."""
     doubt: str = ""
     """What was taken where no cell of the target decides."""
+    came_as_text: bool = False
+    """Whether the target came as text."""
 
     @property
     def used(self) -> list[Column]:
         """The columns that the model reads."""
         return [column for column in self.columns if column.kind not in ("id", "constant")]
+
+    @property
+    def unread(self) -> set[str]:
+        """Columns of a file that are to be read as text, as the training was."""
+        parts = [(column.source, column.came_as_text, column.form) for column in self.columns]
+        parts.append((self.target, self.came_as_text, self.form))
+        return {source for source, is_text, form in parts if is_text or form == "decimal_comma"}
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON."""
@@ -169,6 +180,13 @@ def date_part(dates: pd.Series, part: str) -> np.ndarray:
     else:
         values = dates.dt.day_of_week if part == "weekday" else getattr(dates.dt, part)
     return values.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def came_as_text(series: pd.Series) -> bool:
+    """Whether a column came as text; what has booleans and gaps is of the same dtype, and did not."""
+    import pandas as pd
+
+    return pd.api.types.is_string_dtype(series.dropna())
 
 
 def kind_of(series: pd.Series) -> Kind:
@@ -360,7 +378,8 @@ def fit(
             # It looks like numbers or dates, and none of its cells is one: words, then.
             few = as_text(frame[source]).nunique() <= MOST_CATEGORIES
             form, doubt, made = "", "", [Column(clean(source), source, "categorical" if few else "text")]
-        columns += [dataclasses.replace(column, form=form, doubt=doubt) for column in made]
+        is_text = came_as_text(frame[source])
+        columns += [dataclasses.replace(column, form=form, doubt=doubt, came_as_text=is_text) for column in made]
     used = [column for column in columns if column.kind not in ("id", "constant")]
     if len(used) > max_features:
         # Drawn once per table, by its name, and kept: the same for every epoch and process.
@@ -374,6 +393,7 @@ def fit(
     # Text first, then numbers, as the model's sequence is.
     kept_columns = tuple(sorted(columns, key=lambda column: column.is_number))
     form, doubt = found_forms.get(target, ("", ""))
+    is_text = came_as_text(labels)
     if task == "regression":
         values = as_numbers(labels, form)
         values = values[np.isfinite(values)]
@@ -383,13 +403,13 @@ def fit(
             )
         std = float(values.std())
         std = std if std > 0 else 1.0
-        return Table(name, target, task, kept_columns, (), float(values.mean()), std, len(frame), form, doubt)
+        return Table(name, target, task, kept_columns, (), float(values.mean()), std, len(frame), form, doubt, is_text)
     classes = tuple(sorted(as_text(labels).dropna().unique(), key=_class_key))
     if len(classes) < 2:
         raise DataError(
             f"{name}: the target {target!r} has one class in the training rows ({_some(classes)}); wanted: two or more."
         )
-    return Table(name, target, task, kept_columns, classes, rows=len(frame))
+    return Table(name, target, task, kept_columns, classes, rows=len(frame), came_as_text=is_text)
 
 
 def _class_key(text: str) -> tuple[int, float, str]:

@@ -382,6 +382,38 @@ def test_test_rows_that_cannot_be_scored_are_counted(tmp_path: Path) -> None:
     )
 
 
+def test_booleans_with_blanks_are_read_in_the_test_as_in_training(tmp_path: Path) -> None:
+    answers = ["TRUE", "FALSE", None] * (ROWS // 3)
+    own_table(known=answers).assign(y=answers).to_csv(tmp_path / "own.csv", index=False)
+    settings = DataSettings(train=str(tmp_path / "own.csv"), target="y", test=str(tmp_path / "own.csv"))
+    (source,) = read(settings)
+    assert [note for note in source.said if "not scored" in note] == [
+        "own: 20 of 60 test rows are not scored: their target is missing, or a class that training has not"
+    ]
+    assert set(as_text(source.splits["test"]["known"]).dropna()) == {"True", "False"}
+
+
+def test_a_later_file_is_read_as_the_training_was(tmp_path: Path) -> None:
+    half = ROWS // 2
+    frame = own_table(
+        zip=["01234", "K1A"] * half, sure=["TRUE", "MAYBE"] * half, flag=["TRUE", "FALSE"] * half,
+        ward=[7, 8] * half,
+    ).assign(y=["01", "x"] * half)  # fmt: skip
+    frame.to_csv(tmp_path / "own.csv", index=False)
+    frame.iloc[::2].to_csv(tmp_path / "later.csv", index=False)
+    train(tmp_path, "--data.train", str(tmp_path / "own.csv"), "--data.target", "y", "--data.kinds", "ward=categorical")
+    for name, output in (("later.csv", "some.csv"), ("own.csv", "all.csv")):
+        said = said_by(
+            "predict", "--checkpoint", str(tmp_path / "run"), "--input", str(tmp_path / name),
+            "--output", str(tmp_path / output),
+        )  # fmt: skip
+        assert "accuracy" in said
+    some, many = (pd.read_csv(tmp_path / name, dtype=str) for name in ("some.csv", "all.csv"))
+    assert set(some["zip"]) == {"01234"} and set(some["sure"]) == {"TRUE"}
+    several = pd.to_numeric(some["probability x"]).tolist()
+    assert several == pytest.approx(pd.to_numeric(many["probability x"][::2]).tolist(), abs=1e-5)
+
+
 def test_a_kind_is_given_to_the_table_that_has_the_column(tmp_path: Path) -> None:
     for name, column in (("one", "price"), ("two", "cost")):
         own_table(**{column: ["1,234", "2,500"] * (ROWS // 2)}).to_csv(tmp_path / f"{name}.csv", index=False)
