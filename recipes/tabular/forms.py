@@ -65,8 +65,12 @@ class Evidence(NamedTuple):
     """Cells that can only have a decimal point, or the month first."""
     doubtful: str = ""
     """A cell that can be read both ways."""
-    grouped: bool = False
-    """Whether "1.234" is among the cells: a number with a decimal point, unless other columns have decimal commas."""
+    doubts: int = 0
+    """How many there are."""
+    grouped: str = ""
+    """A cell like "1.234": a number with a decimal point, unless others have decimal commas."""
+    groups: int = 0
+    """How many there are."""
 
 
 def number(text: str, form: Form) -> float:
@@ -102,22 +106,23 @@ def numbers(texts: list[str], form: Form) -> np.ndarray:
 
 def number_evidence(texts: Iterable[str]) -> Evidence:
     """What cells that are numbers say about the decimal mark."""
-    comma = point = 0
-    doubtful, grouped = "", False
+    comma = point = doubts = groups = 0
+    doubtful = grouped = ""
     for text in texts:
         two_ways = TWO_WAYS.fullmatch(text)
-        if two_ways is not None:
-            doubtful = doubtful or (text if two_ways[1] == "," else "")
-            grouped = grouped or two_ways[1] == "."
+        if two_ways is not None and two_ways[1] == ",":
+            doubtful, doubts = doubtful or text, doubts + 1
+        elif two_ways is not None:
+            grouped, groups = grouped or text, groups + 1
         elif "," in text or "." in text:
             comma += COMMA.fullmatch(text) is not None
             point += POINT.fullmatch(text) is not None
-    return Evidence(comma, point, doubtful, grouped)
+    return Evidence(comma, point, doubtful, doubts, grouped, groups)
 
 
 def date_evidence(texts: Iterable[str]) -> Evidence:
     """What cells say about the place of the day; points between the parts are a day-first country's."""
-    day = month = 0
+    day = month = doubts = 0
     doubtful = ""
     for text in texts:
         first, mark, second, _ = _short(text)
@@ -126,8 +131,8 @@ def date_evidence(texts: Iterable[str]) -> Evidence:
         elif second > 12 >= first:
             month += 1
         elif mark and first != second:
-            doubtful = doubtful or text
-    return Evidence(day, month, doubtful)
+            doubtful, doubts = doubtful or text, doubts + 1
+    return Evidence(day, month, doubtful, doubts)
 
 
 def _short(text: str) -> tuple[int, str, int, str]:
@@ -200,19 +205,28 @@ def decided(evidence: Evidence, habit: Evidence, kind: str, name: str = "") -> t
     """A column's form and, where its cells leave it open, what was taken: by `habit`, the table's other columns."""
     first: Form = "decimal_comma" if kind == "numeric" else "day_first"
     second: Form = "decimal_point" if kind == "numeric" else "month_first"
-    if evidence.first or evidence.second:
-        form, other, others = first, second, evidence.second
-        if evidence.second > evidence.first:
-            form, other, others = second, first, evidence.first
-        doubt = f"{others} of the different cells of {name} can only be {other}; what can be both was taken for {form}"
-        return form, doubt if others else ""
-    if habit.first and not habit.second and (evidence.doubtful or evidence.grouped):
-        return first, ""
-    if not evidence.doubtful:
+    # A point in "1.234" is the decimal one anyway, unless commas are.
+    many = {first: evidence.doubts + evidence.groups, second: evidence.doubts}
+    example = {first: evidence.doubtful or evidence.grouped, second: evidence.doubtful}
+    form, other, own, others = first, second, evidence.first, evidence.second
+    if others > own:
+        form, other, own, others = second, first, others, own
+    if others:
+        return form, (
+            f"{others} of the different cells of {name} can only be {other}; what can be both was taken for {form}"
+        )
+    if own:
+        if many[form] <= own:
+            return form, ""
+        why = f", by {own} of its different cells"
+    elif bool(habit.first) != bool(habit.second):
+        form, other = (first, second) if habit.first else (second, first)
+        why = ", as the other columns are written"
+    else:
+        form, other, why = second, first, ""
+    text = example[form]
+    if not text:
         return "", ""
-    if habit.second and not habit.first:
-        return second, ""
-    text = evidence.doubtful
-    read = f"{number(text, second):g}" if kind == "numeric" else str(iso_date(text, second))[:10]
-    typed = shlex.quote(f"{name}={first}")
-    return second, f"{text} of {name} was taken for {read}; if that is wrong, type --data.kinds {typed}"
+    read = f"{number(text, form):g}" if kind == "numeric" else str(iso_date(text, form))[:10]
+    typed = shlex.quote(f"{name}={other}")
+    return form, f"{text} of {name} was taken for {read}{why}; if that is wrong, type --data.kinds {typed}"

@@ -503,7 +503,10 @@ class Recipe:
         rows = self.predict_frame(model, table, frame)
         twice = [name for name in frame if name == "prediction" or name.startswith("probability ")]
         # What the file has under these names stays, and may be what the model reads.
-        new = " (new)" if twice else ""
+        new, times = " (new)" if twice else "", 1
+        while new and any(name.endswith(new) for name in frame):
+            times += 1
+            new = f" (new {times})"
         if table.task == "classification":
             frame[f"prediction{new}"] = [
                 table.classes[max(range(len(row["probabilities"])), key=row["probabilities"].__getitem__)]

@@ -288,10 +288,9 @@ def _shown(text: str) -> str:
 def named_kinds(text: str | None) -> dict[str, str]:
     """The kinds of columns, or how they write numbers and dates, of `data.kinds`. Raises ConfigError."""
     found = {}
-    for pair in (text or "").split(","):
-        if not pair.strip():
-            continue
-        column, _, kind = pair.strip().rpartition("=")
+    # A name may hold commas: up to the next sign of equality, it goes on.
+    for pair in re.findall(r"[^=]*=[^,]*|[^=]+", (text or "").strip().strip(",")):
+        column, _, kind = pair.strip(", ").rpartition("=")
         if kind not in (*KINDS, *FORMS) or not column:
             raise ConfigError(
                 f"data.kinds holds {pair!r}: type COLUMN=KIND, where KIND is one of {', '.join((*KINDS, *FORMS))}."
