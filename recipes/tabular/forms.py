@@ -28,6 +28,9 @@ FORMS: dict[str, Literal["numeric", "date"]] = {
 """The kind of column that each is of."""
 
 TWO_WAYS = re.compile(r"[+-]?[1-9]\d{0,2}([.,])\d{3}")
+DOTS = re.compile(r"[+-]?\d{1,3}(?:\.\d{3}){2,}")
+"""A number where commas are decimal; elsewhere an address ("192.168.100.200") or the like."""
+INDIAN = re.compile(r"[+-]?\d{1,2}(?:,\d{2})+,\d{3}(?:\.\d*)?")
 SPACED = re.compile(r"[+-]?\d{1,3}(?:[ '’]\d{3})+")
 
 
@@ -53,7 +56,9 @@ DAY_NAME = re.compile(
 )
 NAME_DAY = re.compile(rf"(?:[a-z]{{3,9}},? )?{MONTH} (\d{{1,2}})(?:st|nd|rd|th)?,? (\d{{4}}){CLOCK}", re.I)
 NAME_YEAR = re.compile(rf"{MONTH},?[ /-](\d{{4}})", re.I)
-MONTH_YEAR = re.compile(r"(\d{1,2})/(\d{4})")
+MONTH_YEAR = re.compile(r"(\d{1,2})/((?:19|20)\d{2}|2100)")
+SEASON = re.compile(r"(\d{4})[-/](\d{2})")
+VERSION = re.compile(r"(\d{2})([.-])\d{2}\2\d{2}")
 
 
 class Evidence(NamedTuple):
@@ -80,9 +85,11 @@ def number(text: str, form: Form) -> float:
     if two_ways is not None:
         is_decimal = (two_ways[1] == ",") == is_comma
         return float(text.replace(two_ways[1], "." if is_decimal else ""))
+    if DOTS.fullmatch(text) and not is_comma:
+        return np.nan
     if COMMA.fullmatch(text):
         return float(text.translate(GROUPS).replace(".", "").replace(",", "."))
-    if POINT.fullmatch(text):
+    if POINT.fullmatch(text) or INDIAN.fullmatch(text):
         return float(text.translate(GROUPS).replace(",", ""))
     if SPACED.fullmatch(text):
         return float(text.translate(GROUPS))
@@ -106,7 +113,7 @@ def numbers(texts: list[str], form: Form) -> np.ndarray:
 
 def number_evidence(texts: Iterable[str]) -> Evidence:
     """What cells that are numbers say about the decimal mark."""
-    comma = point = doubts = groups = 0
+    comma = point = doubts = groups = dots = 0
     doubtful = grouped = ""
     for text in texts:
         two_ways = TWO_WAYS.fullmatch(text)
@@ -114,10 +121,12 @@ def number_evidence(texts: Iterable[str]) -> Evidence:
             doubtful, doubts = doubtful or text, doubts + 1
         elif two_ways is not None:
             grouped, groups = grouped or text, groups + 1
+        elif DOTS.fullmatch(text):
+            dots += 1
         elif "," in text or "." in text:
             comma += COMMA.fullmatch(text) is not None
-            point += POINT.fullmatch(text) is not None
-    return Evidence(comma, point, doubtful, doubts, grouped, groups)
+            point += POINT.fullmatch(text) is not None or INDIAN.fullmatch(text) is not None
+    return Evidence(comma + (dots if comma or groups else 0), point, doubtful, doubts, grouped, groups)
 
 
 def date_evidence(texts: Iterable[str]) -> Evidence:
@@ -199,6 +208,18 @@ def dates(texts: list[str], form: Form) -> pd.Series:
         rewritten = pd.Series([iso_date(texts[place], form) for place in others.tolist()], dtype=object)
         found.iloc[others] = pd.to_datetime(rewritten, errors="coerce", utc=True, format="ISO8601").dt.as_unit("us")
     return found
+
+
+def are_dates(texts: list[str]) -> bool:
+    """Whether different cells are dates; seasons ("2001/02", "2002/03") and versions ("10.11.12") are not."""
+    if np.mean([iso_date(text, "") is not None for text in texts]) < 0.95:
+        return False
+    seasons = [found for text in texts if (found := SEASON.fullmatch(text)) is not None]
+    if len(seasons) > len(texts) / 2 and all((int(found[1]) + 1) % 100 == int(found[2]) for found in seasons):
+        return False
+    # With hyphens, the year may be first; with points, a first part beyond the months is a day.
+    versions = [found for text in texts if (found := VERSION.fullmatch(text)) is not None]
+    return len(versions) <= len(texts) / 2 or any(found[2] == "." and int(found[1]) > 12 for found in versions)
 
 
 def decided(evidence: Evidence, habit: Evidence, kind: str, name: str = "") -> tuple[Form, str]:

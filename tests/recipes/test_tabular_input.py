@@ -16,7 +16,19 @@ from test_tabular_training import SMALL
 from recipes.tabular import forms
 from recipes.tabular.corpus import read, read_frame
 from recipes.tabular.recipe import DataSettings, Recipe
-from recipes.tabular.table import Wording, as_dates, as_numbers, as_text, cells, describe, fit, kind_of, named_kinds
+from recipes.tabular.table import (
+    Wording,
+    as_dates,
+    as_numbers,
+    as_text,
+    cells,
+    describe,
+    fit,
+    kind_of,
+    named_kinds,
+    target_form,
+    target_task,
+)
 from runner.__main__ import main
 from runner.errors import ConfigError, DataError
 
@@ -105,6 +117,8 @@ def test_adapters_on_a_given_encoder_alone_are_told_what_is_random(tmp_path: Pat
         (["1'234.5", "2'345", "8.0"], "decimal_point", [1234.5, 2345, 8]),
         (["0,125", "0,250", "x"], "decimal_comma", [0.125, 0.25, np.nan]),
         (["-3,5e2", "+1,5", "1e400"], "decimal_comma", [-350, 1.5, np.nan]),
+        (["1,23,456", "12,34,567.5", "7.5"], "decimal_point", [123456, 1234567.5, 7.5]),
+        (["1.234.567", "3,5"], "decimal_comma", [1234567, 3.5]),
         (["12 345", "6\u202f789", "1\xa0234\xa0567"], "", [12345, 6789, 1234567]),
         (["12 345", "7.5"], "decimal_point", [12345, 7.5]),
         (["1.2.3", "1,2,3", "1.5,2.5"], "", [np.nan] * 3),
@@ -155,7 +169,7 @@ def test_a_column_that_can_be_read_in_two_ways_follows_the_others_or_is_told() -
         (["31.12.2024", "01.02.2024"], "day_first", ["2024-12-31", "2024-02-01"]),
         (["31/12/2024", "01/02/2024"], "day_first", ["2024-12-31", "2024-02-01"]),
         (["12/31/2024", "01/02/2024"], "month_first", ["2024-12-31", "2024-01-02"]),
-        (["31-12-24", "01-02-99"], "day_first", ["2024-12-31", "1999-02-01"]),
+        (["31.12.24", "01.02.99"], "day_first", ["2024-12-31", "1999-02-01"]),
         (["2024-12", "2023-01"], "", ["2024-12-01", "2023-01-01"]),
         (["2024/12/31", "2024.1.2"], "", ["2024-12-31", "2024-01-02"]),
         (["Mar 2024", "December 2023"], "", ["2024-03-01", "2023-12-01"]),
@@ -189,6 +203,31 @@ def test_what_is_no_date() -> None:
     for words in (["January", "May"], ["1.2.3", "1.10.2"], ["1998-99", "2001-02"], ["3/4", "1/2"], ["32.01.2024", "x"]):
         assert kind_of(pd.Series(words * 10)) == "categorical", words
     assert as_dates(pd.Series(["31.02.2024", "13/13/2024", "1/2/3"])).isna().all()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [f"192.168.100.{200 + place}" for place in range(12)],
+        [f"555.123.{456 + place}" for place in range(12)],
+        ["10.11.12", "10.11.11", "09.02.30"],
+        ["24-01-05", "24-01-06", "23-12-31"],
+        ["2001/02", "2002/03", "2003/04"],
+        ["1/1000", "2/1000", "5/1000"],
+    ],
+)
+def test_addresses_versions_seasons_and_shares_are_neither_numbers_nor_dates(words: list[str]) -> None:
+    series = pd.Series(words * 10)
+    assert kind_of(series) == "categorical"
+    assert target_task(series.iloc[:20], target_form(series, None)) == "classification"
+
+
+def test_months_and_short_dates_are_still_dates() -> None:
+    for words in (["2001/02", "2002/05"], ["2001-02", "2001-03"], ["24.01.05", "10.11.12"], ["01/2001", "05/1999"]):
+        assert kind_of(pd.Series(words * 10)) == "date", words
+    data = pd.DataFrame({"when": ["05-01-24", "06-02-24"] * 20, "y": ["a", "b"] * 20})
+    assert fit("t", data, "y").columns[0].kind == "categorical"
+    assert fit("t", data, "y", kinds={"when": "day_first"}).columns[0].kind == "date"
 
 
 def test_dates_that_can_be_read_in_two_ways_are_told() -> None:
