@@ -219,7 +219,8 @@ def kind_of(series: pd.Series) -> Kind:
     # Over all of them, as a table may be sorted.
     sample = distinct[:: max(1, len(distinct) // 1000)].tolist()
     if np.isfinite(forms.numbers(sample, "decimal_comma")).mean() >= 0.5:
-        values = as_numbers(pd.Series(distinct), forms.decided(forms.number_evidence(distinct), Evidence(), "numeric")[0])
+        form, _ = forms.decided(forms.number_evidence(distinct), Evidence(), "numeric")
+        values = as_numbers(pd.Series(distinct), form)
         if np.isfinite(values).mean() >= 0.95:
             are_names = len(distinct) == len(texts) > 20 and all(LONG_CODE.fullmatch(text) for text in distinct)
             return "id" if are_names else "numeric"
