@@ -1,6 +1,7 @@
 """The console command `relay`: one verb per file of `runner.commands`, imported only when asked for."""
 
 import importlib
+import os
 import sys
 
 from runner.errors import RelayError
@@ -53,6 +54,10 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         # What a shell makes of a program that SIGINT ended.
         return 130
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; Python would complain once more while it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import re
+import subprocess
+import sys
 import time
 import xml.etree.ElementTree
 from pathlib import Path
@@ -79,6 +81,12 @@ def test_evaluate_gives_the_scores_of_the_training_and_a_row_per_example(
     for name in ("loss", "mae", "rows"):
         assert math.isclose(float(printed[name]), last[name], abs_tol=1e-4)
     assert len(rows.read_text(encoding="utf-8").splitlines()) == 31
+
+
+def test_a_reader_that_has_seen_enough_is_no_traceback(run: Path) -> None:
+    command = f"set -o pipefail; {sys.executable} -u -m runner evaluate --checkpoint {run} | true"
+    done = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 141 and "Traceback" not in done.stderr
 
 
 def test_predict_takes_the_recipe_that_the_checkpoint_is_of(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
