@@ -9,7 +9,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 
 def shard(model: nn.Module, device_type: str, num_processes: int) -> nn.Module:
-    """Cut every layer, then what is left, over all processes; the module keeps its class and names.
+    """Cut every layer that learns, then what is left, over all processes; the module keeps its class and names.
 
     Layers are the children of the model's lists of modules: each is gathered while it computes, and only then.
     """

@@ -377,7 +377,7 @@ class TextEncoder(nn.Module):
         if self._states is None or version != self._version:
             digest = hashlib.blake2b(digest_size=16)
             for value in parameters:
-                # A copy: FSDP2 frees what numpy has not seen.
+                # A copy: FSDP2 cannot free storage that numpy shares.
                 digest.update(value.detach().to("cpu", torch.float32, copy=True).contiguous().numpy().tobytes())
             digest.update(self.bert.config.to_json_string().encode())
             self._states = FrozenStates(self.cache, self.bert.config.hidden_size, digest.hexdigest())
