@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from runner.commands import own_and_others
+from runner.commands import split_flags
 from runner.config import Config, parse, parse_into, settings_of, write_yaml
 from runner.errors import DataError, RelayError
 
@@ -43,7 +43,7 @@ class Skipped(Exception):
 
 def main(arguments: list[str]) -> int:
     """Print a verdict for each promise; returns 1 where one is broken."""
-    own, others = own_and_others(CheckSettings, arguments)
+    own, others = split_flags(CheckSettings, arguments)
     if not others or "--help" in own or "-h" in own:
         print("usage: relay check --recipe NAME [--preset P] [--examples N] [--flag value ...]\n")
         print(__doc__)
@@ -100,8 +100,8 @@ class Subject:
     @functools.cached_property
     def hardware(self) -> Any:
         """One process in fp32, where small differences show."""
-        from runner.config import RunSettings
         from runner.hardware import open_hardware
+        from runner.settings import RunSettings
 
         return open_hardware(RunSettings(mixed_precision="no"))
 
@@ -403,12 +403,12 @@ def learns(subject: Subject) -> str:
 
 def weights(subject: Subject) -> str:
     """the same seed gives the same fresh weights, another seed others; they can be saved, loaded and sharded"""
-    from runner import checkpoint
+    from runner.checkpoints.tensors import load_model, model_tensors
 
     scalars = [name for name, value in subject.model(0).named_parameters() if not value.dim()]
     if scalars:
         raise Broken(f"{scalars[0]} is a scalar, which FSDP2 does not shard: give it one element, shape (1,)")
-    first, second, other = (checkpoint.model_tensors(subject.model(seed)) for seed in (0, 0, 1))
+    first, second, other = (model_tensors(subject.model(seed)) for seed in (0, 0, 1))
     differing = [name for name in first if not first[name].equal(second[name])]
     if differing:
         raise Broken(f"{differing[0]} differs between two models of one seed")
@@ -417,7 +417,7 @@ def weights(subject: Subject) -> str:
     # Away from the start, so that what is not saved does not look saved.
     trained = subject.model(2).eval()
     loaded = subject.model(3).eval()
-    checkpoint.load_model(loaded, checkpoint.model_tensors(trained), "the model that was saved")
+    load_model(loaded, model_tensors(trained), "the model that was saved")
     import torch
 
     with torch.no_grad():
