@@ -13,7 +13,7 @@ from torch import nn
 from runner.checkpoints.resume import restore, weights_folder
 from runner.checkpoints.saver import Saver
 from runner.checkpoints.state import State
-from runner.checkpoints.tensors import load_model, read_tensors
+from runner.checkpoints.tensors import read_tensors
 from runner.config import Config, yaml_of
 from runner.errors import CheckpointError, ConfigError, DataError
 from runner.fetching import is_stream
@@ -83,7 +83,7 @@ def build_run(config: Config, hardware: Hardware, signals: Any, found: Path | No
 
 def check_fresh_start(config: Config, found: Path | None) -> str | None:
     """What the recipe says of a training that begins without weights. Raises ConfigError where it refuses to."""
-    if found is not None or config.run.init_from or not hasattr(config.recipe, "fresh_start"):
+    if found is not None or config.run.init_from:
         return None
     return config.recipe.fresh_start()
 
@@ -97,10 +97,7 @@ def first_weights(recipe: Any, settings: RunSettings) -> nn.Module:
     if settings.init_from:
         source = weights_folder(settings.init_from)
         tensors = read_tensors(source / "model.safetensors")
-        if hasattr(recipe, "inherit"):
-            recipe.inherit(model, tensors)
-        else:
-            load_model(model, tensors, str(source))
+        recipe.inherit(model, tensors)
     return model
 
 
@@ -124,8 +121,6 @@ def bind_recipe(config: Config, assets: Path, found: Path | None, hardware: Hard
             # In `final/` they lie flat, beside the model.
             others = shutil.ignore_patterns("*.safetensors", "manifest.json", "README.md", "config.yaml", "config.json")
             shutil.copytree(source, assets, dirs_exist_ok=True, ignore=others)
-    if not hasattr(recipe, "prepare"):
-        return recipe
     if hardware.is_main:
         recipe = recipe.prepare(assets)
     hardware.accelerator.wait_for_everyone()
@@ -273,7 +268,7 @@ def build_loop_parts(
         prepared = cast(nn.Module, torch.compile(prepared))
     weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     in_shards = weight_bytes >= 2e9 if settings.save_in_shards is None else settings.save_in_shards
-    best_metric = settings.metric_for_best_model or getattr(recipe, "best_metric", "loss")
+    best_metric = settings.metric_for_best_model or recipe.best_metric
     return Run(
         settings=settings,
         recipe=recipe,

@@ -299,7 +299,7 @@ def _one_line(box: str) -> str:
 
 
 def _preset_values(recipe_class: type, recipe_name: str, preset: str | None) -> dict[str, Any]:
-    presets = recipe_class.presets() if hasattr(recipe_class, "presets") else {}
+    presets = recipe_class.presets()
     if preset is None:
         return dict(presets.get("default", {}))
     if preset not in presets:

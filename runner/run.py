@@ -48,8 +48,8 @@ class Run:
     """What this process's lanes hold in the current step."""
     tree: Tree | None = None
     """With --deterministic: adds up the lanes' gradients, instead of DDP."""
-    tally: torch.Tensor | None = None
-    """What this process's lanes have tallied of the current step."""
+    statistics: torch.Tensor | None = None
+    """The sum of `Loss.statistics` over this process's lanes of the current step."""
     remark: str | None = None
     """What the recipe last had to say about its numbers."""
 

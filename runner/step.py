@@ -75,9 +75,9 @@ def accumulate(run: Run, lanes: list[Fetched], totals: Totals) -> tuple[torch.Te
         fits = True
         total = torch.zeros((), device=run.hardware.device)
         all_logs: list[dict[str, torch.Tensor]] = []
-        run.tally = None
+        run.statistics = None
         try:
-            whole_step = statistics_pass(run, lanes) if getattr(run.recipe, "tallies_first", False) else None
+            whole_step = statistics_pass(run, lanes) if run.recipe.needs_step_statistics else None
             for number, lane in enumerate(lanes):
                 reduces = overlaps and number == len(lanes) - 1
                 share, logs = backward(run, lane, totals, reduces, whole_step)
@@ -101,33 +101,35 @@ def accumulate(run: Run, lanes: list[Fetched], totals: Totals) -> tuple[torch.Te
 
 
 def statistics_pass(run: Run, lanes: list[Fetched]) -> torch.Tensor | None:
-    """The tally of the step before its gradients: every lane once more, with the random numbers that it will have."""
+    """The statistics of the step before its gradients: every lane once more, with its own random numbers."""
     try:
         for lane in lanes:
             for _, batch, _ in parts_of(run, lane):
                 with torch.no_grad(), run.hardware.accelerator.autocast():
-                    add_statistics(run, lane, Loss(*run.recipe.loss(run.bare_model, batch)).tally)
+                    add_statistics(run, lane, Loss.of(run.recipe.loss(run.bare_model, batch)).statistics)
     except RuntimeError as error:
-        # The others wait for this process's tally.
+        # The others wait for this process's statistics.
         if memory.is_out_of_memory(error) and run.hardware.num_processes > 1:
-            raise OutOfMemory("Out of memory while a step was tallied: lower --micro_batch_size.") from error
+            raise OutOfMemory("Out of memory while the statistics of a step were counted: lower --micro_batch_size.") from error
         raise
-    tally, run.tally = statistics_of_step(run), None
-    return tally
+    statistics, run.statistics = statistics_of_step(run), None
+    return statistics
 
 
-def add_statistics(run: Run, lane: Fetched, tally: torch.Tensor | None) -> None:
+def add_statistics(run: Run, lane: Fetched, statistics: torch.Tensor | None) -> None:
     """Count what a lane, or a part of one, has tallied; an empty lane counts nothing."""
-    if tally is not None:
-        tally = tally.detach() * (not lane.is_empty)
-        run.tally = tally if run.tally is None else run.tally + tally
+    if statistics is not None:
+        statistics = statistics.detach() * (not lane.is_empty)
+        run.statistics = statistics if run.statistics is None else run.statistics + statistics
 
 
 def statistics_of_step(run: Run) -> torch.Tensor | None:
-    """The tally over all processes; None where the recipe keeps none."""
-    if run.tally is None:
+    """The statistics over all processes; None where the recipe keeps none."""
+    if run.statistics is None:
         return None
-    return torch.tensor(run.hardware.sum(run.tally.reshape(-1).tolist()), device=run.tally.device).view_as(run.tally)
+    return torch.tensor(run.hardware.sum(run.statistics.reshape(-1).tolist()), device=run.statistics.device).view_as(
+        run.statistics
+    )
 
 
 def parts_of(run: Run, lane: Fetched) -> Iterator[tuple[bool, Batch, float]]:
@@ -148,16 +150,18 @@ def backward(
     ranks = hardware.num_processes if run.tree is None else 1
     total, logs = torch.zeros((), device=hardware.device), {}
     for is_last, batch, fraction in parts_of(run, lane):
-        batch.step = whole_step
+        batch.step_statistics = whole_step
         with reduction(run, reduces and is_last), hardware.accelerator.autocast():
-            loss = Loss(*run.recipe.loss(run.model, batch))
-            add_statistics(run, lane, loss.tally)
+            loss = Loss.of(run.recipe.loss(run.model, batch))
+            add_statistics(run, lane, loss.statistics)
             # An empty lane takes part, so that every process reduces, and counts nothing.
             share = loss.sum / totals.weight if not lane.is_empty and totals.weight else loss.sum * 0
             whole = share * ranks
             if loss.auxiliary is not None:
                 scale = 0.0 if lane.is_empty else ranks * fraction / totals.lanes
                 whole = whole + loss.auxiliary * scale
+            if loss.step_auxiliary is not None:
+                whole = whole + loss.step_auxiliary * (0.0 if lane.is_empty else ranks)
             # A loss that is not finite makes every gradient so, and with it the norm on every process.
             hardware.backward(whole * torch.where(whole.detach().isfinite(), 1.0, torch.nan))
         total += share.detach()
@@ -211,9 +215,9 @@ def update(run: Run, loss: torch.Tensor, totals: Totals) -> float:
         # A step of which every example was left out has nothing to teach.
         if totals.lanes:
             run.optimizer.step()
-            tally = statistics_of_step(run)
-            if tally is not None:
-                run.recipe.end_step(run.bare_model, tally)
+            statistics = statistics_of_step(run)
+            if statistics is not None:
+                run.recipe.end_step(run.bare_model, statistics)
             mean = state.mean_gradient_norm
             state.mean_gradient_norm = norm if mean is None else 0.98 * mean + 0.02 * norm
     elif settings.on_bad_step == "skip":

@@ -51,7 +51,7 @@ def log_step(run: Run, loss: torch.Tensor, norm: float, logs: list[dict[str, tor
     if run.ledger is not None:
         run.ledger.flush()
     run.progress.step(step, values)
-    remark = run.recipe.remark(step, values) if hasattr(run.recipe, "remark") else None
+    remark = run.recipe.remark(step, values)
     if remark is not None and remark != run.remark:
         run.progress.say(remark)
     run.remark = remark

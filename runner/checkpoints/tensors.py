@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -94,6 +94,14 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
                 restored[kind] = torch.zeros_like(parameter)
                 _assign(restored[kind], value)
         optimizer.state[parameter] = restored
+
+
+def save_model(model: nn.Module, folder: Path) -> None:
+    """Write a model into a folder: by its own `save_pretrained` where it has one, else as model.safetensors."""
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(folder)  # type: ignore[operator]
+    else:
+        save_file(model_tensors(model), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _assign(target: torch.Tensor, value: torch.Tensor) -> None:

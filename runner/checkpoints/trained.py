@@ -46,8 +46,7 @@ def load_trained(folder: Path, recipe: Any) -> tuple[Any, Any]:
 
     folder = model_folder(folder)
     assets = folder / "assets" if (folder / "assets").is_dir() else folder
-    if hasattr(recipe, "prepare"):
-        recipe = recipe.prepare(assets)
+    recipe = recipe.prepare(assets)
     model = recipe.model()
     quiet_transformers()
     if (folder / "config.json").is_file():

@@ -7,6 +7,7 @@ from pathlib import Path
 from runner.config import parse_into
 from runner.errors import CheckpointError, ConfigError
 from runner.log import read_lines
+from runner.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,14 +58,14 @@ def main(arguments: list[str]) -> None:
     print(f"{final}: the mean of {said} by {name}")
 
 
-def _scores(run: Path, recipe: object, steps: set[int]) -> tuple[str, dict[int, float]]:
+def _scores(run: Path, recipe: Recipe, steps: set[int]) -> tuple[str, dict[int, float]]:
     """The metric, and what it was at the steps that have a checkpoint, the best first."""
     import yaml
 
     from runner.evaluation import is_better
 
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    name = config.get("metric_for_best_model") or getattr(recipe, "best_metric", "loss")
+    name = config.get("metric_for_best_model") or recipe.best_metric
     events = [event for event in read_lines(run / "metrics.jsonl") if event["split"] == "eval"]
     # A score that was no number is written as null.
     found = {event["step"]: event[name] for event in events if event.get(name) is not None and event["step"] in steps}

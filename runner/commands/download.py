@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> None:
     if name is None:
         raise ConfigError("No recipe was given: type relay data text2sql, for one.")
     recipe = registry.find(name)
-    known: dict[str, Source] = dict(recipe.downloads()) if hasattr(recipe, "downloads") else {}
+    known: dict[str, Source] = dict(recipe.downloads())
     if not known:
         raise ConfigError(f"The recipe {name} names no data sets: its page says where its data are from.")
     wrong = [each for each in settings.sources if each not in known]

@@ -83,7 +83,7 @@ def _score_files(arguments: list[str]) -> None:
     place = arguments.index("--recipe")
     name, rest = "".join(arguments[place + 1 : place + 2]), arguments[:place] + arguments[place + 2 :]
     recipe = registry.find(name)
-    if not hasattr(recipe, "Files"):
+    if recipe.Files is None:
         raise ConfigError(f"The recipe {name} scores no files: type --checkpoint with a trained model of it.")
     own, others = split_flags(recipe.Files, rest)
     files = parse_into(recipe.Files, own, f"relay evaluate --recipe {name}")
@@ -100,7 +100,7 @@ def _without_a_model() -> str:
 
     lines = []
     for name in registry.names():
-        files = getattr(registry.find(name), "Files", None)
+        files = registry.find(name).Files
         if files is not None:
             flags = " ".join(f"[--{setting.flag}]" for setting in settings_of(files))
             lines.append(f"Without a model: relay evaluate --recipe {name} {flags}; --help after it says more.")

@@ -28,10 +28,8 @@ def main(arguments: list[str]) -> None:
 
     source = model_folder(Path(settings.checkpoint))
     recipe, model = load_trained(source, find_recipe(source))
-    from safetensors.torch import save_file
 
     from runner.checkpoints.folders import MANIFEST
-    from runner.checkpoints.tensors import model_tensors
 
     target.mkdir(parents=True)
     assets = source / "assets" if (source / "assets").is_dir() else None
@@ -44,11 +42,5 @@ def main(arguments: list[str]) -> None:
     model = model.cpu()
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
-    if hasattr(recipe, "export"):
-        recipe.export(model, target)
-    elif hasattr(model, "save_pretrained"):
-        model.save_pretrained(target)
-    else:
-        tensors = model_tensors(model)
-        save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    recipe.export(model, target)
     print(f"{target}: {', '.join(sorted(path.name for path in target.iterdir()))}")

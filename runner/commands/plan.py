@@ -210,7 +210,7 @@ def _processes(processes: int, is_sharded: bool) -> str:
 def _with_data(recipe: Any, folder: Path) -> tuple[Any, Any]:
     """The recipe, bound as a training binds it, and its training split; None where the data are not there."""
     try:
-        bound = recipe.prepare(folder) if hasattr(recipe, "prepare") else recipe
+        bound = recipe.prepare(folder)
         return bound, bound.data("train")
     except DataError as error:
         print(f"data         not there: {str(error).splitlines()[0]}")

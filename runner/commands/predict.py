@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _request_of(recipe: Any, name: str) -> Any:
-    if not hasattr(recipe, "Request"):
+    if recipe.Request is None:
         raise ConfigError(f"The recipe {name} has no Request: it cannot answer from the command line.")
     return recipe.Request
 

@@ -179,7 +179,7 @@ class Bench:
     def training_data(self) -> Any:
         """The training split as a training of one step has prepared it."""
         folder, recipe = self.run("assets", 1, steps=1), self.config.recipe
-        return (recipe.prepare(folder / "assets") if hasattr(recipe, "prepare") else recipe).data("train")
+        return recipe.prepare(folder / "assets").data("train")
 
     def disturbed(
         self,
@@ -405,7 +405,7 @@ def check_grads(bench: Bench) -> Iterator[Row]:
         # Their last step is as full as any other.
         del lengths["ragged"]
     sizes, together = (1, 2, 4), batch
-    if not is_free or getattr(bench.config.recipe, "couples_examples", False):
+    if not is_free or bench.config.recipe.couples_examples:
         # The size of a lane decides what it holds, or what the loss compares: only who computes it changes.
         sizes, together = (bench.config.run.micro_batch_size,), bench.config.run.micro_batch_size
     for precision, limit in (("float64", 1e-12), ("float32", 1e-6)):
@@ -456,10 +456,7 @@ def check_ledger(run: Path) -> Iterator[Row]:
             for place in range(len(digits) // 16):
                 recorded[line["first_step"] + place] = int(digits[16 * place : 16 * place + 16], 16)
     config = parse(["--config", str(run / "config.yaml")])
-    recipe = config.recipe
-    if hasattr(recipe, "prepare"):
-        recipe = recipe.prepare(run / "assets")
-    data = recipe.data("train")
+    data = config.recipe.prepare(run / "assets").data("train")
     steps = range(max(recorded, default=-1) + 1)
     missing = [step for step in steps if step not in recorded]
     yield Row(f"{len(steps)} steps over {len(starts)} starts", f"{len(missing)} not recorded", not missing)

@@ -16,9 +16,10 @@ import torch
 from recipes.language_model import answering, data, demo, model, text, tokens
 from recipes.language_model.presets import presets
 from recipes.language_model.recipe import Recipe
-from recipes.language_model.settings import DataSettings, LoraSettings, ModelSettings, TokenizerSettings
+from recipes.language_model.settings import DataSettings, ModelSettings, TokenizerSettings
 from runner.config import parse
 from runner.errors import ConfigError, DataError
+from runner.parts.adapters import LoraSettings
 from tests.launching import SHARED
 
 TEXTS = SHARED / "lm"

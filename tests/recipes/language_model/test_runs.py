@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from launching import metrics, same_bits, weights
 
 from recipes.language_model import demo
-from tests.launching import REPOSITORY
+from tests.launching import REPOSITORY, metrics, same_bits, weights
 
 SMALL = (
     "--recipe", "language_model", "--tokenizer.kind", "char", "--mixed_precision", "no", "--model.hidden_size", "16",

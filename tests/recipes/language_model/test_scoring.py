@@ -11,8 +11,9 @@ from torch import nn
 
 from recipes.language_model import data, demo, model
 from recipes.language_model.recipe import Recipe
-from recipes.language_model.settings import DataSettings, LoraSettings, ModelSettings, TokenizerSettings
+from recipes.language_model.settings import DataSettings, ModelSettings, TokenizerSettings
 from runner.commands import plan
+from runner.parts.adapters import LoraSettings
 from runner.settings import RunSettings
 
 SIZE: dict[str, Any] = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)

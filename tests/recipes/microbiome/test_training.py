@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from launching import metrics, same_bits, weights
 
 from recipes.microbiome import answering
 from recipes.microbiome.recipe import Recipe
 from runner import trials
 from runner.checkpoints.trained import find_recipe, load_trained
 from runner.errors import ConfigError
-from tests.launching import REPOSITORY
+from tests.launching import REPOSITORY, metrics, same_bits, weights
 
 SMALL = (
     "--recipe", "microbiome", "--data.demo_samples", "60", "--data.demo_asvs", "60", "--mixed_precision", "no",

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from test_tabular_training import SMALL
 
 from recipes.tabular import number_formats
 from recipes.tabular.corpus import read
@@ -33,6 +32,7 @@ from recipes.tabular.table import (
 )
 from runner.__main__ import main
 from runner.errors import ConfigError, DataError
+from tests.recipes.tabular.test_training import SMALL
 
 ROWS = 60
 
@@ -92,7 +92,7 @@ def test_adapters_need_a_trained_model(tmp_path: Path) -> None:
 
 
 def test_adapters_on_a_given_encoder_alone_are_told_what_is_random(tmp_path: Path) -> None:
-    from test_tabular_model import pretrained_folder
+    from tests.recipes.tabular.test_model import pretrained_folder
 
     own_table().to_csv(tmp_path / "own.csv", index=False)
     said = train(

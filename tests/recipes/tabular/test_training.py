@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from launching import metrics, same_bits, weights
 from safetensors.torch import load_file
-from test_tabular_model import pretrained_folder
 
 from recipes.tabular.demo import tables
 from recipes.tabular.estimator import TabularClassifier, TabularRegressor
 from runner import trials
-from tests.launching import REPOSITORY
+from tests.launching import REPOSITORY, metrics, same_bits, weights
+from tests.recipes.tabular.test_model import pretrained_folder
 
 SMALL = (
     "--recipe", "tabular", "--mixed_precision", "no", "--data.demo_rows", "60", "--model.hidden_size", "16",
