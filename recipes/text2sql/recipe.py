@@ -86,7 +86,6 @@ class Recipe(runner.recipe.Recipe):
     @functools.cached_property
     def encoder(self) -> Encoder:
         """What makes token ids of questions, with the tokenizer of `prepare`."""
-        assert self.assets is not None
         return Encoder(self.data_settings, self.generation_settings.max_new_tokens, self.assets)
 
     @property

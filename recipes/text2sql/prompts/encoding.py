@@ -38,19 +38,21 @@ class Encoder:
     settings: DataSettings
     max_new_tokens: int
     """Tokens that each prompt leaves free for the SQL."""
-    folder: Path
-    """Where the tokenizer and the known words are."""
+    folder: Path | None
+    """Where the tokenizer and the known words are, once the recipe is prepared."""
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer of the recipe's `prepare`."""
         from transformers import PreTrainedTokenizerFast
 
+        assert self.folder is not None
         return PreTrainedTokenizerFast.from_pretrained(self.folder)
 
     @functools.cached_property
     def known_words(self) -> frozenset[str]:
         """The words that come more than once in the training questions."""
+        assert self.folder is not None
         return frozenset((self.folder / WORDS_FILE).read_text(encoding="utf-8").split("\n"))
 
     def example(self, question: Question) -> Example:

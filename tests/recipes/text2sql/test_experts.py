@@ -237,7 +237,7 @@ def test_the_bias_moves_against_the_load() -> None:
     model = model_of(recipe_of(balance="bias"))
     before = [router.balance_bias.clone() for router in experts.routers_of(model) if router.balance_bias is not None]
     counts = torch.tensor([[4.0, 0, 2, 2, 2, 2], [0, 12, 0, 0, 0, 0]])
-    recipe_of(balance="bias", balance_bias_rate=0.25).end_step(model, torch.cat([counts, torch.ones(2, 1)], 1))
+    recipe_of(balance="bias", balance_bias_rate=0.25).end_step(model, counts)
     moved = [router.balance_bias for router in experts.routers_of(model)]
     for old, new, layer in zip(before, moved, counts.tolist(), strict=True):
         mean = sum(layer) / 6
@@ -371,7 +371,7 @@ def test_adapters_of_attention_experts_and_router(family: str, tmp_path: Path) -
     for _ in range(4):
         loss = recipe.loss(model, batch)
         assert loss.auxiliary is not None
-        (loss.sum / loss.weight + loss.auxiliary).backward()
+        (loss.sum / batch.weight + loss.auxiliary).backward()
         losses.append(loss.sum.item())
         assert all(parameter.grad is not None for name, parameter in model.named_parameters() if name in trained)
         optimizer.step()
@@ -453,7 +453,7 @@ def test_a_dense_model_of_another_class_is_trained_on(tmp_path: Path, data: Path
     batch = recipe.collate([recipe.data("train")[0]])
     loss = recipe.loss(model, batch)
     loss.sum.backward()
-    assert loss.auxiliary is None and loss.logs == {} and loss.weight > 0
+    assert loss.auxiliary is None and loss.logs == {} and batch.weight > 0
     # With adapters, of the embeddings those of our tokens alone are trained.
     model = adapted(recipe).model()
     loss = recipe.loss(model, batch)

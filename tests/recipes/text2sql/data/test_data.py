@@ -1016,7 +1016,7 @@ def test_what_comes_wrong_is_said(server: Server, tmp_path: Path, monkeypatch: p
         fetch(server, target, "spider")
     # From the official address, another content than the official one.
     archive.write_bytes(whole)
-    monkeypatch.setattr(fetching, "fetch", lambda url, path: path if path.write_bytes(whole) else path)
+    monkeypatch.setattr(fetching, "download_file", lambda url, path: path if path.write_bytes(whole) else path)
     with pytest.raises(DataError, match="another content"):
         fetching.main(["text2sql", "--sources", "bird", "--output_dir", str(target)])
 
