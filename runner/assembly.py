@@ -21,7 +21,7 @@ from runner.hardware import Hardware, seed_everything
 from runner.lanes import Lanes, check_batch, check_world, key, run_length
 from runner.log import Progress
 from runner.run import Run
-from runner.settings import RunSettings
+from runner.settings import RunSettings, setting_notes
 from runner.sharding import shard
 from runner.tree import Tree
 
@@ -79,7 +79,7 @@ def build_run(config: Config, hardware: Hardware, signals: Any, found: Path | No
     if found is not None:
         restore(run, found)
     run.notes = [*warnings_of(train_data, max_steps * lanes.batch_size), *([first] if first else [])]
-    run.notes += config.recipe.setting_notes(config.explicit)
+    run.notes += setting_notes(settings, config.explicit) + config.recipe.setting_notes(config.explicit)
     return run
 
 

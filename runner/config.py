@@ -8,12 +8,16 @@ import dataclasses
 import difflib
 import io
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from runner.errors import ConfigError
-from runner.settings import RunSettings
+from runner.recipe import note_outdated
+from runner.settings import RENAMED, RunSettings
+
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+Value = typing.TypeVar("Value")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,10 +130,12 @@ def parse(arguments: Sequence[str], program: str = "relay train") -> Config:
     recipe_class = registry.find(chosen["recipe"])
     all_settings = _combined(recipe_class)
     known = {setting.flag: setting for owner in (RunSettings, recipe_class) for setting in settings_of(owner)}
+    renamed = {**RENAMED, **recipe_class.renamed_settings}
     preset = chosen.get("preset")
     values = _preset_values(recipe_class, chosen["recipe"], preset)
     _check_names(values, known, "preset")
-    yaml_values = dict(flatten(from_yaml))
+    yaml_values = dict(_with_new_names(flatten(from_yaml), renamed))
+    flags = _with_new_names(flags, renamed)
     _check_names(yaml_values, known, f"{chosen.get('config')}")
     _check_names([flag for flag, _ in flags], known, "flag")
 
@@ -145,6 +151,23 @@ def parse(arguments: Sequence[str], program: str = "relay train") -> Config:
     explicit = frozenset(yaml_values) | frozenset(flag for flag, _ in flags)
     run = _part(settings, RunSettings)
     return Config(chosen["recipe"], preset, run, _part(settings, recipe_class), explicit)
+
+
+def wants_debug(arguments: Sequence[str]) -> bool:
+    """Whether a command line that could not be read asks for --debug."""
+    with contextlib.suppress(ConfigError):
+        given = [words for flag, words in _split(arguments)[1] if flag == "debug"]
+        return bool(given) and (not given[-1] or given[-1][0].lower() in TRUE)
+    return False
+
+
+def _with_new_names(values: Iterable[tuple[str, Value]], renamed: Mapping[str, str]) -> list[tuple[str, Value]]:
+    """The same settings, with old names replaced; a line names each new one."""
+    pairs = list(values)
+    for name, _ in pairs:
+        if name in renamed:
+            note_outdated(f"The setting {name} is called {renamed[name]} now.")
+    return [(renamed.get(name, name), value) for name, value in pairs]
 
 
 def parse_into(owner: type, arguments: Sequence[str], program: str, description: str | None = None) -> Any:
@@ -234,9 +257,9 @@ def _as_arguments(setting: Setting, value: Any) -> list[str]:
     is_switch = setting.type is bool
     if is_switch:
         word = value[0] if isinstance(value, list) and len(value) == 1 else value
-        if word in ([], True) or str(word).lower() in ("true", "yes", "on", "1"):
+        if word in ([], True) or str(word).lower() in TRUE:
             return [flag]
-        if word is False or str(word).lower() in ("false", "no", "off", "0"):
+        if word is False or str(word).lower() in FALSE:
             parent, _, leaf = setting.flag.rpartition(".")
             return [f"--{parent}.no_{leaf}" if parent else f"--no_{leaf}"]
         raise ConfigError(f"{flag} is a switch: type {flag} true or {flag} false; it came with {value!r}.")

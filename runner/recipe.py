@@ -81,7 +81,7 @@ class Loss:
         if outdated or weight is not None or tally is not None:
             note_outdated(
                 "`loss` returns Loss(sum, logs=..., auxiliary=..., statistics=...) now: leave the weight out "
-                "(Batch.weight is the one that counts), and write statistics for tally."
+                "(Batch.weight is the one that counts), and write statistics for tally (docs/write-a-recipe.md)."
             )
             old = dict(zip(("weight", "logs", "auxiliary", "tally"), outdated, strict=False))
             logs, auxiliary = old.get("logs", logs), old.get("auxiliary", auxiliary)
@@ -98,9 +98,9 @@ class Loss:
 
 @functools.cache
 def note_outdated(sentence: str) -> None:
-    """Say once, on the main process, what a recipe of an older version should change."""
+    """Print once, on the main process, what a recipe or a command of an older version should change."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"warning: {sentence} See docs/write-a-recipe.md.", file=sys.stderr, flush=True)
+        print(f"warning: {sentence}", file=sys.stderr, flush=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The settings of every run, whatever the recipe: names, help and defaults."""
 
 import dataclasses
-import typing
 from typing import Literal
 
 from runner.errors import ConfigError
@@ -184,12 +183,36 @@ class RunSettings:
         """`eval_batch_size`, or what stands in for it."""
         return self.eval_batch_size or self.micro_batch_size
 
-    @property
-    def schedule_names(self) -> tuple[str, ...]:
-        """The names of the learning-rate schedules."""
-        return typing.get_args(Scheduler)
-
 
 def _at_least(name: str, value: int, lowest: int) -> None:
     if value < lowest:
         raise ConfigError(f"{name} is {value}: type --{name} with a whole number of at least {lowest}.")
+
+
+RENAMED: dict[str, str] = {}
+"""Old name -> new name of the settings of every run. The old one works for one release."""
+
+
+def setting_notes(settings: RunSettings, explicit: frozenset[str]) -> list[str]:
+    """A line for each setting that the user gave (`explicit`) and that has no effect beside the others."""
+    schedule = settings.lr_scheduler_type
+    # (names, whether they have no effect, beside what)
+    without_effect = [
+        (("adam_beta1",), schedule == "one_cycle", "lr_scheduler_type one_cycle sets it at each step"),
+        (("lr_step_size", "lr_gamma"), schedule != "step", f"lr_scheduler_type is {schedule}, not step"),
+        (("min_lr_ratio",), schedule == "constant", "lr_scheduler_type is constant"),
+        (("warmup_ratio",), settings.warmup_steps > 0, "warmup_steps is given"),
+        (("num_train_epochs",), settings.max_steps is not None, "max_steps is given"),
+        (("wandb_project", "wandb_run_name"), settings.report_to != "wandb", f"report_to is {settings.report_to}"),
+        (("cloud_region",), settings.upload_to is None, "nothing is uploaded"),
+    ]
+    return [
+        f"{name} has no effect: {reason}."
+        for names, is_idle, reason in without_effect
+        for name in names
+        if is_idle and name in explicit and getattr(settings, name) != _default_of(name)
+    ]
+
+
+def _default_of(name: str) -> object:
+    return next(field.default for field in dataclasses.fields(RunSettings) if field.name == name)

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from runner.config import parse
+from runner.config import parse, wants_debug
 from runner.errors import RelayError
 from runner.run_folder import check_output
 
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None, program: str = "relay train") -> in
 
         session.run(config)
     except RelayError as error:
-        if "--debug" in arguments:
+        if config.run.debug if config is not None else wants_debug(arguments):
             raise
         if os.environ.get("RANK", "0") == "0":
             print(f"{'' if error.exit_status == 75 else 'error: '}{error}", file=sys.stderr, flush=True)

@@ -32,6 +32,14 @@ def interrupted(
     return trials.Trial(words, processes, folder.with_suffix(".log"), environment, interruption).wait(120)
 
 
+def mistaken(folder: Path, *arguments: str) -> str:
+    """Run a training of the toy recipe that ends with status 2; returns what it printed."""
+    words = [*SHORT, "--output_dir", str(folder), *arguments]
+    trial = trials.Trial(words, 1, folder.with_suffix(".log"))
+    assert trial.wait(120) == [2], trial.output()
+    return trial.output()
+
+
 def output(folder: Path) -> str:
     """What the last training into a folder has printed."""
     return folder.with_suffix(".log").read_text(encoding="utf-8")

@@ -1,5 +1,6 @@
 """A trained model and its recipe, from the folder that a run left."""
 
+import fnmatch
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,14 +49,20 @@ def assets_of(folder: Path) -> Path:
     return folder / "assets" if (folder / "assets").is_dir() else folder
 
 
+NOT_ASSETS = ("*.safetensors", "*.index.json", MANIFEST, "README.md", "config.yaml", "config.json")
+"""What lies in `final/` beside what the recipe fitted."""
+
+
 def copy_assets(folder: Path, target: Path) -> None:
     """Copy what the recipe fitted, and nothing else, from a folder of weights into `target`."""
-    others = shutil.ignore_patterns(
-        "*.safetensors", "*.index.json", MANIFEST, "README.md", "config.yaml", "config.json"
-    )
-    shutil.copytree(
-        assets_of(folder), target, dirs_exist_ok=True, ignore=others if assets_of(folder) == folder else None
-    )
+    source = assets_of(folder)
+
+    def others(directory: str, names: list[str]) -> set[str]:
+        # A folder below may hold a model of its own, such as an encoder.
+        patterns = NOT_ASSETS if source == folder and Path(directory) == folder else ()
+        return {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
+
+    shutil.copytree(source, target, dirs_exist_ok=True, ignore=others)
 
 
 def find_config(folder: Path, flags: Sequence[str] = ()) -> Config:

@@ -13,7 +13,9 @@ import yaml
 
 from runner.config import parse, settings_of, write_yaml
 from runner.errors import ConfigError
-from runner.settings import RunSettings
+from runner.recipe import note_outdated
+from runner.settings import RENAMED, RunSettings, setting_notes
+from runner.trials import Trial
 from tests.launching import REPOSITORY, TOY
 
 CONTRACT = """output_dir seed max_steps num_train_epochs batch_size micro_batch_size gradient_accumulation_steps
@@ -94,3 +96,73 @@ def test_help_is_complete_and_imports_nothing_heavy(words: list[str]) -> None:
 def test_switches_that_may_be_unset_take_the_same_words(word: str) -> None:
     assert parse(["--recipe", TOY, "--greater_is_better", word]).run.greater_is_better is True
     assert parse(["--recipe", TOY]).run.greater_is_better is None
+
+
+BAD_ROW = ["--recipe", TOY, "--num_rows", "0"]
+
+
+@pytest.mark.parametrize(
+    ("words", "raises"),
+    [
+        (["--debug"], True),
+        (["--debug", "true"], True),
+        (["--debug=yes"], True),
+        (["--debug", "false"], False),
+        (["--debug=0"], False),
+        ([], False),
+    ],
+)
+def test_debug_shows_tracebacks_where_it_is_on(words: list[str], raises: bool, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"debug: {str(raises).lower()}\nnum_rows: 0\nrecipe: {TOY}\n", encoding="utf-8")
+    run = ["--output_dir", str(tmp_path / "run")]
+    # A mistake in the settings, one that is found after they were read, and the same setting in YAML.
+    for arguments in (["--recipe", "nothing", *words], [*BAD_ROW, *run, *words], ["--config", str(file), *run]):
+        trial = Trial(arguments, 1, tmp_path / "run.log")
+        assert trial.wait(120) == [1 if raises else 2]
+        assert ("Traceback" in trial.output()) == raises
+
+
+@pytest.mark.parametrize(
+    ("words", "noted"),
+    [
+        (["--lr_scheduler_type", "one_cycle", "--adam_beta1", "0.8"], "adam_beta1"),
+        (["--lr_gamma", "0.5"], "lr_gamma"),
+        (["--lr_step_size", "5"], "lr_step_size"),
+        (["--lr_scheduler_type", "constant", "--min_lr_ratio", "0.1"], "min_lr_ratio"),
+        (["--warmup_steps", "3", "--warmup_ratio", "0.1"], "warmup_ratio"),
+        (["--max_steps", "3", "--num_train_epochs", "2"], "num_train_epochs"),
+        (["--wandb_project", "mine", "--report_to", "tensorboard"], "wandb_project"),
+        (["--cloud_region", "eu-west-1"], "cloud_region"),
+        (["--lr_scheduler_type", "step", "--lr_gamma", "0.5", "--warmup_ratio", "0.1", "--adam_beta1", "0.8"], None),
+        (["--wandb_project", "mine", "--report_to", "wandb", "--num_train_epochs", "2"], None),
+        (["--max_steps", "3"], None),
+    ],
+)
+def test_a_setting_without_effect_is_noted(words: list[str], noted: str | None) -> None:
+    config = parse(["--recipe", TOY, *words])
+    notes = setting_notes(config.run, config.explicit)
+    assert [note.split()[0] for note in notes] == ([noted] if noted else []), notes
+
+
+def test_an_old_name_of_a_setting_works_and_the_new_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note_outdated.cache_clear()
+    monkeypatch.setitem(RENAMED, "steps_between_logs", "logging_steps")
+    recipe = tmp_path / "renaming.py"
+    text = Path(TOY).read_text(encoding="utf-8")
+    renamed = '    renamed_settings = {"rows": "num_rows", "model.width": "model.hidden_size"}\n'
+    recipe.write_text(
+        text.replace('    best_metric = "mae"\n', f'    best_metric = "mae"\n{renamed}'), encoding="utf-8"
+    )
+    file = tmp_path / "run.yaml"
+    file.write_text("model:\n  width: 5\nsteps_between_logs: 7\n", encoding="utf-8")
+    config = parse(["--recipe", str(recipe), "--config", str(file), "--rows=40"])
+    assert (config.recipe.num_rows, config.recipe.model_settings.hidden_size, config.run.logging_steps) == (40, 5, 7)
+    lines = capsys.readouterr().err.splitlines()
+    assert sorted(line.split(" is called ")[1] for line in lines) == [
+        "logging_steps now.", "model.hidden_size now.", "num_rows now."
+    ]  # fmt: skip
+    # What the run keeps has the new names alone.
+    assert not {"rows", "steps_between_logs", "model.width"} & set(config.flat())

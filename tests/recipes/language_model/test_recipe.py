@@ -544,8 +544,8 @@ def test_a_model_that_has_learnt_to_end_stops(tmp_path: Path, stories: Path) -> 
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-2)
     rows = recipe.data("train")
     for step in range(30):
-        loss = recipe.loss(decoder, recipe.collate([rows[step], rows[step + 30]]))
-        (loss.sum / batch.weight).backward()
+        batch = recipe.collate([rows[step], rows[step + 30]])
+        (recipe.loss(decoder, batch).sum / batch.weight).backward()
         optimizer.step()
         optimizer.zero_grad()
     decoder.eval()

@@ -1,0 +1,126 @@
+"""The toy recipe as version 0.1 wrote recipes: no base class, and a loss with a weight. It must keep working."""
+
+import dataclasses
+import os
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from runner.errors import DataError
+from runner.lanes import key, permute
+from runner.recipe import Batch, Loss
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The network."""
+
+    hidden_size: int = 16
+    """Width."""
+    dropout: float = 0.1
+    """Dropout, as a share."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A stream: lane i reads rows i, i + num_lanes, ..., every window of 16 of them shuffled anew in every epoch."""
+
+    examples: list[Any]
+
+    def read(self, lane: int, num_lanes: int, seed: int, cursor: Any | None) -> Iterator[tuple[Any, Any]]:
+        """A cursor is [epoch, window, offset in the window]."""
+        mine = self.examples[lane::num_lanes]
+        windows = [mine[first : first + 16] for first in range(0, len(mine), 16)]
+        epoch, window, offset = cursor or (0, 0, 0)
+        while True:
+            rows = windows[window]
+            order = permute(np.arange(len(rows)), len(rows), key(seed, "window", lane, epoch, window))
+            for place in order[offset:]:
+                offset += 1
+                yield rows[place], [epoch, window, offset]
+            offset, window = 0, window + 1
+            if window == len(windows):
+                epoch, window = epoch + 1, 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Squares of sums, from four numbers; the loss weighs rows unevenly, as tokens do."""
+
+    num_rows: int = 203
+    """Training rows."""
+    noise: float = 0.0
+    """Random augmentation of the inputs."""
+    bad_row: int = -1
+    """The row whose target is not a number; -1: none."""
+    streamed: bool = False
+    """Read the rows as a stream, shuffled in windows."""
+    only_auxiliary: bool = False
+    """Train on the auxiliary loss alone."""
+    most_rows: int = 0
+    """Rows that fit into the pretended memory; 0: any number."""
+    model_settings: ModelSettings = ModelSettings()
+
+    best_metric = "mae"
+
+    def data(self, split: str) -> Any:
+        """Rows of four numbers and a target."""
+        if self.num_rows == 0:
+            raise DataError("num_rows is 0: type --num_rows with at least 1.")
+        generator = torch.Generator().manual_seed(1 if split == "train" else 2)
+        rows = torch.randn(self.num_rows if split == "train" else 31, 4, generator=generator)
+        targets = rows.sum(1) ** 2
+        if split == "train" and self.bad_row >= 0:
+            targets[self.bad_row] = torch.nan
+        examples = [(number, row, target) for number, (row, target) in enumerate(zip(rows, targets, strict=True))]
+        return Rows(examples) if self.streamed and split == "train" else examples
+
+    def collate(self, examples: list[Any]) -> Batch:
+        """Stack the rows; a row of number n counts 1 + n % 3 times."""
+        ids = [example[0] for example in examples]
+        ledger = os.environ.get("TOY_LEDGER")
+        if ledger:
+            with open(ledger, "a", encoding="utf-8") as file:
+                file.write(" ".join(map(str, ids)) + "\n")
+        inputs = torch.stack([example[1] for example in examples])
+        if self.noise:
+            inputs = inputs + self.noise * random.random()
+        counts = torch.tensor([1.0 + number % 3 for number in ids])
+        tensors = {"inputs": inputs, "targets": torch.stack([example[2] for example in examples]), "counts": counts}
+        return Batch(tensors, weight=float(counts.sum()))
+
+    def model(self) -> nn.Module:
+        """A small network with dropout."""
+        width = self.model_settings.hidden_size
+        return nn.Sequential(
+            nn.Linear(4, width),
+            nn.ReLU(),
+            nn.Dropout(self.model_settings.dropout),
+            nn.LayerNorm(width),
+            nn.Linear(width, 1),
+        )
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        """Weighted squared error, and an auxiliary loss that couples the rows of a micro-batch."""
+        if self.most_rows and model.training and len(batch["inputs"]) > self.most_rows:
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+        outputs = model(batch["inputs"])[:, 0]
+        errors = (outputs - batch["targets"]) ** 2
+        scale = 0.0 if self.only_auxiliary else 1.0
+        total = scale * (errors * batch["counts"]).sum()
+        mean = errors.detach().mean()
+        # Only some lanes have something to say, and it has two parts.
+        sometimes = torch.where(batch["counts"][0] == 1, torch.stack([mean, -mean]), torch.nan)
+        return Loss(total, batch.weight, {"toy": mean, "sometimes": sometimes}, 0.01 * outputs.mean() ** 2)
+
+    def predict(self, model: nn.Module, batch: Batch) -> list[float]:
+        """Absolute errors."""
+        return (model(batch["inputs"])[:, 0] - batch["targets"]).abs().tolist()
+
+    def score(self, rows: list[float]) -> dict[str, float]:
+        """Mean absolute error, and how many rows were seen."""
+        return {"mae": sum(rows) / len(rows), "rows": float(len(rows))}
