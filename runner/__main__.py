@@ -13,7 +13,7 @@ VERBS = {
     "find-lr": "find a learning rate: a range test, or a short sweep",
     "check": "try on a few examples that a recipe keeps the contract",
     "evaluate": "score a trained model on a split, or files of predictions",
-    "data": "fetch the data sets of a recipe",
+    "data": "download the data sets of a recipe",
     "recipes": "list the recipes and their presets",
     "average": "average the weights of a run's best checkpoints",
     "export": "write a trained model as a folder that other tools load",
@@ -22,6 +22,11 @@ VERBS = {
     "verify": "prove invariance, resume and durability on this machine",
     "doctor": "what hardware is here, and what would be used",
 }
+
+
+def module_of(verb: str) -> str:
+    """The module that runs a verb; that of `data` is named after what it does."""
+    return f"runner.commands.{'download' if verb == 'data' else verb.replace('-', '_')}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         return train(rest)
     try:
-        return importlib.import_module(f"runner.commands.{verb.replace('-', '_')}").main(rest) or 0
+        return importlib.import_module(module_of(verb)).main(rest) or 0
     except RelayError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status

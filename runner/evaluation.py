@@ -63,7 +63,7 @@ def evaluate_rows(
             ids = list(range(starts[number], min(starts[number] + micro_batch_size, len(dataset))))
             seed_everything(key(0, "evaluation", number))
             batch = on_device(recipe.collate(take(dataset, ids)), hardware.device)
-            loss = Loss(*recipe.loss(model, batch))
+            loss = Loss.of(recipe.loss(model, batch))
             sums.append((number, float(loss.sum), float(batch.weight)))
             rows += zip(ids, recipe.predict(model, batch), strict=True)
     model.train()

@@ -13,8 +13,8 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from runner.config import RunSettings
 from runner.errors import ConfigError
+from runner.settings import RunSettings
 
 
 @dataclasses.dataclass(frozen=True)

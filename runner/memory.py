@@ -46,8 +46,8 @@ def _cut(value: Any, own: slice, count: int) -> Any:
 
 def check_splittable(recipe: Any, lanes: list[Any], parts: int, error: RuntimeError) -> None:
     """Raises OutOfMemory where the lanes cannot be cut further."""
-    advice = getattr(recipe, "memory_advice", "Lower --micro_batch_size, or the recipe's length limits (--help).")
-    if getattr(recipe, "couples_examples", False):
+    advice = recipe.memory_advice
+    if recipe.couples_examples:
         raise OutOfMemory(
             f"Out of memory, and the loss compares the examples of a micro-batch, so it cannot be cut.\n{advice}"
         ) from error

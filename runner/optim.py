@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from runner.config import RunSettings
 from runner.errors import ConfigError
+from runner.settings import RunSettings
 
 
 def optimizer(model: nn.Module, settings: RunSettings, device: torch.device) -> torch.optim.Optimizer:

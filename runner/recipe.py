@@ -1,17 +1,21 @@
-"""The contract between the runner and a recipe: what a task must bring, and nothing else.
+"""The contract between the runner and a recipe: what a recipe must bring, and what it may bring.
 
-A recipe is a frozen dataclass. Its fields are its settings (nested dataclasses become groups:
-`data.*`, `model.*`); the docstring line under each field is its help text. A group that is called like
-a verb is a field with the ending `_settings`: `data_settings: DataSettings` is what users see as `data.*`.
-The methods are the verbs below. The runner finds the class as the attribute `Recipe` of a module.
+A recipe is a frozen dataclass called `Recipe` that derives from `Recipe` here. Its fields are its settings. A nested
+dataclass becomes a group: `data.*`, `model.*`. The docstring under each field is its help text. A group that is called
+like a method is a field with the ending `_settings`: users see `data_settings: DataSettings` as `data.*`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from runner.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,36 +26,81 @@ class Batch:
     """One micro-batch: what a lane holds in a step."""
 
     tensors: dict[str, Tensor]
-    """Named tensors, the first axis of each counts the examples; the runner moves them to the device."""
+    """Named tensors. The first axis of each counts the examples. The runner moves them to the device."""
     weight: float
-    """How many things the loss sums over (tokens, rows, pairs): the loop divides by the step's total."""
+    """How many things the loss sums over (tokens, rows, pairs). The runner divides the loss by their sum over the
+    step."""
     tokens: int = 0
-    """Tokens in this micro-batch, for the tokens/s in the progress; 0 where the word means nothing."""
+    """Tokens in this micro-batch, for the tokens per second in the progress; 0 where there are none."""
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Anything else that `loss` or `predict` wants, left on the host."""
-    step: Tensor | None = None
-    """The tally of the whole step that this micro-batch is of, where the recipe `tallies_first`."""
+    """Anything else that `loss` or `predict` needs. It stays on the host."""
+    step_statistics: Tensor | None = None
+    """The sum of `Loss.statistics` over the whole step, where the recipe `needs_step_statistics`."""
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
 
+    @property
+    def step(self) -> Tensor | None:
+        """The old name of `step_statistics`."""
+        note_outdated("Batch.step is called Batch.step_statistics now.")
+        return self.step_statistics
 
-class Loss(NamedTuple):
-    """What `Recipe.loss` returns; a plain (sum, weight, logs) tuple does as well."""
+
+@dataclasses.dataclass(frozen=True, init=False)
+class Loss:
+    """What `Recipe.loss` returns."""
 
     sum: Tensor
-    """(): the sum over the scored things of this micro-batch."""
-    weight: float
-    """How many there were: the same number as `Batch.weight`."""
-    logs: Mapping[str, Any] = {}
-    """Numbers, or small tensors, to log; each is averaged over the step's lanes, without those that say NaN. Every
-    lane gives the same names."""
-    auxiliary: Tensor | None = None
-    """(): a mean over this micro-batch (router balance, z-loss), already times its coefficient; the loop
-    averages it over the lanes of the step, whatever the number of processes."""
-    tally: Tensor | None = None
-    """Counts, of one shape in every micro-batch: added up over the lanes of the step and the processes, for
-    `Recipe.end_step`, or for the step's own loss as `Batch.step`."""
+    """(): the loss, summed over the scored things of this micro-batch. `Batch.weight` says how many they are."""
+    logs: Mapping[str, Any]
+    """Numbers, or small tensors, to log. The runner averages each over the lanes of the step and leaves NaN out. Every
+    micro-batch gives the same names."""
+    auxiliary: Tensor | None
+    """(): a mean over this micro-batch (router balance, z-loss), already times its coefficient. The runner averages it
+    over the lanes of the step, whatever the number of processes."""
+    step_auxiliary: Tensor | None
+    """(): this micro-batch's share of an auxiliary loss of the whole step, already times its coefficient. The runner
+    adds the shares of the lanes. It depends on `Batch.step_statistics`."""
+    statistics: Tensor | None
+    """Counts, of one shape in every micro-batch. The runner adds them up over the lanes of the step and the processes,
+    for `Recipe.end_step` and `Batch.step_statistics`."""
+
+    def __init__(
+        self,
+        sum: Tensor,
+        *outdated: Any,
+        logs: Mapping[str, Any] | None = None,
+        auxiliary: Tensor | None = None,
+        step_auxiliary: Tensor | None = None,
+        statistics: Tensor | None = None,
+        weight: float | None = None,
+        tally: Tensor | None = None,
+    ) -> None:
+        """`outdated`, `weight` and `tally` are the form of version 0.1: (sum, weight, logs, auxiliary, tally)."""
+        if outdated or weight is not None or tally is not None:
+            note_outdated(
+                "`loss` returns Loss(sum, logs=..., auxiliary=..., statistics=...) now: leave the weight out "
+                "(Batch.weight is the one that counts), and write statistics for tally."
+            )
+            old = dict(zip(("weight", "logs", "auxiliary", "tally"), outdated, strict=False))
+            logs, auxiliary = old.get("logs", logs), old.get("auxiliary", auxiliary)
+            statistics = old.get("tally", tally if statistics is None else statistics)
+        values = {"sum": sum, "logs": logs or {}, "auxiliary": auxiliary}
+        values |= {"step_auxiliary": step_auxiliary, "statistics": statistics}
+        self.__dict__.update(values)
+
+    @classmethod
+    def of(cls, result: Any) -> Loss:
+        """What a recipe's `loss` returned; version 0.1 allowed a plain (sum, weight, logs) tuple as well."""
+        return result if isinstance(result, cls) else cls(*result)
+
+
+@functools.cache
+def note_outdated(sentence: str) -> None:
+    """Say once, on the main process, what a recipe of an older version should change."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {sentence} See docs/write-a-recipe.md.", file=sys.stderr, flush=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,110 +159,136 @@ class Stream(Protocol):
         ...
 
 
-class Recipe(Protocol):
-    """The verbs. Those below "Optional verbs" may be left out."""
+class Recipe:
+    """The methods that the runner calls. A recipe must define the first six; the others have the defaults below."""
 
-    best_metric: ClassVar[str]
-    """The metric that chooses the best checkpoint unless `--metric_for_best_model` says otherwise."""
+    best_metric: ClassVar[str] = "loss"
+    """The metric that chooses the best checkpoint unless `--metric_for_best_model` names another."""
 
     couples_examples: ClassVar[bool] = False
-    """Whether the loss of an example depends on the others of its micro-batch (pairwise distances): then a
-    lane that does not fit into memory is never split."""
-
-    tallies_first: ClassVar[bool] = False
-    """Whether a loss needs to know the tally of its whole step: then every lane is computed once more before."""
+    """Whether the loss of an example depends on the others of its micro-batch (pairwise distances). The runner never
+    splits such a micro-batch when memory runs out."""
 
     memory_advice: ClassVar[str] = "Lower --micro_batch_size, or the recipe's length limits (--help)."
-    """What to type when memory runs out: the settings of this recipe that it grows with."""
+    """What to type when memory runs out: the settings of this recipe that memory grows with."""
+
+    Request: ClassVar[type | None] = None
+    """A dataclass: the flags that `relay predict` accepts beside `--checkpoint`. None: the recipe answers nothing."""
+
+    Files: ClassVar[type | None] = None
+    """A dataclass with a field `output: str | None`: the flags that `relay evaluate --recipe NAME` accepts to score
+    predictions from a file instead of a model. None: the recipe scores no files."""
+
+    # Required -------------------------------------------------------------------------------------
 
     def data(self, split: str) -> Sequence[Any] | Stream:
-        """Map-style examples of `split` ("train", "validation", "test"): `len()` and `[index]`; where the
-        object has `__getitems__(indices)`, a whole micro-batch is asked for at once, and where it has
-        `order(batch_size, micro_batch_size, seed) -> Order`, that is the order; where it has
-        `warnings(examples) -> list[str]`, those are told before a run that takes so many examples. "train" may be a
-        Stream instead.
+        """Examples of `split` ("train", "validation", "test"): a sequence with `len()` and `[index]`. "train" may be a
+        `Stream` instead. A split that does not exist is an empty sequence. The runner calls `prepare` first.
 
-        A validation split that does not exist is an empty sequence. Called after `prepare`.
-        Random augmentation uses the global `random`, `numpy.random` and `torch` generators: they are
-        seeded by (seed, step, lane) before each micro-batch is fetched.
+        The sequence may also have
+
+        - `__getitems__(indices)`: the runner then asks for a whole micro-batch at once;
+        - `order(batch_size, micro_batch_size, seed) -> Order`: an order of its own instead of the shuffle;
+        - `warnings(examples) -> list[str]`: what the runner says before a run that takes that many examples.
+
+        Random augmentation uses the global generators of `random`, `numpy.random` and `torch`: the runner seeds them
+        by (seed, step, lane) before it fetches each micro-batch.
         Raises DataError for what is missing, empty or broken.
         """
-        ...
+        raise NotImplementedError
 
     def collate(self, examples: list[Any]) -> Batch:
-        """Put examples into tensors and count what the loss will score."""
-        ...
+        """Put examples into tensors, and count what the loss will score."""
+        raise NotImplementedError
 
     def model(self) -> nn.Module:
-        """Fresh weights, from the global torch generator, which the runner has seeded."""
-        ...
+        """A model with fresh weights, drawn from the global torch generator, which the runner has seeded."""
+        raise NotImplementedError
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
-        """The summed loss of one micro-batch. Must call `model(...)` itself (its `forward`), once."""
-        ...
+        """The summed loss of one micro-batch. It must call `model(...)` itself, exactly once."""
+        raise NotImplementedError
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
         """One JSON-able row per example of the batch, in order. `model` is unwrapped, in eval mode."""
-        ...
+        raise NotImplementedError
 
     def score(self, rows: list[Any]) -> dict[str, float]:
-        """Metrics of a whole split; each example's row is there exactly once, in the split's order."""
-        ...
+        """Metrics of a whole split. Each example's row is there exactly once, in the split's order."""
+        raise NotImplementedError
 
-    # Optional verbs -------------------------------------------------------------------------------
+    # With defaults --------------------------------------------------------------------------------
+
+    @property
+    def needs_step_statistics(self) -> bool:
+        """Whether a loss depends on the statistics of its whole step. The runner then computes every lane once more
+        before the gradients."""
+        return False
 
     def prepare(self, folder: Path) -> Recipe:
         """Return the recipe bound to `folder`, which holds what is fitted on the training split (tokenizer,
-        normalisation). Fit and write what is not there yet. Called on one process first, then on the
-        others. `folder` travels inside every checkpoint (`assets/`) and flat inside `final/`."""
-        ...
+        normalisation). Fit and write what is not there yet. The runner calls it on one process first, then on the
+        others. `folder` travels inside every checkpoint (`assets/`) and lies flat in `final/`."""
+        return self
 
     @staticmethod
     def presets() -> Mapping[str, Mapping[str, Any]]:
-        """Named settings, flat with dots ({"model.hidden_size": 256, "learning_rate": 1e-3}). The one named
-        "default" applies when `--preset` is not given."""
-        ...
+        """Named settings, flat with dots ({"model.hidden_size": 256, "learning_rate": 1e-3}). The one named "default"
+        applies when `--preset` is not given."""
+        return {}
 
-    def inherit(self, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-        """Put the weights that `--init_from` names into the fresh model of this stage, where the two are not
-        the same model (a new head, adapters). Without it, every name and shape must be the same."""
-        ...
+    def inherit(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Put the weights that `--init_from` names into the fresh model. The default asks for the same names and
+        shapes; override it for a stage with another model (a new head, adapters).
+        Raises CheckpointError or ConfigError where they do not fit."""
+        from runner.checkpoints.tensors import load_model
+
+        load_model(model, tensors, "--init_from")
 
     def fresh_start(self) -> str | None:
-        """A line to say before a training that begins without weights: no checkpoint, no `--init_from`. Raises
-        ConfigError where these settings make no sense so, such as adapters on a model that is still to be read."""
-        ...
+        """A line to print before a training that begins without weights: no checkpoint, no `--init_from`. Raises
+        ConfigError where these settings make no sense so, such as adapters without a model to adapt."""
+        return None
 
-    def end_step(self, model: nn.Module, tally: Tensor) -> None:
-        """Change what does not learn by gradients (buffers), after each update, from the tally of the step: the
-        same on every process. `model` is unwrapped. Only called where `loss` gives a tally."""
-        ...
+    def end_step(self, model: nn.Module, statistics: Tensor) -> None:
+        """Change what does not learn by gradients (buffers) after each update, from the statistics of the step, which
+        are the same on every process. `model` is unwrapped. Called only where `loss` gives statistics."""
 
     def remark(self, step: int, values: Mapping[str, Any]) -> str | None:
-        """A line for people about the numbers of a logged step: what is wrong, and the setting to change. It is said
-        when it is new."""
-        ...
+        """A line for people about the numbers of a logged step: what is wrong, and the setting to change. The runner
+        prints it when it changes."""
+        return None
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        """Write the model into `folder` for other tools, where `save_pretrained` does not do it."""
-        ...
+        """Write the model into `folder` for other tools. The default uses `save_pretrained` where the model has it."""
+        from runner.checkpoints.tensors import save_model
+
+        save_model(model, folder)
 
     @staticmethod
     def downloads() -> Mapping[str, Source]:
-        """The data sets that `relay data` can fetch, by name; each gets a folder of that name."""
-        ...
-
-    Request: type
-    """A dataclass: what `relay predict` accepts on the command line, beside `--checkpoint`."""
+        """The data sets that `relay data` can fetch, by name. Each gets a folder of that name."""
+        return {}
 
     def answer(self, model: nn.Module, request: Any) -> str:
         """The text that `relay predict` prints for one request. `model` is in eval mode."""
-        ...
-
-    Files: type
-    """A dataclass with an `output: str | None`: what `relay evaluate --recipe NAME` accepts where predictions come
-    from a file instead of a model."""
+        raise ConfigError("This recipe has no Request: it cannot answer from the command line.")
 
     def score_files(self, files: Any) -> tuple[str, list[Any]]:
-        """The text to print, and one JSON-able row per prediction, for `output`."""
-        ...
+        """The text to print, and one JSON-able row per prediction for `--output`."""
+        raise ConfigError("This recipe scores no files: type --checkpoint with a trained model of it.")
+
+
+def with_defaults(recipe: type) -> type:
+    """A recipe class that may be of version 0.1, which had no base class: given the defaults of `Recipe`."""
+    if issubclass(recipe, Recipe):
+        return recipe
+    note_outdated(
+        f"{recipe.__module__}.{recipe.__name__} has no base class: write class {recipe.__name__}(runner.recipe.Recipe)."
+    )
+    members: dict[str, Any] = {"__module__": recipe.__module__, "__qualname__": recipe.__qualname__}
+    members["__doc__"] = recipe.__doc__
+    if hasattr(recipe, "tallies_first"):
+        note_outdated("tallies_first is called needs_step_statistics now.")
+        members["needs_step_statistics"] = property(lambda self: self.tallies_first)
+    return type(recipe.__name__, (recipe, Recipe), members)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from runner.errors import ConfigError
+from runner.recipe import Recipe, with_defaults
 
 ENTRY_POINT_GROUP = "relay.recipes"
 FILE_PREFIX = "relay_recipe_"
@@ -23,7 +24,7 @@ def names() -> list[str]:
     return sorted(shipped) + sorted(point.name for point in entry_points(group=ENTRY_POINT_GROUP))
 
 
-def find(name: str) -> type:
+def find(name: str) -> type[Recipe]:
     """The `Recipe` class of the recipe called `name`.
 
     Raises ConfigError with what there is, where nothing is called that or the module has no `Recipe`.
@@ -34,7 +35,10 @@ def find(name: str) -> type:
         raise ConfigError(
             f"{name} has no class called Recipe: a recipe is a frozen dataclass of that name (docs/write-a-recipe.md)."
         )
-    return recipe
+    # A recipe of version 0.1 gets the defaults that its class lacks; worker processes find it under the same name.
+    adapted = with_defaults(recipe)
+    module.Recipe = adapted  # type: ignore[attr-defined]
+    return adapted
 
 
 def _module(name: str) -> ModuleType:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from runner.config import RunSettings
+from runner.settings import RunSettings
 
 
 def learning_rate(settings: RunSettings, step: int, max_steps: int) -> float:
@@ -89,3 +89,8 @@ def _one_cycle(step: int, max_steps: int, settings: RunSettings) -> float:
 
 def _anneal(start: float, end: float, fraction: float) -> float:
     return end + (start - end) / 2 * (1 + math.cos(math.pi * fraction))
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps happens now; 0 means never."""
+    return every > 0 and step % every == 0

@@ -111,7 +111,7 @@ def preload_for(recipe: type) -> None:
     import ast
 
     file = Path(sys.modules[recipe.__module__].__file__ or "")
-    for path in file.parent.glob("*.py") if (file.parent / "__init__.py").exists() else [file]:
+    for path in file.parent.rglob("*.py") if (file.parent / "__init__.py").exists() else [file]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 _preload.extend(name.name for name in node.names)
@@ -165,17 +165,22 @@ def _compute_plain_sum(dtype: str) -> None:
     """Leave out the auxiliary losses, which couple the examples of a lane, and compute in `dtype`."""
     import torch
 
-    from runner import loop
+    from runner import step
     from runner.recipe import Loss
 
     torch.set_default_dtype(getattr(torch, dtype))
     if dtype == "float64":
         torch.nn.functional.grouped_mm = _slow_grouped_mm
 
-    def without_auxiliary(total: Any, weight: float, logs: Any = {}, *auxiliary: Any) -> Loss:  # noqa: B006
-        return Loss(total, weight, logs)
+    class Plain(Loss):
+        """Leaves out the auxiliary losses."""
 
-    loop.Loss = without_auxiliary  # type: ignore[assignment, misc]
+        @classmethod
+        def of(cls, result: Any) -> Loss:
+            loss = Loss.of(result)
+            return Loss(loss.sum, logs=loss.logs)
+
+    replace(step, Loss, Plain)
 
 
 def _slow_grouped_mm(rows: Any, weights: Any, *, offs: Any, **options: Any) -> Any:
@@ -188,11 +193,23 @@ def _slow_grouped_mm(rows: Any, weights: Any, *, offs: Any, **options: Any) -> A
     return torch.cat([*pieces, rows.new_zeros(len(rows) - ends[-1], weights.shape[-1])])
 
 
+def replace(owner: Any, function: Callable[..., Any], other: Callable[..., Any]) -> None:
+    """Let `owner` (a module or a class) call `other` where it calls `function`.
+
+    Raises AttributeError where it calls nothing of that name: after a renaming, a trial must not pass unharmed.
+    """
+    name = function.__name__
+    if getattr(owner, name, None) is not function:
+        raise AttributeError(f"{owner.__name__} does not call {name}: tell runner/trials.py what it calls now")
+    setattr(owner, name, other)
+
+
 def _arm(interruption: Interruption) -> None:
     """Put the interruption in front of the function in which its phase begins."""
     import torch
 
-    from runner import checkpoint, loop
+    from runner import loop, step
+    from runner.checkpoints import saver
 
     fired = threading.Event()
     step_now = [0]
@@ -208,22 +225,22 @@ def _arm(interruption: Interruption) -> None:
         else:
             os.kill(os.getpid(), interruption.signal)
 
-    def before(owner: Any, name: str, is_due: Callable[..., bool]) -> None:
-        original = getattr(owner, name)
+    def before(owner: Any, function: Callable[..., Any], is_due: Callable[..., bool]) -> None:
+        """Put the interruption in front of `function` where `owner` calls it."""
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             if is_due(*args):
                 fire()
-            return original(*args, **kwargs)
+            return function(*args, **kwargs)
 
-        setattr(owner, name, wrapped)
+        replace(owner, function, wrapped)
 
     def note_step(run: Any, *rest: Any) -> bool:
         step_now[0] = run.state.step
         return False
 
     if interruption.phase == "fetch":
-        fetch = loop.fetch
+        fetch = loop.fetch_lanes
 
         def fetching(run: Any) -> Iterator[Any]:
             for number, fetched in enumerate(fetch(run), start=run.state.step * len(run.share)):
@@ -231,17 +248,17 @@ def _arm(interruption: Interruption) -> None:
                     fire()
                 yield fetched
 
-        loop.fetch = fetching
+        replace(loop, fetch, fetching)
     elif interruption.phase == "forward":
-        before(loop, "backward", lambda run, *rest: run.state.step >= interruption.step)
+        before(step, step.backward, lambda run, *rest: run.state.step >= interruption.step)
     elif interruption.phase == "backward":
-        before(loop, "backward", note_step)
-        before(torch.Tensor, "backward", lambda *rest: step_now[0] >= interruption.step)
+        before(step, step.backward, note_step)
+        before(torch.Tensor, torch.Tensor.backward, lambda *rest: step_now[0] >= interruption.step)
     elif interruption.phase == "reduce":
-        before(loop, "agree", lambda run, *rest: run.state.step >= interruption.step)
+        before(loop, step.sync_step, lambda run, *rest: run.state.step >= interruption.step)
     elif interruption.phase == "evaluate":
-        before(loop, "judge", lambda run: run.state.step >= interruption.step)
+        before(loop, loop.evaluate_and_track_best, lambda run: run.state.step >= interruption.step)
     elif interruption.phase == "save":
-        before(checkpoint, "write", lambda *rest: rest[3].step >= interruption.step)
+        before(saver, saver.write_checkpoint, lambda *rest: rest[3].step >= interruption.step)
     else:
         raise ValueError(f"phase {interruption.phase!r}; wanted: one of {', '.join(PHASES)}")

@@ -17,7 +17,9 @@ os.environ["RELAY_CACHE"] = _cache.name
 
 
 # The shapes that public functions of the models name are checked while tests run.
-install_import_hook(["recipes.text2sql.model", "recipes.microbiome.model"], "beartype.beartype")
+install_import_hook(
+    ["recipes.text2sql.model", "recipes.text2sql.experts", "recipes.microbiome.model"], "beartype.beartype"
+)
 
 
 def pytest_unconfigure() -> None:

@@ -7,6 +7,8 @@ from typing import Any
 from runner import trials
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED = REPOSITORY.parent / "shared" / "data"
+"""Real data beside the checkout; tests that read them skip where they are not there."""
 TOY = str(REPOSITORY / "tests" / "toy_recipe.py")
 SHORT = ("--recipe", TOY, "--max_steps", "24", "--batch_size", "16", "--micro_batch_size", "4", "--logging_steps", "1")
 SHORT += ("--eval_steps", "10", "--save_steps", "5", "--mixed_precision", "no", "--learning_rate", "0.01")

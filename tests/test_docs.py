@@ -24,10 +24,11 @@ import pytest
 import yaml
 
 from runner import registry
-from runner.__main__ import VERBS
+from runner.__main__ import VERBS, module_of
 from runner.commands.verify import VerifySettings
-from runner.config import RunSettings, flatten, parse, settings_of, write_yaml
+from runner.config import flatten, parse, settings_of, write_yaml
 from runner.errors import RelayError
+from runner.settings import RunSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -139,7 +140,7 @@ def check_verb(rest: list[str]) -> None:
     if verb == "train":
         check_training(flags)
         return
-    module = importlib.import_module(f"runner.commands.{verb.replace('-', '_')}")
+    module = importlib.import_module(module_of(verb))
     with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
         module.main(["--help"])
     known = set(re.findall(r"--([a-z][a-z0-9_.-]*)", shown.getvalue()))

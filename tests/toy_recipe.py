@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import runner.recipe
 from runner.errors import DataError
 from runner.lanes import key, permute
 from runner.recipe import Batch, Loss
@@ -48,7 +49,7 @@ class Rows:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(runner.recipe.Recipe):
     """Squares of sums, from four numbers; the loss weighs rows unevenly, as tokens do."""
 
     num_rows: int = 203
@@ -115,7 +116,7 @@ class Recipe:
         mean = errors.detach().mean()
         # Only some lanes have something to say, and it has two parts.
         sometimes = torch.where(batch["counts"][0] == 1, torch.stack([mean, -mean]), torch.nan)
-        return Loss(total, batch.weight, {"toy": mean, "sometimes": sometimes}, 0.01 * outputs.mean() ** 2)
+        return Loss(total, logs={"toy": mean, "sometimes": sometimes}, auxiliary=0.01 * outputs.mean() ** 2)
 
     def predict(self, model: nn.Module, batch: Batch) -> list[float]:
         """Absolute errors."""

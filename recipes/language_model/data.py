@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from recipes.language_model import text, tokens
+from runner.errors import DataError
+
+if TYPE_CHECKING:
+    from recipes.language_model.settings import DataSettings
+    from recipes.language_model.text import Corpus, Passage
+
 import bisect
 import dataclasses
 import random
@@ -10,16 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recipes.language_model import text, tokens
-from runner.errors import DataError
-
 if TYPE_CHECKING:
-    from recipes.language_model.recipe import DataSettings
-    from recipes.language_model.text import Corpus, Passage
+    pass
+    pass
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class PackedRow:
     """Up to max_seq_length + 1 tokens: each but the last is an input, each but the first a target."""
 
     ids: np.ndarray
@@ -49,14 +55,14 @@ class Packer:
         # Parts of a long document that were shuffled are strangers to each other.
         return found, [True] * len(passages)
 
-    def rows(self, passages: list[Passage]) -> Sequence[Row]:
+    def rows(self, passages: list[Passage]) -> Sequence[PackedRow]:
         """All tokens of the passages in rows; nothing is left out. Linear in the tokens."""
         ids, starts = self.tokenize(passages)
         if self.settings.packing == "concat":
             return Concatenated.of(ids, starts, self.settings.max_seq_length, self.settings.stride)
         chunks = self._chunks(ids, starts)
         if self.settings.packing == "document":
-            return [Row(chunk, np.full(len(chunk), number, np.int32)) for number, chunk in enumerate(chunks)]
+            return [PackedRow(chunk, np.full(len(chunk), number, np.int32)) for number, chunk in enumerate(chunks)]
         return best_fit(chunks, self.settings.max_seq_length + 1)
 
     def _chunks(self, ids: list[np.ndarray], starts: list[bool]) -> list[np.ndarray]:
@@ -73,7 +79,7 @@ class Packer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Concatenated(Sequence[Row]):
+class Concatenated(Sequence[PackedRow]):
     """Documents one after another, cut into rows: views of one array. Neighbours share a token, so that every token
     but the first is a target once (where the stride is the length)."""
 
@@ -94,14 +100,14 @@ class Concatenated(Sequence[Row]):
         targets = len(self.ids) - 1
         return 0 if targets < 1 else 1 + max(0, -(-(targets - self.length) // self.stride))
 
-    def __getitem__(self, index: Any) -> Row:
+    def __getitem__(self, index: Any) -> PackedRow:
         if index >= len(self):
             raise IndexError(index)
         first = index * self.stride
-        return Row(self.ids[first : first + self.length + 1], self.documents[first : first + self.length + 1])
+        return PackedRow(self.ids[first : first + self.length + 1], self.documents[first : first + self.length + 1])
 
 
-def best_fit(chunks: list[np.ndarray], capacity: int) -> list[Row]:
+def best_fit(chunks: list[np.ndarray], capacity: int) -> list[PackedRow]:
     """Chunks in rows of at most `capacity` tokens, the longest first, each where it fits most tightly.
 
     O(n log n). Source: best-fit decreasing, as in Ding et al. 2024, arXiv 2404.10830.
@@ -123,7 +129,7 @@ def best_fit(chunks: list[np.ndarray], capacity: int) -> list[Row]:
             room.insert(place, left)
             open_rows.insert(place, row)
     return [
-        Row(
+        PackedRow(
             np.concatenate([chunks[number] for number in row]),
             np.concatenate([np.full(len(chunks[number]), number, np.int32) for number in row]),
         )
@@ -145,7 +151,7 @@ class PackedStream:
     examples_per_epoch: int | None
     """Rows, estimated from a sample; None where the size of the source is not known."""
 
-    def read(self, lane: int, num_lanes: int, seed: int, cursor: Any | None) -> Iterator[tuple[Row, Any]]:
+    def read(self, lane: int, num_lanes: int, seed: int, cursor: Any | None) -> Iterator[tuple[PackedRow, Any]]:
         """The rows of a lane, without end."""
         epoch, window, offset = cursor or (0, 0, 0)
         while True:
@@ -159,7 +165,7 @@ class PackedStream:
                 return
             epoch, window, offset = epoch + 1, 0, 0
 
-    def _rows(self, passages: list[Passage], name: str) -> list[Row]:
+    def _rows(self, passages: list[Passage], name: str) -> list[PackedRow]:
         packed = self.packer.rows(passages)
         rows = [packed[place] for place in range(len(packed))]
         if self.packer.settings.shuffle_window:
@@ -223,7 +229,7 @@ def estimated_rows(corpus: Corpus, packer: Packer) -> int | None:
     return max(1, round(rows * total / max(1, size)))
 
 
-def validation_rows(corpus: Corpus, packer: Packer, whole: bool) -> list[Row]:
+def validation_rows(corpus: Corpus, packer: Packer, whole: bool) -> list[PackedRow]:
     """The rows that training is judged by: the same in every run, whatever training's packing."""
     plain = dataclasses.replace(packer, settings=dataclasses.replace(packer.settings, packing="concat", stride=None))
     chosen: list[Passage] = []
@@ -237,7 +243,7 @@ def validation_rows(corpus: Corpus, packer: Packer, whole: bool) -> list[Row]:
     return [rows[place] for place in range(len(rows))]
 
 
-def training_rows(corpus: Corpus, packer: Packer) -> Sequence[Row]:
+def training_rows(corpus: Corpus, packer: Packer) -> Sequence[PackedRow]:
     """Every row of the training split, by index. Raises DataError where there is none."""
     rows = packer.rows(list(corpus.passages("train")))
     if not len(rows):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
+from typing import TYPE_CHECKING
+
+from runner.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from recipes.language_model.settings import ModelSettings
+
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from runner.errors import ConfigError, DataError
-
 if TYPE_CHECKING:
-    from recipes.language_model.recipe import LoraSettings, ModelSettings
+    pass
 
 
 class DroppingEmbedding(nn.Embedding):
@@ -249,52 +253,6 @@ def pretrained(path: str) -> Any:
             f"model.pretrained {path} cannot be loaded: {summary}\n"
             "Type --model.pretrained with the folder final/ of a run, or what relay export wrote."
         ) from None
-
-
-def with_adapters(model: Any, settings: LoraSettings) -> Any:
-    """Low-rank adapters on a frozen model. Source: Hu et al. 2021 (LoRA), arXiv 2106.09685, section 4.1."""
-    import peft
-
-    wanted = settings.target_modules.split(",") if settings.target_modules else "all-linear"
-    config = peft.LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]
-        lora_dropout=settings.dropout,
-        target_modules=wanted,
-    )
-    try:
-        with warnings.catch_warnings():
-            # PEFT asks for a name that transformers has changed.
-            warnings.simplefilter("ignore", FutureWarning)
-            adapted: Any = peft.get_peft_model(model, config)
-    except ValueError as error:
-        raise ConfigError(f"lora.target_modules does not fit this model: {str(error).splitlines()[0]}") from None
-    adapted.__class__ = _adapted_class()
-    return adapted
-
-
-def _adapted_class() -> Any:
-    import peft
-
-    class Adapted(peft.PeftModelForCausalLM):
-        """A model with adapters, whose folder holds the adapters in PEFT's format and all weights beside them."""
-
-        def save_pretrained(self, save_directory: Any, state_dict: Any = None, **more: Any) -> None:  # type: ignore[override]
-            """Write both."""
-            from pathlib import Path
-
-            from safetensors.torch import save_file
-
-            # A matrix that is input and output has two names, and is written under the first.
-            found: dict[int, tuple[str, Tensor]] = {}
-            for name, value in (state_dict or self.state_dict()).items():
-                found.setdefault(value.data_ptr(), (name, value.contiguous()))
-            tensors = dict(found.values())
-            super().save_pretrained(str(save_directory), **more)
-            save_file(tensors, Path(save_directory) / "model.safetensors", metadata={"format": "pt"})
-
-    return Adapted
 
 
 def count(model: nn.Module) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Named settings; tests/recipes/test_language_model.py counts the parameters of each."""
+"""Named settings; tests/recipes/language_model/test_recipe.py counts the parameters of each."""
 
 from typing import Any
 

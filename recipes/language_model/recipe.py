@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from recipes.language_model.settings import DataSettings, ModelSettings, TokenizerSettings
+from runner.errors import ConfigError, DataError
+from runner.parts.adapters import LoraSettings, with_adapters
+from runner.parts.cache import cache_folder
+from runner.recipe import Batch, Loss
+
+if TYPE_CHECKING:
+    from recipes.language_model.data import PackedRow
+    from recipes.language_model.text import Corpus
+
 import dataclasses
 import functools
 import json
@@ -9,154 +21,16 @@ import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tyro.conf import Suppress
 
-from runner.errors import ConfigError, DataError
-from runner.recipe import Batch, Loss
-
 if TYPE_CHECKING:
-    from recipes.language_model.data import Row
-    from recipes.language_model.text import Corpus
+    pass
+    pass
 
 # Bytes up to which everything is tokenised before the first step.
 HELD_AT_ONCE = 64_000_000
-# Byte pairs begin with every byte and three special tokens.
-LEAST_VOCABULARY, MOST_VOCABULARY = 259, 1_000_000
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    """The text, and how it is cut into rows."""
-
-    source: str | None = None
-    """Files, folders, globs or URLs (.txt, .jsonl, .json, .csv, .tsv, .parquet, compressed), or a `datasets` id; none:
-    made stories."""
-    validation_source: str | None = None
-    """Text to judge by; none: the part of the source that validation_split names."""
-    validation_split: float = 0.1
-    """Share of the source that is kept from training: the end of each file; at most 1 MB."""
-    config: str | None = None
-    """Of a `datasets` id: the configuration."""
-    split: str = "train"
-    """Of a `datasets` id: the split to train on."""
-    val_split: str | None = None
-    """Of a `datasets` id: the split to judge by, instead of a share of the other."""
-    text_column: str = "text"
-    """The column of .jsonl, .json, .csv, .tsv, .parquet and `datasets` that holds the text."""
-    document_separator: str | None = None
-    """What stands between two documents of a text file, such as "\\n\\n"; none: a file is one document."""
-    streaming: bool | None = None
-    """Read while training, so that memory does not grow with the data; none: where they hold more than 64 MB."""
-    shuffle_window: int = 2_000_000
-    """Streams: bytes that the lanes together read and shuffle at a time; 0: nothing is shuffled."""
-    max_seq_length: int = 256
-    """Tokens that the model sees at a time."""
-    stride: int | None = None
-    """Tokens between the beginnings of two rows, of packing concat; none: max_seq_length, without overlap."""
-    packing: Literal["concat", "best_fit", "document"] = "concat"
-    """How documents become rows: one after another and cut, put together so that few are cut, or one per row."""
-    isolate_documents: bool = False
-    """Whether the documents of a row cannot see each other."""
-    add_bos: bool = True
-    """Put a token in front of every document."""
-    add_eos: bool = True
-    """Put a token behind every document, so that the model learns to end."""
-
-    def __post_init__(self) -> None:
-        if self.max_seq_length < 2:
-            raise ConfigError(f"data.max_seq_length is {self.max_seq_length}: type a number of at least 2.")
-        if self.stride is not None and not 1 <= self.stride <= self.max_seq_length:
-            raise ConfigError(f"data.stride is {self.stride}: type a number from 1 to data.max_seq_length.")
-        if not 0 <= self.validation_split < 1:
-            raise ConfigError(f"data.validation_split is {self.validation_split}: type a number from 0 to below 1.")
-        if self.shuffle_window < 0:
-            raise ConfigError(f"data.shuffle_window is {self.shuffle_window}: type a number of at least 0.")
-        if self.document_separator == "":
-            raise ConfigError('data.document_separator is empty: type what stands between documents, such as "\\n\\n".')
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenizerSettings:
-    """What the text is cut into."""
-
-    kind: Literal["char", "bpe", "path"] = "bpe"
-    """Characters, byte pairs learnt from the training data, or a tokenizer that is there."""
-    path: str | None = None
-    """Of kind path: a tokenizer.json, or a folder that holds one (or vocab.json and merges.txt)."""
-    vocab_size: str = "auto"
-    """Of kind bpe: tokens, or auto: the learnable size with the least compute per byte of text."""
-    min_vocab_size: int = 512
-    """The least of an automatic choice."""
-    max_vocab_size: int = 50_000
-    """The most of an automatic choice."""
-    train_examples: int = 10_000
-    """Documents to learn from, at most 4 MB of text."""
-    retrain: bool = False
-    """Fit the tokenizer anew where the output folder has one."""
-
-    def __post_init__(self) -> None:
-        wanted = f"type a number from {LEAST_VOCABULARY} to {MOST_VOCABULARY:,}"
-        for name, number in (("vocab_size", self.vocab_size), ("max_vocab_size", str(self.max_vocab_size))):
-            if name == "vocab_size" and number == "auto":
-                continue
-            if not number.isdecimal() or not LEAST_VOCABULARY <= int(number) <= MOST_VOCABULARY:
-                raise ConfigError(f"tokenizer.{name} is {number}: {wanted}{', or auto' * (name == 'vocab_size')}.")
-        if self.train_examples < 1:
-            raise ConfigError(f"tokenizer.train_examples is {self.train_examples}: type a number of at least 1.")
-        if self.path is not None and self.kind != "path":
-            raise ConfigError(f"tokenizer.path came with kind {self.kind}: type --tokenizer.kind path, too.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """The decoder."""
-
-    pretrained: str | None = None
-    """Folder of a trained model to start from, with its dimensions; none: the ones below, and fresh weights."""
-    hidden_size: int = 128
-    """Width of the residual stream."""
-    num_hidden_layers: int = 6
-    """Layers."""
-    num_attention_heads: int = 4
-    """Query heads."""
-    num_key_value_heads: int | None = None
-    """Key and value heads; none: as many as query heads."""
-    intermediate_size: int = 512
-    """Width of the feed-forward blocks."""
-    max_position_embeddings: int = 2048
-    """Longest text that the finished model accepts; at least data.max_seq_length."""
-    dropout: float = 0.0
-    """Dropout of embeddings, attention and what each block adds, as a share."""
-    activation: Literal["relu", "gelu", "silu"] = "silu"
-    """Function of the feed-forward blocks."""
-    norm: Literal["rms", "layer"] = "rms"
-    """Kind of normalisation."""
-    swiglu: bool = True
-    """Gate the feed-forward blocks."""
-    rope: bool = True
-    """Rotary positions; without them they are learnt (as in GPT-2)."""
-    tie_embeddings: bool = True
-    """One matrix for input and output tokens."""
-    initializer_range: float | None = None
-    """Standard deviation of fresh weights; none: sqrt(2 / (5 hidden_size)), 0.056 at 128 and 0.02 at 1000."""
-    chunked_loss: bool | None = None
-    """Never hold all logits of a micro-batch at once; none: where they are more than 256 MB."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LoraSettings:
-    """Low-rank adapters on a frozen model.pretrained."""
-
-    rank: int = 0
-    """Rank of the adapters; 0: all weights train."""
-    alpha: float = 16.0
-    """The adapters' output is multiplied by alpha / rank."""
-    dropout: float = 0.0
-    """Dropout of the adapters' input, as a share."""
-    target_modules: str | None = None
-    """Names of the matrices that get adapters, with commas between them; none: every one but the output."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -211,13 +85,13 @@ class Recipe:
 
     def _tell_of_validation(self) -> None:
         """Say where a share was asked for, and there is too little to have one; and what the tokenizer cannot read."""
-        from recipes.language_model import use
+        from recipes.language_model import answering
 
         own = self._validation_corpus()
         corpus = own or self._corpus()
         first = next(iter(corpus.passages("train" if own else "validation")), None)
         if first is not None:
-            use.tell_unknown(self.tokenizer, first.text, set())
+            answering.tell_unknown(self.tokenizer, first.text, set())
         elif corpus.validation:
             print(
                 "note: there is nothing to judge by: the source has too few documents, or parts, for a share of "
@@ -281,7 +155,7 @@ class Recipe:
         settings = self.data_settings
         source = settings.source
         if source is None:
-            source = str(demo.write(_cache() / "language_model"))
+            source = str(demo.write(cache_folder() / "language_model"))
         files = text.list_files(source)
         if settings.val_split is not None and not all(file.path.startswith("datasets://") for file in files):
             raise DataError(
@@ -304,7 +178,7 @@ class Recipe:
             return text.Corpus(text.list_files(settings.source), other, 0.0)
         return None
 
-    def collate(self, examples: list[Row]) -> Batch:
+    def collate(self, examples: list[PackedRow]) -> Batch:
         """Inputs and the tokens that follow them, padded on the right; padding comes after all that is scored."""
         import torch
 
@@ -351,7 +225,7 @@ class Recipe:
             vocab_size = len(tokenizer) if tokenizer is not None else 16_000
             built = model.build(settings, vocab_size, self.data_settings.max_seq_length, special)
         if self.lora.rank:
-            built = model.with_adapters(built, self.lora)
+            built = with_adapters(built, self.lora)
         model.let_score(built.get_base_model() if self.lora.rank else built)
         return built
 
@@ -450,9 +324,9 @@ class Recipe:
 
     def answer(self, model: Any, request: Request) -> str:
         """The prompts, each with what follows."""
-        from recipes.language_model import use
+        from recipes.language_model import answering
 
-        return use.answer(self, model, request)
+        return answering.answer(self, model, request)
 
     def export(self, model: Any, folder: Path) -> None:
         """Write the model as `from_pretrained` reads it; adapters are in its weights by now."""
@@ -460,10 +334,3 @@ class Recipe:
         for name in ("adapter_config.json", "base_config.json"):
             (folder / name).unlink(missing_ok=True)
         model.save_pretrained(folder)
-
-
-def _cache() -> Path:
-    """Where made data are kept: RELAY_CACHE, or the user's cache."""
-    import os
-
-    return Path(os.environ.get("RELAY_CACHE") or Path.home() / ".cache" / "relay")

@@ -6,6 +6,13 @@ is read from its start, document after document.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from runner.errors import DataError
+
+if TYPE_CHECKING:
+    from recipes.language_model.settings import DataSettings
+
 import csv
 import dataclasses
 import functools
@@ -21,10 +28,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from runner.errors import DataError
-
 if TYPE_CHECKING:
-    from recipes.language_model.recipe import DataSettings
+    pass
 
 PIECE = 1 << 18
 """Bytes of a piece: what is read of plain text at a time."""

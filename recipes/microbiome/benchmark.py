@@ -29,7 +29,8 @@ def memory(samples: int, token_limit: int, asv_chunk_size: int, preset: str, nuc
     import torch
 
     from recipes.microbiome.data import Example
-    from recipes.microbiome.recipe import DataSettings, ModelSettings, Recipe
+    from recipes.microbiome.recipe import Recipe
+    from recipes.microbiome.settings import DataSettings, ModelSettings
 
     values = Recipe.presets()[preset]
     sizes = {name.partition(".")[2]: value for name, value in values.items() if name.startswith("model.")}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import csv
+from typing import TYPE_CHECKING
+
+from recipes.microbiome.files import read_fasta, read_metadata, read_table, read_tree
+from recipes.microbiome.unifrac import Phylogeny, as_rows
+from runner.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from recipes.microbiome.settings import DataSettings
+
 import dataclasses
 import functools
-import io
-import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse
 
-from recipes.microbiome.unifrac import Phylogeny, as_rows
-from runner.errors import ConfigError, DataError
-
 if TYPE_CHECKING:
-    from recipes.microbiome.recipe import DataSettings
+    pass
 
 # What stands in metadata where nothing was measured.
 MISSING = {"", "na", "nan", "n/a", "none", "null", "missing", "not applicable", "not collected", "not provided"}
@@ -199,183 +201,7 @@ def _check_column(columns: Mapping[str, Any], column: str | None, source: str) -
         raise ConfigError(f"There is no column {column!r} in {source}: it has {', '.join(list(columns)[:12])}.")
 
 
-def from_artifact(path: Path, name: str) -> bytes:
-    """A file's bytes: of `data/<name>` inside a QIIME 2 artifact (a zip), else of the file itself."""
-    if not path.is_file():
-        raise DataError(f"There is no file {path}: check the path.")
-    if not zipfile.is_zipfile(path):
-        return path.read_bytes()
-    with zipfile.ZipFile(path) as artifact:
-        inside = [each for each in artifact.namelist() if each.split("/")[1:] == ["data", name]]
-        if not inside:
-            held = [each.partition("/data/")[2] for each in artifact.namelist() if "/data/" in each][:4]
-            raise DataError(f"{path} holds {', '.join(held) or 'no data'}; wanted: an artifact with {name}.")
-        return artifact.read(inside[0])
-
-
-def read_table(path: Path) -> tuple[list[str], list[str], Any]:
-    """(sample ids, feature ids, (samples, features) reads) of a BIOM table, HDF5 or JSON, or of a `.qza` with one."""
-    content = from_artifact(path, "feature-table.biom")
-    try:
-        # Spares the import where the file could not be one.
-        if content[:8] == b"\x89HDF\r\n\x1a\n":
-            import biom
-            import h5py
-
-            with h5py.File(io.BytesIO(content), "r") as file:
-                table = biom.Table.from_hdf5(file)
-        elif content[:1] == b"{":
-            import biom
-
-            table = biom.Table.from_json(json.loads(content))
-        else:
-            raise ValueError(f"it begins with {content[:12]!r}")
-    except ModuleNotFoundError as error:
-        raise DataError(
-            f"Reading {path} needs the package {error.name}: pip install 'relay-runner[microbiome]'."
-        ) from None
-    except Exception as error:
-        summary = " ".join(str(error).split())[:120]
-        raise DataError(
-            f"{path} cannot be read as BIOM: {summary}\nType --data.table with a .biom or .qza file."
-        ) from None
-    counts = as_rows(table.matrix_data).T.tocsr()
-    counts.eliminate_zeros()
-    if not counts.nnz:
-        raise DataError(f"{path} holds {counts.shape[0]} samples and no reads.")
-    if counts.data.min() < 0 or np.any(counts.data % 1):
-        raise DataError(f"{path} holds {counts.data.min():g} to {counts.data.max():g}; wanted: counts of reads.")
-    return [str(name) for name in table.ids("sample")], [str(name) for name in table.ids("observation")], counts
-
-
-def read_fasta(path: Path) -> dict[str, str]:
-    """Sequences by the first word of their header, of a FASTA file or a `.qza` with one; each name once."""
-    found: dict[str, list[str]] = {}
-    name = None
-    for line in from_artifact(path, "dna-sequences.fasta").decode("utf-8", "replace").splitlines():
-        if line.startswith(">"):
-            name = (line[1:].split() or [""])[0]
-            if name in found:
-                raise DataError(f"{path} has the sequence {name[:60]!r} twice; wanted: each ASV once.")
-            found[name] = []
-        elif name is not None:
-            found[name].append(line.strip())
-    if not found:
-        raise DataError(f"{path} holds no FASTA record; wanted: lines of >id, and sequences below them.")
-    return {name: "".join(parts) for name, parts in found.items()}
-
-
-def read_tree(path: Path) -> Phylogeny:
-    """A newick file, or a `.qza` with one."""
-    return Phylogeny.from_newick(from_artifact(path, "tree.nwk").decode("utf-8", "replace"), str(path))
-
-
-def read_metadata(path: Path) -> dict[str, tuple[str, ...]]:
-    """Columns of a tab-separated file, the samples' ids first; lines with # (QIIME 2's types, comments) are skipped."""
-    if not path.is_file():
-        raise DataError(f"There is no file {path}: check the path given to --data.metadata.")
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    lines = list(csv.reader(io.StringIO(text), delimiter="\t"))
-    header, rows = (lines[0], lines[1:]) if lines else ([], [])
-    rows = [row for row in rows if row and row[0] and not row[0].startswith("#")]
-    if len(header) < 2 or not rows:
-        raise DataError(
-            f"{path} holds {len(rows)} samples and {len(header)} columns; wanted: tab-separated, ids first."
-        )
-    ids = [row[0] for row in rows]
-    if len(set(ids)) < len(ids):
-        twice = next(name for name in ids if ids.count(name) > 1)
-        raise DataError(f"{path} has the sample {twice!r} twice; wanted: each sample in one row.")
-    return {
-        column.strip(): tuple(row[place].strip() if place < len(row) else "" for row in rows)
-        for place, column in enumerate(header)
-    }
-
-
 # Splitting --------------------------------------------------------------------------------------------
-
-
-def partition(study: Study, settings: DataSettings) -> dict[str, np.ndarray]:
-    """The rows of each split: by a file, by folds, or by shares; whole groups where there are groups.
-
-    Raises ConfigError for what does not fit, DataError where training would have nothing.
-    """
-    groups = np.array(study.metadata[settings.group]) if settings.group is not None else None
-    size = len(study.sample_ids)
-    if settings.split_file is not None:
-        held_out = _from_file(study, settings)
-    else:
-        # Units are groups, or samples where there are none or they are to be ignored.
-        by_group = groups is not None and settings.split == "grouped"
-        units = np.unique(groups, return_inverse=True)[1] if groups is not None and by_group else np.arange(size)
-        held_out = _by_share(units, settings)
-    train = np.ones(size, bool)
-    for rows in held_out.values():
-        train[rows] = False
-    splits = {"train": np.flatnonzero(train), **held_out}
-    if len(splits["train"]) < 2:
-        raise DataError(
-            f"{size} samples leave {len(splits['train'])} to train on: lower --data.validation_fraction, or bring more."
-        )
-    return splits
-
-
-def _from_file(study: Study, settings: DataSettings) -> dict[str, np.ndarray]:
-    path = Path(settings.split_file or "")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} cannot be read as JSON: {error}") from None
-    place = {name: row for row, name in enumerate(study.sample_ids)}
-    if "folds" in content:
-        if not 0 <= settings.fold < len(content["folds"]):
-            raise ConfigError(f"fold is {settings.fold}: {path} has folds 0 to {len(content['folds']) - 1}.")
-        named = {"validation": content["folds"][settings.fold], "test": []}
-    else:
-        named = {"validation": content.get("validation_ids", []), "test": content.get("test_ids", [])}
-        if not named["validation"]:
-            # Two parts: what is held out is what training is judged by.
-            named = {"validation": named["test"], "test": []}
-    if not named["validation"]:
-        raise DataError(f"{path} has neither folds nor validation_ids nor test_ids; wanted: lists of sample ids.")
-    splits = {split: np.array([place[name] for name in names if name in place], int) for split, names in named.items()}
-    if not len(splits["validation"]):
-        raise DataError(f"No sample that {path} holds out is in the table: it names {named['validation'][0]!r}.")
-    return splits
-
-
-def _by_share(units: np.ndarray, settings: DataSettings) -> dict[str, np.ndarray]:
-    """Shuffle the units, and give each fold, or each share, the next of them."""
-    random = np.random.default_rng((settings.split_seed, 7))
-    order = random.permutation(units.max() + 1)
-    rows = [np.flatnonzero(units == unit) for unit in order]
-    if settings.num_folds:
-        if not 0 <= settings.fold < settings.num_folds or settings.num_folds < 2:
-            raise ConfigError(
-                f"fold is {settings.fold} of {settings.num_folds}: type --data.fold from 0 to num_folds - 1."
-            )
-        # The largest units first, each to the smallest fold, so that folds are alike in size.
-        folds: list[list[int]] = [[] for _ in range(settings.num_folds)]
-        for own in sorted(rows, key=len, reverse=True):
-            min(folds, key=len).extend(own)
-        return {"validation": np.sort(np.array(folds[settings.fold], int)), "test": np.zeros(0, int)}
-    splits, start = {}, 0
-    for split, share in (("validation", settings.validation_fraction), ("test", settings.test_fraction)):
-        taken: list[int] = []
-        while start < len(rows) and len(taken) < round(share * len(units)):
-            taken.extend(rows[start])
-            start += 1
-        splits[split] = np.sort(np.array(taken, int))
-    return splits
-
-
-def leaking_groups(study: Study, settings: DataSettings, splits: Mapping[str, np.ndarray]) -> int:
-    """How many groups have samples both in training and held out."""
-    if settings.group is None:
-        return 0
-    groups = np.array(study.metadata[settings.group])
-    held_out = np.concatenate([rows for split, rows in splits.items() if split != "train"])
-    return len(np.intersect1d(groups[splits["train"]], groups[held_out]))
 
 
 # What is fitted on the training split -----------------------------------------------------------------

@@ -15,7 +15,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
-from recipes.tabular.recipe import DataSettings, LoraSettings, ModelSettings, Recipe
+from recipes.tabular.recipe import Recipe
+from recipes.tabular.settings import DataSettings, LoraSettings, ModelSettings
 from recipes.tabular.table import as_text
 
 TARGET = "target of the estimator"

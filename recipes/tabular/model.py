@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from recipes.tabular.grams import CODE_SIZE
+from recipes.tabular.ngram_hashing import CODE_SIZE
 from recipes.tabular.table import CHANNELS
 
 MOST_KEPT_TOKENS = 16384

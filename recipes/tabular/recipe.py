@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from recipes.tabular.settings import DataSettings, LoraSettings, ModelSettings
+from runner.errors import CheckpointError, ConfigError, DataError
+from runner.recipe import Batch, Loss
+
+if TYPE_CHECKING:
+    from recipes.tabular.rows import Example, Rows
+    from recipes.tabular.table import Table, Wording
+
 import dataclasses
 import functools
 import json
@@ -11,105 +21,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tyro.conf import Suppress
 
-from runner.errors import CheckpointError, ConfigError, DataError
-from runner.recipe import Batch, Loss
-
 if TYPE_CHECKING:
-    from recipes.tabular.rows import Example, Rows
-    from recipes.tabular.table import Table, Wording
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    """The tables, and how they are put into words."""
-
-    train: str | None = None
-    """CSV, TSV, parquet or Excel file of your own; none: the corpus, or the embedded demo."""
-    target: str | None = None
-    """Column of that file to predict."""
-    test: str | None = None
-    """File with the same columns, for the test split."""
-    task: Literal["auto", "classification", "regression"] = "auto"
-    """What the target is; auto: a regression where it is more than ten different numbers."""
-    kinds: str | None = None
-    """Columns that are taken for the wrong thing: "zip=categorical,comment=text" (numeric, boolean, date, categorical,
-    text, id; ids are left out; decimal_comma, decimal_point, day_first, month_first)."""
-    corpus: str | None = None
-    """Folder with a manifest.json (name, file, target, task) and the tables it names."""
-    tables: str | None = None
-    """Names of the corpus's tables to use, with commas between them; none: all."""
-    exclude_tables: str | None = None
-    """Names of the corpus's tables to leave out."""
-    validation_fraction: float = 0.1
-    """Share of each table's training rows that training is judged by (at most 1000 rows)."""
-    max_rows_per_table_per_epoch: int = 2048
-    """Rows of one table in an epoch; a larger table goes on in the next one."""
-    max_features: int = 200
-    """Columns of a table that are used; of more, so many are drawn once and kept."""
-    max_text_tokens: int = 128
-    """Longest text of a cell, in tokens; longer ones are cut."""
-    wording: Literal["short", "tabstar"] = "short"
-    """How a cell is put into words: "column: value", or TabSTAR's "Predictive Feature: column ..."."""
-    numbers_as_text: bool = False
-    """Write a number's quantile range into its text (TabSTAR v1.0); without, its text is the column's name alone."""
-    split_seed: int = 0
-    """Seed of the validation rows, of the features drawn, and of the demo."""
-    demo_rows: int = 500
-    """Embedded demo: rows of each of its three tables."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """The network."""
-
-    text_encoder: str | None = None
-    """Folder (or hub id) of a BERT, such as intfloat/e5-small-v2; none: a small one of ours, from nothing."""
-    unfrozen_layers: int | None = None
-    """Upper layers of the text encoder that learn; none: 6 of a given one, all of ours."""
-    text_layers: int = 2
-    """Layers of our own text encoder."""
-    text_hidden_size: int = 128
-    """Width of our own text encoder."""
-    vocab_size: int = 8192
-    """Tokens of our own text encoder."""
-    text_pooling: Literal["auto", "cls", "mean"] = "auto"
-    """How a text becomes one vector; auto: its first token where the encoder is given, the mean with ours."""
-    text_chunk_size: int = 64
-    """Texts encoded at a time; they are sorted by length, so that few are padded."""
-    text_cache: str | None = None
-    """Folder that keeps what the frozen layers make of each text, for later runs; none: in memory, for this run."""
-    hidden_size: int = 128
-    """Width of fusion and interaction."""
-    num_attention_heads: int = 4
-    """Heads of the interaction."""
-    interaction_layers: int = 3
-    """Layers in which the targets and cells of a row see each other."""
-    numerical_fusion: Literal["sum", "transformer"] = "sum"
-    """How a number joins its text: a sum (TabSTAR v1.1), or a layer over the two (v1.0; slower)."""
-    final_norm: bool = True
-    """Normalise what the heads read; TabSTAR does not, and from nothing learns much slower so."""
-    dropout: float = 0.1
-    """Share dropped in every part."""
-    cell_dropout: float | None = None
-    """Share of a row's cells that the interaction does not see in training; none: 0.2, and 0 where every target is a
-    number."""
-    gram_buckets: int = 32768
-    """Buckets of words, letter groups and bins of numbers that are scored directly, beside the transformer; 0: none, as
-    in TabSTAR."""
-    gram_dropout: float | None = None
-    """Share of them that is dropped in training; none: 0.7, and 0.3 where every target is a number."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LoraSettings:
-    """Adapters of stage finetune."""
-
-    r: int = 32
-    """Rank."""
-    alpha: float = 64.0
-    """Scale, times 1 / r."""
-    dropout: float = 0.1
-    """Share of an adapter's input that is dropped."""
+    pass
+    pass
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -237,7 +151,7 @@ class Recipe:
     def _write_grams(self, file: Path) -> None:
         import numpy as np
 
-        from recipes.tabular import grams
+        from recipes.tabular import ngram_hashing
         from recipes.tabular.rows import readings
         from recipes.tabular.table import cells
 
@@ -245,9 +159,9 @@ class Recipe:
         found, times = [], []
         for source, table in zip(self.sources, self.tables, strict=True):
             sets, reads = readings(table, cells(table, source.splits["train"], self.wording))
-            found += [grams.buckets(*each, count) for each in sets]
+            found += [ngram_hashing.buckets(*each, count) for each in sets]
             times += np.bincount(reads.ravel(), minlength=len(sets)).tolist()
-        grams.write(file, grams.frequent(found, np.array(times, np.int64), count))
+        ngram_hashing.write(file, ngram_hashing.frequent(found, np.array(times, np.int64), count))
 
     def _texts(self, table: Table, frame: Any) -> list[str]:
         from recipes.tabular.table import cells
@@ -278,10 +192,10 @@ class Recipe:
     @functools.cached_property
     def kept_grams(self) -> Any:
         """(gram_buckets,) booleans of the grams that are read, or None."""
-        from recipes.tabular import grams
+        from recipes.tabular import ngram_hashing
 
         is_read = self.model_settings.gram_buckets and self.assets is not None
-        return grams.read(self.assets / "grams.bin") if is_read and self.assets is not None else None
+        return ngram_hashing.read(self.assets / "grams.bin") if is_read and self.assets is not None else None
 
     def data(self, split: str) -> Rows:
         """The rows of all tables, table after table."""
@@ -485,7 +399,7 @@ class Recipe:
 
     def answer(self, model: Any, request: Request) -> str:
         """Write the rows with their predictions; says what was written."""
-        from recipes.tabular.corpus import read_frame
+        from recipes.tabular.files import read_frame
 
         if not request.output.absolute().parent.is_dir() or request.output.is_dir():
             raise DataError(f"{request.output} cannot be written: type --output with a file in a folder that exists.")

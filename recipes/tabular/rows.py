@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recipes.tabular import grams
+from recipes.tabular import ngram_hashing
 from recipes.tabular.order import TableOrder
 from recipes.tabular.table import CHANNELS, Cells, Table, Wording, cells, labels
 from runner.recipe import Batch
@@ -100,7 +100,7 @@ def encode(
         said = wording.targets(table)
         targets = [places.setdefault(text, len(places)) for text in said]
         strings = ids[own.strings] if len(frame) else own.strings
-        codes = np.stack([grams.code(text) for text in said])
+        codes = np.stack([ngram_hashing.code(text) for text in said])
         reads = np.zeros_like(strings)
         if kept is not None:
             own_sets, cell_sets = readings(table, own)
@@ -111,7 +111,7 @@ def encode(
     read: list[np.ndarray] = [np.zeros(0, np.int64)]
     for each in list(sets)[1:]:
         assert each is not None and kept is not None
-        found = grams.buckets(*each, len(kept))
+        found = ngram_hashing.buckets(*each, len(kept))
         read.append(found[kept[found]])
     return Rows(parts, [np.asarray(ids, dtype=np.int32) for ids in encoded], read, most_rows)
 
@@ -121,7 +121,7 @@ def readings(table: Table, own: Cells) -> tuple[list[tuple[str, str | int]], np.
     sets: dict[tuple[str, str | int], int] = {}
     reads = np.zeros_like(own.strings)
     for place, column in enumerate(table.used):
-        said = grams.places(own.numbers[:, place]) if column.is_number else own.strings[:, place]
+        said = ngram_hashing.places(own.numbers[:, place]) if column.is_number else own.strings[:, place]
         distinct, inverse = np.unique(said, return_inverse=True)
         values = distinct.tolist() if column.is_number else [own.values[text] for text in distinct.tolist()]
         ids = [sets.setdefault((column.name, value), len(sets)) for value in values]
@@ -140,7 +140,7 @@ def collate(examples: list[Example], pad: int) -> Batch:
     ids = np.full((len(examples), length), -1, np.int64)
     reads = np.zeros((len(examples), length), np.int64)
     numbers = np.zeros((len(examples), length, CHANNELS), np.float32)
-    codes = np.zeros((len(examples), most_targets, grams.CODE_SIZE), np.float32)
+    codes = np.zeros((len(examples), most_targets, ngram_hashing.CODE_SIZE), np.float32)
     classes = np.full(len(examples), -100, np.int64)
     targets = np.full(len(examples), np.nan, np.float32)
     counts = np.zeros(len(examples), np.int64)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
-from recipes.tabular import forms
-from recipes.tabular.forms import FORMS, Evidence, Form
+from recipes.tabular import number_formats
+from recipes.tabular.number_formats import FORMS, Evidence, Form
 from runner.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def as_numbers(series: pd.Series, form: Form = "") -> np.ndarray:
         values = series.to_numpy(dtype=np.float64, na_value=np.nan).copy()
     else:
         codes, distinct = pd.factorize(as_text(series), use_na_sentinel=True)
-        values = np.append(forms.numbers(list(distinct), form), np.nan)[codes]
+        values = np.append(number_formats.numbers(list(distinct), form), np.nan)[codes]
     with np.errstate(invalid="ignore"):
         values[~(np.abs(values) < LARGEST_NUMBER)] = np.nan
     return values
@@ -166,7 +166,7 @@ def as_dates(series: pd.Series, form: Form = "") -> pd.Series:
     if pd.api.types.is_datetime64_any_dtype(series.dtype):
         return pd.to_datetime(series, utc=True)
     codes, distinct = pd.factorize(as_text(series), use_na_sentinel=True)
-    found = forms.dates([*distinct, ""], form)
+    found = number_formats.dates([*distinct, ""], form)
     return found.iloc[codes]
 
 
@@ -218,13 +218,13 @@ def kind_of(series: pd.Series) -> Kind:
         return "boolean"
     # Over all of them, as a table may be sorted.
     sample = distinct[:: max(1, len(distinct) // 1000)].tolist()
-    if np.isfinite(forms.numbers(sample, "decimal_comma")).mean() >= 0.5:
-        form, _ = forms.decided(forms.number_evidence(distinct), Evidence(), "numeric")
+    if np.isfinite(number_formats.numbers(sample, "decimal_comma")).mean() >= 0.5:
+        form, _ = number_formats.decided(number_formats.number_evidence(distinct), Evidence(), "numeric")
         values = as_numbers(pd.Series(distinct), form)
         if np.isfinite(values).mean() >= 0.95:
             are_names = len(distinct) == len(texts) > 20 and all(LONG_CODE.fullmatch(text) for text in distinct)
             return "id" if are_names else "numeric"
-    if forms.are_dates(sample):
+    if number_formats.are_dates(sample):
         return "date"
     if len(distinct) == len(texts) > 20 and np.mean([CODE.fullmatch(text) is not None for text in sample]) >= 0.95:
         return "id"
@@ -235,7 +235,7 @@ def target_form(series: pd.Series, named: str | None) -> Form:
     """The decimal mark of a target, by `data.kinds` or by its own cells."""
     if named is not None and named in FORMS:
         return cast("Form", named)
-    return forms.decided(evidence_of(series, "numeric"), Evidence(), "numeric")[0]
+    return number_formats.decided(evidence_of(series, "numeric"), Evidence(), "numeric")[0]
 
 
 def target_task(series: pd.Series, form: Form = "") -> Literal["classification", "regression"]:
@@ -309,7 +309,7 @@ def evidence_of(series: pd.Series, kind: str) -> Evidence:
     if kind not in ("numeric", "date") or not pd.api.types.is_string_dtype(series.dtype):
         return Evidence()
     texts = as_text(series).dropna().unique().tolist()
-    return forms.number_evidence(texts) if kind == "numeric" else forms.date_evidence(texts)
+    return number_formats.number_evidence(texts) if kind == "numeric" else number_formats.date_evidence(texts)
 
 
 def forms_of(frame: pd.DataFrame, kinds: dict[str, str], named: dict[str, str]) -> dict[str, tuple[Form, str]]:
@@ -320,7 +320,7 @@ def forms_of(frame: pd.DataFrame, kinds: dict[str, str], named: dict[str, str]) 
         own = {source: evidence for source, evidence in said.items() if kinds[source] == kind}
         habit = Evidence(sum(each.first > each.second for each in own.values()),
                          sum(each.second > each.first for each in own.values()))  # fmt: skip
-        found |= {source: forms.decided(evidence, habit, kind, source) for source, evidence in own.items()}
+        found |= {source: number_formats.decided(evidence, habit, kind, source) for source, evidence in own.items()}
     for source, form in named.items():
         if form in FORMS:
             found[source] = cast("Form", form), ""
@@ -431,7 +431,7 @@ def check_frame(name: str, frame: pd.DataFrame, target: str) -> None:
         raise DataError(f"{name} has two columns of the name {twice[0]!r}: rename one.")
     if target not in frame.columns:
         hint = "Type --data.target with one of them."
-        if np.isfinite(forms.numbers([str(column) for column in frame.columns], "")).mean() > 0.5:
+        if np.isfinite(number_formats.numbers([str(column) for column in frame.columns], "")).mean() > 0.5:
             hint = "That looks like a row: write a line with the columns' names above it."
         raise DataError(f"{name} has no column {target!r}; it has {_some(frame.columns)}.\n{hint}")
     if not len(frame):

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from recipes.text2sql.data.examples import Examples, MixedExamples, TrainingExamples
+from recipes.text2sql.prompts.encoding import Example
+from recipes.text2sql.settings import DataSettings, GenerationSettings, LoraSettings, ModelSettings, TokenizerSettings
+from runner.errors import ConfigError
+from runner.recipe import Batch, Loss, Source
+
+if TYPE_CHECKING:
+    from recipes.text2sql.data.questions import Question
+    from recipes.text2sql.prompts.prompt import Link
+
 import dataclasses
 import functools
-import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,215 +23,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tyro.conf import Suppress
 
-from runner.errors import ConfigError
-from runner.recipe import Batch, Loss, Source
-
 if TYPE_CHECKING:
-    from recipes.text2sql.data import Question
-    from recipes.text2sql.mixing import MixedOrder
-    from recipes.text2sql.prompt import Link
-    from recipes.text2sql.schema_text import Style
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    """What to train on."""
-
-    source: str = "demo"
-    """Where the questions are from: demo (made here), spider, bird, wikisql, gretel, geography, atis; or several of
-    spider,bird,wikisql,gretel with commas, or mix for those four."""
-    dir: str | None = None
-    """Folder that holds spider/, bird/, wikisql/, gretel/, geography/ or atis/."""
-    spider_weight: float = 0.4
-    """Share of Spider among mixed sources, in proportion to the other weights; 0 leaves it out."""
-    bird_sql_weight: float = 0.3
-    """Share of BIRD among mixed sources."""
-    wiki_sql_weight: float = 0.2
-    """Share of WikiSQL among mixed sources."""
-    gretel_synthetic_weight: float = 0.1
-    """Share of Gretel's synthetic questions among mixed sources."""
-    max_source_epochs: float = 16.0
-    """Passes over a mixed source after which its share goes to the others; 0: no limit. More are warned of."""
-    evidence: bool = True
-    """Put BIRD's hint behind its question."""
-    preprocessing_num_workers: int = 0
-    """Processes that prepare a large source once; 0: one per core."""
-    max_seq_length: int = 768
-    """Longest prompt with its SQL, in tokens; longer prompts lose the columns that match the question least."""
-    schema_in_prompt: bool = True
-    """Show the schema to the model; without it, a model knows only the databases it was trained on."""
-    schema_style: Literal["auto", "names", "full"] = "auto"
-    """What the prompt says of a schema: names alone, or with types and keys; auto: full for all but demo, geography
-    and atis."""
-    schema_samples: int = 0
-    """Values of each column that the prompt shows."""
-    schema_descriptions: bool = False
-    """Show what BIRD's database_description/ says of the columns."""
-    schema_tokens: bool = False
-    """Write tables and columns as tokens, <t0> <c0> ..., that the prompt explains: databases never seen need it."""
-    question_repeats: int = 1
-    """How often the prompt says the question: at its second reading, each word sees all others."""
-    word_dropout: float = 0.0
-    """Share of the question's words that training hides; above 0, words that it has only once are always hidden."""
-    recombination_prob: float = 0.0
-    """Share of the training examples that are new pairs, made by exchanging phrases between pairs."""
-    value_swap_prob: float = 0.0
-    """Share of the training examples whose values are exchanged for others of the same column."""
-
-    augmentation_prob: float = 0.0
-    """Share of the training examples whose question is put in other words; half of those get other SQL, too."""
-    schema_perturbation_prob: float = 0.0
-    """Share of the training examples whose tables and columns get other names, in schema and SQL alike."""
-
-    def __post_init__(self) -> None:
-        from recipes.text2sql.data import SOURCES, WEIGHTED
-
-        names = self.source.split(",")
-        if self.source != "mix" and names != [n for n in SOURCES if n == self.source] and not set(names) <= {*WEIGHTED}:
-            raise ConfigError(
-                f"data.source is {self.source!r}: type --data.source with one of {', '.join(SOURCES)}, with several of "
-                f"{', '.join(WEIGHTED)} (commas between them), or with mix."
-            )
-        weights = {name: getattr(self, f"{weight}_weight") for name, weight in WEIGHTED.items()}
-        for name, weight in weights.items():
-            if not 0 <= weight < float("inf"):
-                raise ConfigError(f"data.{WEIGHTED[name]}_weight is {weight}: type a number of at least 0.")
-        if not self.sources:
-            raise ConfigError(f"The weights of {self.source} are all 0: type a larger --data.spider_weight, for one.")
-        if not self.max_source_epochs >= 0:
-            raise ConfigError(f"data.max_source_epochs is {self.max_source_epochs}: type a number of at least 0.")
-
-    @property
-    def style(self) -> Style:
-        """How schemas are written."""
-        from recipes.text2sql.data import WEIGHTED
-        from recipes.text2sql.schema_text import Style
-
-        is_full = self.schema_style == "full" or (self.schema_style == "auto" and {*self.sources} <= WEIGHTED.keys())
-        return Style(self.schema_tokens, is_full, self.schema_samples, self.schema_descriptions)
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The names of the sources to read; of several, those that have a weight."""
-        from recipes.text2sql.data import WEIGHTED
-
-        names = tuple(WEIGHTED) if self.source == "mix" else tuple(dict.fromkeys(self.source.split(",")))
-        if len(names) == 1:
-            return names
-        return tuple(name for name in names if getattr(self, f"{WEIGHTED[name]}_weight"))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """The decoder, a mixture of experts."""
-
-    family: Literal["mixtral", "qwen3_moe"] = "mixtral"
-    """Architecture of a fresh model; Qwen3's normalises queries and keys as well."""
-    pretrained: str | None = None
-    """Folder of a trained decoder of any class, with its dimensions, dropout and tokenizer; none: fresh weights."""
-    hidden_size: int = 128
-    """Width of the residual stream."""
-    num_hidden_layers: int = 2
-    """Decoder layers."""
-    num_attention_heads: int = 4
-    """Query heads."""
-    num_key_value_heads: int = 2
-    """Key and value heads."""
-    intermediate_size: int = 128
-    """Width of an expert."""
-    num_local_experts: int = 4
-    """Experts per layer."""
-    num_experts_per_tok: int = 2
-    """Experts that each token is sent to."""
-    dropout: float = 0.1
-    """Dropout of embeddings and of attention, as a share."""
-    expert_dropout: float = 0.0
-    """Dropout inside the experts, between their matrices, as a share."""
-    expert_capacity: float | None = None
-    """In training, what an expert takes at most, as a factor of its fair share of a micro-batch; none: everything."""
-    router_jitter_noise: float = 0.0
-    """In training, the router's input is multiplied by numbers from 1 - this to 1 + this."""
-    balance: Literal["aux", "bias"] = "aux"
-    """Balance the experts by router_aux_loss_coef, or without a loss, by a bias that follows their load."""
-    balance_scope: Literal["micro", "global"] = "micro"
-    """Of balance aux: each micro-batch is to be balanced, or the whole step, for a third more time."""
-    balance_bias_rate: float = 0.001
-    """Of balance bias: how far the bias moves at each step."""
-
-    def __post_init__(self) -> None:
-        if self.expert_capacity is not None and self.expert_capacity <= 0:
-            raise ConfigError(f"model.expert_capacity is {self.expert_capacity}: type a number above 0, such as 1.25.")
-        if not 0 <= self.expert_dropout < 1 or not 0 <= self.router_jitter_noise < 1:
-            raise ConfigError("model.expert_dropout and model.router_jitter_noise are numbers from 0 to below 1.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LoraSettings:
-    """Low-rank adapters on frozen weights: those of model.pretrained, or of init_from."""
-
-    rank: int = 0
-    """Rank of the adapters; 0: all weights train."""
-    alpha: float = 16.0
-    """The adapters' output is multiplied by alpha / rank."""
-    dropout: float = 0.0
-    """Dropout of the adapters' input, as a share; experts cannot have it."""
-    target_modules: str | None = None
-    """Names of the matrices that get adapters, with commas between them; none: every one but the output."""
-    experts: bool = True
-    """Adapt the experts' matrices as well, where there are experts."""
-    router: bool = False
-    """Adapt the routers as well."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenizerSettings:
-    """The byte-level BPE tokenizer, trained on the training split."""
-
-    vocab_size: int = 2048
-    """Tokens, the special ones included."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerationSettings:
-    """Writing SQL."""
-
-    max_new_tokens: int = 128
-    """Longest SQL, in tokens."""
-    num_beams: int = 1
-    """Candidates that beam search follows; 1 writes greedily."""
-    temperature: float = 0.0
-    """Above 0, candidates are drawn instead: below 1 the likely becomes likelier."""
-    top_p: float = 1.0
-    """Draw from the likeliest tokens that have this share of the probability together."""
-    num_candidates: int = 1
-    """Candidates to draw; the first of several is not drawn, but the likeliest."""
-    execution_guided: bool = False
-    """Of the candidates, take the likeliest that runs and finds something."""
-    voting: bool = False
-    """Of the candidates, take one whose rows most of them give."""
-    constrained: bool = False
-    """Write only names of the schema, and only SQL that can still be completed."""
-    seed: int = 0
-    """The same seed draws the same candidates."""
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or min(self.num_beams, self.num_candidates) < 1:
-            raise ConfigError(
-                "Wanted: generation.temperature of at least 0, generation.top_p above 0 up to 1, and "
-                "generation.num_beams and generation.num_candidates of at least 1."
-            )
-        if self.temperature > 0 and self.num_beams > 1:
-            raise ConfigError(
-                "Candidates are drawn or searched by beams, not both: type --generation.temperature 0 or "
-                "--generation.num_beams 1."
-            )
-        if self.voting and (self.num_candidates if self.temperature > 0 else self.num_beams) == 1:
-            raise ConfigError(
-                "One candidate cannot vote: type --generation.num_beams 4, or --generation.temperature 0.8 "
-                "--generation.num_candidates 8."
-            )
-        if self.voting and self.execution_guided:
-            raise ConfigError("Type --generation.voting true or --generation.execution_guided true, not both.")
+    pass
+    pass
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -251,7 +56,7 @@ class Recipe:
     @staticmethod
     def downloads() -> Mapping[str, Source]:
         """Where Spider, BIRD, WikiSQL and Gretel's questions are."""
-        from recipes.text2sql.downloads import downloads
+        from recipes.text2sql.data.downloads import downloads
 
         return downloads()
 
@@ -312,6 +117,7 @@ class Recipe:
 
     def model(self) -> Any:
         """A fresh or pretrained decoder, whose tokens are routed as the settings say, with adapters where asked for."""
+        from recipes.text2sql import experts
         from recipes.text2sql import model as parts
 
         settings, tokenizer = self.model_settings, self.tokenizer if self.assets is not None else None
@@ -327,7 +133,7 @@ class Recipe:
                 tokenizer.eos_token_id if tokenizer else None,
             )
             parts.drop_embeddings(model, settings.dropout)
-        parts.route(model, settings)
+        experts.route(model, settings)
         return parts.with_adapters(model, self.lora, added) if self.lora.rank else model
 
     def inherit(self, model: Any, tensors: dict[str, Any]) -> None:
@@ -353,10 +159,11 @@ class Recipe:
         """Summed cross-entropy of the SQL's tokens, and the router's losses as means over the layers."""
         import torch
 
+        from recipes.text2sql import experts
         from recipes.text2sql import model as parts
 
         settings, mask = self.model_settings, batch["attention_mask"].reshape(-1)
-        routers = parts.routers_of(model)
+        routers = experts.routers_of(model)
         for router in routers:
             router.mask = mask
         config = parts.config_of(model)
@@ -379,17 +186,17 @@ class Recipe:
         top_k = config.num_experts_per_tok
         layers = [layer.reshape(-1, layer.shape[-1]) for layer in output.router_logits]
         biases = [router.balance_bias for router in routers] or [None] * len(layers)
-        counts = torch.stack([parts.expert_counts(*each, bias=bias) for each, bias in
+        counts = torch.stack([experts.expert_counts(*each, bias=bias) for each, bias in
                               zip(((layer, mask, top_k) for layer in layers), biases, strict=True)])  # fmt: skip
         of_step = counts if batch.step is None else batch.step[:, :-1]
         balance = torch.stack(
-            [parts.balance_loss(layer, mask, top_k, own) for layer, own in zip(layers, of_step, strict=True)]
+            [experts.balance_loss(layer, mask, top_k, own) for layer, own in zip(layers, of_step, strict=True)]
         ).mean()
-        z = torch.stack([parts.z_loss(layer, mask) for layer in layers]).mean()
+        z = torch.stack([experts.z_loss(layer, mask) for layer in layers]).mean()
         logs: dict[str, Any] = {"router/balance_loss": balance.detach(), "router/z_loss": z.detach()}
-        logs |= parts.expert_logs(counts.cpu())
+        logs |= experts.expert_logs(counts.cpu())
         capacity = settings.expert_capacity if model.training else None
-        logs["expert/dropped"] = parts.dropped(layers, mask, top_k, biases, capacity)
+        logs["expert/dropped"] = experts.dropped(layers, mask, top_k, biases, capacity)
         auxiliary = self.router_z_loss_coef * z
         if settings.balance == "aux":
             auxiliary = self.router_aux_loss_coef * balance + auxiliary
@@ -406,21 +213,21 @@ class Recipe:
 
     def end_step(self, model: Any, tally: Any) -> None:
         """Move the bias that balances the experts."""
-        from recipes.text2sql.model import move_bias
+        from recipes.text2sql.experts import move_bias
 
         if self.model_settings.balance == "bias":
             move_bias(model, tally[:, :-1], self.model_settings.balance_bias_rate)
 
     def remark(self, step: int, values: Mapping[str, Any]) -> str | None:
         """That experts collapse, where they do; in the first steps, it is nothing yet."""
-        from recipes.text2sql.model import collapse
+        from recipes.text2sql.experts import collapse
 
         counts = values.get("expert/tokens_per_expert")
         return collapse(counts, self.model_settings.balance) if counts and step >= 20 else None
 
     def predict(self, model: Any, batch: Batch) -> list[Any]:
         """SQL for each question, written as `generation` says, with what scoring needs."""
-        from recipes.text2sql.sql import plain
+        from recipes.text2sql.sql.canonical import plain
 
         examples: list[Example] = batch.extra["examples"]
         return [
@@ -437,7 +244,7 @@ class Recipe:
 
     def score(self, rows: list[Any]) -> dict[str, float]:
         """Exact match of the text, validity and execution accuracy."""
-        from recipes.text2sql.score import score
+        from recipes.text2sql.scoring.metrics import score
 
         return score(rows)
 
@@ -482,9 +289,9 @@ class Recipe:
 
     def answer(self, model: Any, request: Request) -> str:
         """The SQL for each question, and its rows as a table."""
-        from recipes.text2sql import use
+        from recipes.text2sql import answering
 
-        return use.answer(self, model, request)
+        return answering.answer(self, model, request)
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Files:
@@ -505,7 +312,7 @@ class Recipe:
 
     def score_files(self, files: Files) -> tuple[str, list[Any]]:
         """The table by hardness, and a row per pair."""
-        from recipes.text2sql.official import score_files
+        from recipes.text2sql.scoring.official import score_files
 
         return score_files(
             files.metric, files.gold, files.pred, self.data_settings.dir, files.keep_distinct, files.repeats
@@ -523,7 +330,7 @@ class Recipe:
 
         Words of the question are hidden by chance, a share of `word_dropout`.
         """
-        from recipes.text2sql import prompt, schema_text
+        from recipes.text2sql.prompts import prompt, schema_text
 
         settings = self.data_settings
         tokens = settings.schema_tokens
@@ -556,26 +363,26 @@ class Recipe:
         return Example(question, prompt_ids, target_ids, links)
 
     def _questions(self, split: str) -> Sequence[Question]:
-        from recipes.text2sql.data import WEIGHTED, read, read_demo
+        from recipes.text2sql.data.questions import WEIGHTED, read_demo, read_questions
 
         settings = self.data_settings
         if settings.source == "demo":
             return read_demo(split)
         if not set(settings.sources) <= WEIGHTED.keys():
-            return read(settings.source, settings.dir, split)
-        from recipes.text2sql.prepared import gather
+            return read_questions(settings.source, settings.dir, split)
+        from recipes.text2sql.data.cache import gather
 
         return gather(settings.sources, settings.dir, split, settings.evidence, settings.preprocessing_num_workers)
 
     def write(self, model: Any, examples: list[Example]) -> list[str]:
         """One query for each example."""
-        from recipes.text2sql.decoding import write
+        from recipes.text2sql.decoding.candidates import write
 
         return write(self, model, examples)
 
     @property
     def _more_tokens(self) -> tuple[str, ...]:
-        from recipes.text2sql import prompt
+        from recipes.text2sql.prompts import prompt
 
         settings = self.data_settings
         names = prompt.NAME_TOKENS if settings.schema_tokens else ()
@@ -591,7 +398,7 @@ class Recipe:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
         from transformers import PreTrainedTokenizerFast
 
-        from recipes.text2sql import prompt, schema_text
+        from recipes.text2sql.prompts import prompt, schema_text
 
         tokens, texts = self.data_settings.schema_tokens, []
         for question in self._questions("train"):
@@ -617,96 +424,3 @@ class Recipe:
         return PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", clean_up_tokenization_spaces=False
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """A question as the model sees it."""
-
-    question: Question
-    prompt: list[int]
-    target: list[int]
-    links: list[Link]
-
-
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """A split: made into token ids when asked for."""
-
-    recipe: Recipe
-    questions: Sequence[Question]
-
-    def __len__(self) -> int:
-        return len(self.questions)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.recipe.example(self.questions[index])
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingExamples(Examples):
-    """The training split, with the augmentations that the settings ask for."""
-
-    def __getitem__(self, index: int) -> Example:
-        from recipes.text2sql import augment, prompt, variation
-
-        settings, question = self.recipe.data_settings, self.questions[index]
-        text, links = question.link()
-        target = question.target(links)
-        if settings.augmentation_prob and random.random() < settings.augmentation_prob:
-            text = variation.paraphrase(text, question.schema, random)
-            if random.random() < 0.5:
-                canonical = question.canonical
-                other = variation.rewrite(canonical, question.schema, question.database, random)
-                target = prompt.hide(other, links)
-        if random.random() < settings.recombination_prob:
-            text, target = random.choice(self.recombined[index] or [(text, target)])
-        if question.database and random.random() < settings.value_swap_prob:
-            links = augment.swap_values(links, target, question.database, random)
-        if settings.schema_perturbation_prob and random.random() < settings.schema_perturbation_prob:
-            renamed = variation.renamed(question.schema, links, target, random)
-            if renamed is not None:
-                schema, links, target = renamed
-                question = dataclasses.replace(question, schema=schema)
-        return self.recipe.encode(question, text, links, target, settings.word_dropout)
-
-    @functools.cached_property
-    def recombined(self) -> list[list[tuple[str, str]]]:
-        """New pairs for each question, the same on every process."""
-        from recipes.text2sql.augment import recombine_questions
-
-        return recombine_questions(self.questions)
-
-    def warnings(self, examples: int) -> list[str]:
-        """What to tell before a run of so many examples: a source that is repeated too often."""
-        from recipes.text2sql.data import WEIGHTED
-
-        source, most = self.recipe.data_settings.source, self.recipe.data_settings.max_source_epochs
-        passes = examples / len(self)
-        if source not in WEIGHTED or not most or passes <= most:
-            return []
-        return [
-            f"{examples:,} examples repeat {source} {passes:.1f} times, and data.max_source_epochs is {most:g}: "
-            "lower --max_steps, or mix other sources in."
-        ]
-
-
-@dataclasses.dataclass(frozen=True)
-class MixedExamples(TrainingExamples):
-    """Several sources, each with its share."""
-
-    def order(self, batch_size: int, micro_batch_size: int, seed: int) -> MixedOrder:
-        """Which examples a lane holds."""
-        from recipes.text2sql.data import WEIGHTED
-        from recipes.text2sql.mixing import MixedOrder
-        from recipes.text2sql.prepared import Mixture
-
-        assert isinstance(self.questions, Mixture)
-        settings, names = self.recipe.data_settings, tuple(self.questions.parts)
-        weights = tuple(getattr(settings, f"{WEIGHTED[name]}_weight") for name in names)
-        most = settings.max_source_epochs
-        return MixedOrder(names, self.questions.sizes, weights, batch_size, micro_batch_size, seed, most)
-
-    def warnings(self, examples: int) -> list[str]:
-        """What to tell before a run of so many examples."""
-        return self.order(1, 1, 0).warnings(examples)

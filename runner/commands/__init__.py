@@ -2,10 +2,11 @@
 
 import difflib
 
-from runner.config import RunSettings, settings_of
+from runner.config import settings_of
+from runner.settings import RunSettings
 
 
-def own_and_others(owner: type, arguments: list[str]) -> tuple[list[str], list[str]]:
+def split_flags(owner: type, arguments: list[str]) -> tuple[list[str], list[str]]:
     """The words that belong to a verb's own settings (and --help), and those for the recipe or the training.
 
     A flag that is nearly one of the verb's own and none of a training's is given to the verb, which says so.

@@ -7,6 +7,7 @@ from pathlib import Path
 from runner.config import parse_into
 from runner.errors import CheckpointError, ConfigError
 from runner.log import read_lines
+from runner.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,41 +30,42 @@ def main(arguments: list[str]) -> None:
         raise ConfigError(f"{target} is there already: type --output with a new folder.")
     if settings.best < 1:
         raise ConfigError(f"best is {settings.best}: type a number of at least 1.")
-    from runner import checkpoint
+    from runner.checkpoints.folders import list_checkpoints, step_of
+    from runner.checkpoints.tensors import load_model, read_tensors
 
-    folders = {checkpoint.step_of(folder): folder for folder in checkpoint.complete(run)}
+    folders = {step_of(folder): folder for folder in list_checkpoints(run)}
     if not folders:
         raise CheckpointError(f"There is no checkpoint in {run}: give the folder of a run.")
     import torch
 
-    from runner.saving import save_final
-    from runner.trained import find_recipe, load
+    from runner.checkpoints.final import save_final
+    from runner.checkpoints.trained import find_recipe, load_trained
 
     recipe = find_recipe(max(folders.items())[1])
     name, scores = _scores(run, recipe, set(folders))
     chosen = [folders[step] for step in list(scores)[: settings.best]]
-    recipe, model = load(chosen[0], recipe)
-    files = [checkpoint.read_tensors(folder / "model.safetensors") for folder in chosen]
+    recipe, model = load_trained(chosen[0], recipe)
+    files = [read_tensors(folder / "model.safetensors") for folder in chosen]
     mean = dict(files[0])
     for key, value in mean.items():
         if value.is_floating_point():
             parts = torch.stack([tensors[key].double() for tensors in files])
             mean[key] = parts.mean(0).to(value.dtype)
-    checkpoint.load_model(model, mean, str(target))
+    load_model(model, mean, str(target))
     config = (chosen[0] / "config.yaml").read_text(encoding="utf-8")
     final = save_final(target, model.cpu(), mean, chosen[0] / "assets", {"config.yaml": config})
-    said = ", ".join(f"{folder.name} ({scores[checkpoint.step_of(folder)]:.4f})" for folder in chosen)
+    said = ", ".join(f"{folder.name} ({scores[step_of(folder)]:.4f})" for folder in chosen)
     print(f"{final}: the mean of {said} by {name}")
 
 
-def _scores(run: Path, recipe: object, steps: set[int]) -> tuple[str, dict[int, float]]:
+def _scores(run: Path, recipe: Recipe, steps: set[int]) -> tuple[str, dict[int, float]]:
     """The metric, and what it was at the steps that have a checkpoint, the best first."""
     import yaml
 
     from runner.evaluation import is_better
 
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    name = config.get("metric_for_best_model") or getattr(recipe, "best_metric", "loss")
+    name = config.get("metric_for_best_model") or recipe.best_metric
     events = [event for event in read_lines(run / "metrics.jsonl") if event["split"] == "eval"]
     # A score that was no number is written as null.
     found = {event["step"]: event[name] for event in events if event.get(name) is not None and event["step"] in steps}

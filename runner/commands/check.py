@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from runner.commands import own_and_others
+from runner.commands import split_flags
 from runner.config import Config, parse, parse_into, settings_of, write_yaml
 from runner.errors import DataError, RelayError
 
@@ -43,7 +43,7 @@ class Skipped(Exception):
 
 def main(arguments: list[str]) -> int:
     """Print a verdict for each promise; returns 1 where one is broken."""
-    own, others = own_and_others(CheckSettings, arguments)
+    own, others = split_flags(CheckSettings, arguments)
     if not others or "--help" in own or "-h" in own:
         print("usage: relay check --recipe NAME [--preset P] [--examples N] [--flag value ...]\n")
         print(__doc__)
@@ -95,13 +95,13 @@ class Subject:
     def recipe(self) -> Any:
         """Bound to a folder of its own, as a training binds it."""
         recipe = self.config.recipe
-        return recipe.prepare(self.folder) if hasattr(recipe, "prepare") else recipe
+        return recipe.prepare(self.folder)
 
     @functools.cached_property
     def hardware(self) -> Any:
         """One process in fp32, where small differences show."""
-        from runner.config import RunSettings
         from runner.hardware import open_hardware
+        from runner.settings import RunSettings
 
         return open_hardware(RunSettings(mixed_precision="no"))
 
@@ -173,19 +173,18 @@ class Subject:
         from runner.recipe import Loss
 
         seed_everything(seed)
-        return Loss(*self.recipe.loss(model, batch))
+        return Loss.of(self.recipe.loss(model, batch))
 
-    def loss_without_dropout(self, batch: Any) -> tuple[float, float]:
-        """(sum, weight) in eval mode."""
+    def loss_without_dropout(self, batch: Any) -> float:
+        """The sum, in eval mode."""
         import torch
 
         with torch.no_grad():
-            loss = self.loss(self.judged, batch)
-        return float(loss.sum), float(loss.weight)
+            return float(self.loss(self.judged, batch).sum)
 
     def needs_independent_examples(self) -> None:
         """Raises Skipped where the loss compares examples with each other."""
-        if getattr(self.recipe, "couples_examples", False):
+        if self.recipe.couples_examples:
             raise Skipped("the recipe says that its loss couples the examples of a micro-batch")
         if len(self.examples) < 2:
             raise Skipped("there is only one example")
@@ -198,7 +197,7 @@ def settings(subject: Subject) -> str:
     owner = type(subject.config.recipe)
     try:
         again = parse(["--config", str(file)])
-        presets = owner.presets() if hasattr(owner, "presets") else {}
+        presets = owner.presets()
         for preset in presets:
             parse(["--recipe", subject.config.recipe_name, "--preset", preset])
     finally:
@@ -293,34 +292,32 @@ def workers(subject: Subject) -> str:
 
 
 def collate(subject: Subject) -> str:
-    """the first axis of every tensor counts the examples; the weight is the loss's weight"""
+    """the first axis of every tensor counts the examples; the batch has a weight"""
     batch = subject.batch()
     # Where examples are coupled nothing is ever cut along that axis.
-    for name, tensor in () if getattr(subject.recipe, "couples_examples", False) else batch.tensors.items():
+    for name, tensor in () if subject.recipe.couples_examples else batch.tensors.items():
         if not tensor.ndim or len(tensor) != len(subject.examples):
             raise Broken(f"{name} has shape {tuple(tensor.shape)}; its first axis should count {len(subject.examples)}")
-    _, weight = subject.loss_without_dropout(batch)
-    if weight != batch.weight:
-        raise Broken(f"Batch.weight is {batch.weight}, the loss's weight is {weight}")
-    if not weight > 0:
-        raise Broken(f"the weight of {len(subject.examples)} examples is {weight}")
-    return f"weight {weight:g} for {len(subject.examples)} examples"
+    if not batch.weight > 0:
+        raise Broken(f"the weight of {len(subject.examples)} examples is {batch.weight}")
+    return f"weight {batch.weight:g} for {len(subject.examples)} examples"
 
 
 def additive(subject: Subject) -> str:
     """the loss of a micro-batch is the sum of its examples' losses: padding and company change nothing"""
     subject.needs_independent_examples()
-    together, weight = subject.loss_without_dropout(subject.batch())
-    alone = [subject.loss_without_dropout(subject.batch([example])) for example in subject.examples]
-    _compare("the loss", together, sum(value for value, _ in alone), "its examples one by one")
-    _compare("the weight", weight, sum(each for _, each in alone), "its examples one by one")
-    return f"{together:.6g} together, {sum(value for value, _ in alone):.6g} one by one"
+    whole, single = subject.batch(), [subject.batch([example]) for example in subject.examples]
+    _compare("the weight", whole.weight, sum(batch.weight for batch in single), "its examples one by one")
+    together = subject.loss_without_dropout(whole)
+    alone = sum(subject.loss_without_dropout(batch) for batch in single)
+    _compare("the loss", together, alone, "its examples one by one")
+    return f"{together:.6g} together, {alone:.6g} one by one"
 
 
 def order(subject: Subject) -> str:
     """the loss does not depend on the order of the examples"""
-    forward, _ = subject.loss_without_dropout(subject.batch())
-    backward, _ = subject.loss_without_dropout(subject.batch(subject.examples[::-1]))
+    forward = subject.loss_without_dropout(subject.batch())
+    backward = subject.loss_without_dropout(subject.batch(subject.examples[::-1]))
     _compare("the loss", forward, backward, "the same examples in reverse")
     return f"{forward:.6g} either way"
 
@@ -330,8 +327,8 @@ def divisible(subject: Subject) -> str:
     from runner.memory import split
 
     subject.needs_independent_examples()
-    whole, _ = subject.loss_without_dropout(subject.batch())
-    parts = [subject.loss_without_dropout(part)[0] for part, _ in split(subject.batch(), 2)]
+    whole = subject.loss_without_dropout(subject.batch())
+    parts = [subject.loss_without_dropout(part) for part, _ in split(subject.batch(), 2)]
     _compare("the loss", whole, sum(parts), "its two halves")
     return f"{whole:.6g} whole, {sum(parts):.6g} in halves"
 
@@ -355,10 +352,11 @@ def forward(subject: Subject) -> str:
 def gradients(subject: Subject) -> str:
     """the loss is finite and so is the gradient, which every trained parameter gets"""
     model = subject.model().train()
-    loss = subject.loss(model, subject.batch())
+    batch = subject.batch()
+    loss = subject.loss(model, batch)
     if not loss.sum.isfinite():
         raise Broken(f"the loss of fresh weights is {float(loss.sum)}")
-    (loss.sum / max(loss.weight, 1) + (loss.auxiliary if loss.auxiliary is not None else 0)).backward()
+    _objective(loss, batch).backward()
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     without = [name for name, parameter in trained if parameter.grad is None]
     if without:
@@ -369,6 +367,11 @@ def gradients(subject: Subject) -> str:
     if not any(parameter.grad.any() for _, parameter in trained):
         raise Broken("every gradient is zero")
     return f"{len(trained)} parameters"
+
+
+def _objective(loss: Any, batch: Any) -> Any:
+    """What a step of this micro-batch alone minimises."""
+    return loss.sum / max(batch.weight, 1) + (loss.auxiliary if loss.auxiliary is not None else 0)
 
 
 def repeatable(subject: Subject) -> str:
@@ -388,8 +391,8 @@ def learns(subject: Subject) -> str:
     optimizer = optimizer_of(model, subject.config.run, subject.hardware.device)
     losses = []
     for _ in range(11):
-        loss = subject.loss(model, subject.batch())
-        objective = loss.sum / max(loss.weight, 1) + (loss.auxiliary if loss.auxiliary is not None else 0)
+        batch = subject.batch()
+        objective = _objective(subject.loss(model, batch), batch)
         losses.append(float(objective.detach()))
         optimizer.zero_grad()
         objective.backward()
@@ -403,12 +406,12 @@ def learns(subject: Subject) -> str:
 
 def weights(subject: Subject) -> str:
     """the same seed gives the same fresh weights, another seed others; they can be saved, loaded and sharded"""
-    from runner import checkpoint
+    from runner.checkpoints.tensors import load_model, model_tensors
 
     scalars = [name for name, value in subject.model(0).named_parameters() if not value.dim()]
     if scalars:
         raise Broken(f"{scalars[0]} is a scalar, which FSDP2 does not shard: give it one element, shape (1,)")
-    first, second, other = (checkpoint.model_tensors(subject.model(seed)) for seed in (0, 0, 1))
+    first, second, other = (model_tensors(subject.model(seed)) for seed in (0, 0, 1))
     differing = [name for name in first if not first[name].equal(second[name])]
     if differing:
         raise Broken(f"{differing[0]} differs between two models of one seed")
@@ -417,7 +420,7 @@ def weights(subject: Subject) -> str:
     # Away from the start, so that what is not saved does not look saved.
     trained = subject.model(2).eval()
     loaded = subject.model(3).eval()
-    checkpoint.load_model(loaded, checkpoint.model_tensors(trained), "the model that was saved")
+    load_model(loaded, model_tensors(trained), "the model that was saved")
     import torch
 
     with torch.no_grad():
@@ -446,7 +449,7 @@ def score(subject: Subject) -> str:
     for name, value in scores.items():
         if not isinstance(value, float):
             raise Broken(f"{name} is a {type(value).__name__}")
-    best = subject.config.run.metric_for_best_model or getattr(subject.recipe, "best_metric", "loss")
+    best = subject.config.run.metric_for_best_model or subject.recipe.best_metric
     if best not in scores:
         raise Broken(f"best_metric is {best!r}, but there are only {', '.join(scores)}")
     return f"{len(scores)} metrics; {best} chooses the best"

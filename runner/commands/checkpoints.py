@@ -13,20 +13,20 @@ def main(arguments: list[str]) -> int:
             print("usage: relay checkpoints DIR    list the checkpoints of a run, and verify every file's hash")
             return 0
         raise ConfigError("relay checkpoints takes the folder of a run: type relay checkpoints runs/NAME.")
-    from runner import checkpoint
+    from runner.checkpoints.folders import find_damage, list_checkpoints, resolve_pointer
 
     folder = Path(arguments[0])
-    found = checkpoint.complete(folder)
+    found = list_checkpoints(folder)
     if not found:
         raise CheckpointError(f"There is no checkpoint in {folder}: give the folder of a run.")
     pointers = {
-        name: checkpoint.follow(folder / f"checkpoint-{name}").name
+        name: resolve_pointer(folder / f"checkpoint-{name}").name
         for name in ("latest", "best")
         if (folder / f"checkpoint-{name}").exists()
     }
     damaged = 0
     for path in found:
-        wrong = checkpoint.damage(path)
+        wrong = find_damage(path)
         damaged += wrong is not None
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))

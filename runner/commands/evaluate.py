@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from runner.config import Precision, parse_into
+from runner.config import parse_into
 from runner.errors import ConfigError, DataError
+from runner.settings import Precision
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,30 +32,30 @@ class EvaluateSettings:
 
 def main(arguments: list[str]) -> None:
     """Print every score of the split, or of the files."""
-    from runner.commands import own_and_others
+    from runner.commands import split_flags
 
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
     if "--recipe" in words and "--checkpoint" not in words:
         _score_files(words)
         return
-    own, others = own_and_others(EvaluateSettings, arguments)
+    own, others = split_flags(EvaluateSettings, arguments)
     wants_help = "--help" in own or "-h" in own
     settings: EvaluateSettings = parse_into(
         EvaluateSettings, own, "relay evaluate", f"{__doc__}\n\n{_without_a_model()}" if wants_help else __doc__
     )
-    from runner.config import RunSettings
-    from runner.trained import find_config, load
+    from runner.checkpoints.trained import find_config, load_trained
+    from runner.settings import RunSettings
 
     _check_output(settings.output)
     if settings.micro_batch_size < 1:
         raise ConfigError(f"micro_batch_size is {settings.micro_batch_size}: type a number of at least 1.")
     config = find_config(Path(settings.checkpoint), others)
-    recipe, model = load(Path(settings.checkpoint), config.recipe)
+    recipe, model = load_trained(Path(settings.checkpoint), config.recipe)
+    from runner.assembly import sampled
     from runner.evaluation import evaluate_rows
     from runner.hardware import best_device_type, open_hardware
-    from runner.session import drawn
 
-    data = drawn(recipe.data(settings.split), settings.max_eval_examples)
+    data = sampled(recipe.data(settings.split), settings.max_eval_examples)
     if hasattr(data, "read") or not len(data):
         raise DataError(f"The recipe has no {settings.split} split to score: type --split with another one.")
     # A run that trained in fp16 on a GPU is scored on a CPU in what that has.
@@ -76,15 +77,15 @@ def main(arguments: list[str]) -> None:
 def _score_files(arguments: list[str]) -> None:
     """What the recipe makes of files of predictions; its own settings may stand beside theirs."""
     from runner import registry
-    from runner.commands import own_and_others
+    from runner.commands import split_flags
     from runner.config import parse
 
     place = arguments.index("--recipe")
     name, rest = "".join(arguments[place + 1 : place + 2]), arguments[:place] + arguments[place + 2 :]
     recipe = registry.find(name)
-    if not hasattr(recipe, "Files"):
+    if recipe.Files is None:
         raise ConfigError(f"The recipe {name} scores no files: type --checkpoint with a trained model of it.")
-    own, others = own_and_others(recipe.Files, rest)
+    own, others = split_flags(recipe.Files, rest)
     files = parse_into(recipe.Files, own, f"relay evaluate --recipe {name}")
     _check_output(files.output)
     text, rows = parse(["--recipe", name, *others]).recipe.score_files(files)
@@ -99,7 +100,7 @@ def _without_a_model() -> str:
 
     lines = []
     for name in registry.names():
-        files = getattr(registry.find(name), "Files", None)
+        files = registry.find(name).Files
         if files is not None:
             flags = " ".join(f"[--{setting.flag}]" for setting in settings_of(files))
             lines.append(f"Without a model: relay evaluate --recipe {name} {flags}; --help after it says more.")

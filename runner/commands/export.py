@@ -24,11 +24,12 @@ def main(arguments: list[str]) -> None:
     target = Path(settings.output)
     if target.exists():
         raise ConfigError(f"{target} is there already: type --output with a new folder.")
-    from runner.trained import find_recipe, load, resolve
+    from runner.checkpoints.trained import find_recipe, load_trained, model_folder
 
-    source = resolve(Path(settings.checkpoint))
-    recipe, model = load(source, find_recipe(source))
-    from runner import checkpoint
+    source = model_folder(Path(settings.checkpoint))
+    recipe, model = load_trained(source, find_recipe(source))
+
+    from runner.checkpoints.folders import MANIFEST
 
     target.mkdir(parents=True)
     assets = source / "assets" if (source / "assets").is_dir() else None
@@ -37,15 +38,9 @@ def main(arguments: list[str]) -> None:
     elif recipe_files := [path for path in source.iterdir() if path.is_file() and path.suffix != ".safetensors"]:
         for path in recipe_files:
             shutil.copy2(path, target)
-    (target / checkpoint.MANIFEST).unlink(missing_ok=True)
+    (target / MANIFEST).unlink(missing_ok=True)
     model = model.cpu()
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
-    if hasattr(recipe, "export"):
-        recipe.export(model, target)
-    elif hasattr(model, "save_pretrained"):
-        model.save_pretrained(target)
-    else:
-        tensors = checkpoint.model_tensors(model)
-        checkpoint.save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    recipe.export(model, target)
     print(f"{target}: {', '.join(sorted(path.name for path in target.iterdir()))}")

@@ -8,20 +8,18 @@ and schedule, and scores each on the validation split. Nothing of either is kept
 """
 
 import dataclasses
-import html
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from runner.commands import own_and_others
+from runner.assembly import open_run
+from runner.commands import split_flags
 from runner.config import Config, parse, parse_into
 from runner.errors import ConfigError, DataError, DivergedError
-
-if TYPE_CHECKING:
-    from runner.loop import Run
+from runner.parts.charts import rate_chart
 
 # Weight of the past in the smoothed loss, and how far above the best the test is over: fastai's numbers.
 SMOOTHING = 0.98
@@ -63,7 +61,7 @@ class FindSettings:
 
 def main(arguments: list[str]) -> None:
     """Print what was found, and write the picture."""
-    own, others = own_and_others(FindSettings, arguments)
+    own, others = split_flags(FindSettings, arguments)
     settings: FindSettings = parse_into(FindSettings, own, "relay find-lr", __doc__)
     config = parse(others, "relay find-lr")
     name = Path(config.recipe_name).stem
@@ -106,7 +104,7 @@ def _test(config: Config, settings: FindSettings) -> str:
     else:
         print(f"It places the order of magnitude. To choose: --sweep {chosen / 3:.0e},{chosen:.0e},{chosen * 3:.0e}")
     marks = {name: rate for name, rate in found.items() if rate is not None}
-    return draw({"loss": (rates, losses), "smoothed": (rates, smoothed)}, marks, "loss of the step")
+    return rate_chart({"loss": (rates, losses), "smoothed": (rates, smoothed)}, marks, "loss of the step")
 
 
 def _sweep(config: Config, rates: Sequence[float], steps: int) -> str:
@@ -137,7 +135,7 @@ def _sweep(config: Config, rates: Sequence[float], steps: int) -> str:
     points.sort()
     marks = {"best": rates[best]} if best is not None else {}
     curve = ([rate for rate, _ in points], [loss for _, loss in points])
-    return draw({"validation loss": curve}, marks, "validation loss")
+    return rate_chart({"validation loss": curve}, marks, "validation loss")
 
 
 def range_test(config: Config, low: float, high: float, steps: int) -> tuple[list[float], list[float]]:
@@ -146,16 +144,17 @@ def range_test(config: Config, low: float, high: float, steps: int) -> tuple[lis
     Ends where the smoothed loss has gone far above its lowest. Source: Smith 2015, arXiv 1506.01186.
     """
     from runner import loop, optim
+    from runner.step import accumulate, sync_step
 
     run = open_run(config.with_run(max_steps=steps))
     rates: list[float] = []
     losses: list[float] = []
-    fetched = loop.fetch(run)
+    fetched = loop.fetch_lanes(run)
     for step in range(steps):
         rate = low * (high / low) ** (step / (steps - 1))
         lanes = [next(fetched) for _ in run.share]
-        totals = loop.agree(run, lanes)
-        loss, _ = loop.accumulate(run, lanes, totals)
+        totals = sync_step(run, lanes)
+        loss, _ = accumulate(run, lanes, totals)
         optim.set_step(run.optimizer, rate, config.run.adam_beta1)
         norm = run.hardware.clip_gradients(run.model, config.run.max_grad_norm or math.inf)
         rates.append(rate)
@@ -164,7 +163,7 @@ def range_test(config: Config, low: float, high: float, steps: int) -> tuple[lis
             break
         run.optimizer.step()
         run.optimizer.zero_grad()
-        loop.remember(run, lanes, totals)
+        loop.record_step(run, lanes, totals)
     kept = [place for place, loss in enumerate(losses) if math.isfinite(loss)]
     if len(kept) < 3:
         raise DivergedError("The loss is not finite from the start: look at the data, or lower --min.")
@@ -188,44 +187,6 @@ def train_shortly(config: Config, rate: float, steps: int) -> tuple[float, dict[
         return math.nan, {}, run.best_metric
     scores = evaluate(run.recipe, run.bare_model, eval_data, run.hardware, run.settings.examples_per_evaluation_batch)
     return seen.loss, scores or {}, run.best_metric
-
-
-def open_run(config: Config) -> "Run":
-    """A run as a training puts it together, but for what writes files.
-
-    Raises ConfigError where several processes were started.
-    """
-    from runner import session
-    from runner.checkpoint import State
-    from runner.hardware import open_hardware
-    from runner.log import Progress
-
-    batch_size = config.run.batch_size or config.run.micro_batch_size * (config.run.gradient_accumulation_steps or 4)
-    config = config.with_run(batch_size=batch_size)
-    hardware = open_hardware(config.run)
-    if hardware.num_processes > 1:
-        raise ConfigError("relay find-lr runs on one process: type relay find-lr without accelerate launch.")
-    run = session.put_together(config, hardware, NoSignals(), None, State())
-    run.saver = NoSaver()
-    run.progress.close()
-    run.progress = Progress(False, run.max_steps, None)
-    return run
-
-
-class NoSignals:
-    """Ctrl-C ends the search at once: there is nothing to save."""
-
-    number = 0
-
-
-class NoSaver:
-    """Nothing is kept."""
-
-    def save(self, run: Any, is_best: bool) -> None:
-        """Do nothing."""
-
-    def wait(self) -> None:
-        """Do nothing."""
 
 
 class Metrics:
@@ -301,80 +262,3 @@ def divergence(rates: Sequence[float], losses: Sequence[float]) -> float | None:
         if loss - lowest > (DIVERGED - 1) * scale:
             return rate
     return None
-
-
-def draw(curves: dict[str, tuple[Sequence[float], Sequence[float]]], marks: dict[str, float], label: str) -> str:
-    """An SVG picture that stands alone: curves over the logarithm of the learning rate, and marked rates."""
-    from runner.report import STYLE
-
-    width, height, left, right, top, bottom = 760, 360, 70, 20, 30, 50
-    across = [math.log10(x) for xs, _ in curves.values() for x in xs]
-    up = [y for _, ys in curves.values() for y in ys]
-    if not across:
-        across, up = [0.0], [0.0]
-    # What shoots up at the end would press the rest flat.
-    ordered = sorted(up)
-    bottom_value, top_value = ordered[0], min(ordered[-1], ordered[len(ordered) // 2] * 1.5 + 1e-9)
-    top_value = max(top_value, bottom_value + 1e-9)
-    low, high = min(across), max(across) if max(across) > min(across) else min(across) + 1
-
-    def x_of(rate: float) -> float:
-        return left + (math.log10(rate) - low) / (high - low) * (width - left - right)
-
-    def y_of(value: float) -> float:
-        share = (min(value, top_value) - bottom_value) / (top_value - bottom_value)
-        return height - bottom - share * (height - top - bottom)
-
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">',
-            f"<style>{html.escape(STYLE, quote=False)} svg {{ background: var(--page); }}</style>",
-            *_axes(low, high, bottom_value, top_value, x_of, y_of, (left, width - right, top, height - bottom)),
-            f'<text x="{(left + width - right) / 2}" y="{height - 10}" text-anchor="middle">learning rate (log scale)'
-            "</text>",
-            f'<text transform="translate(16 {(top + height - bottom) / 2}) rotate(-90)" text-anchor="middle">'
-            f"{html.escape(label)}</text>",
-            *_curves(curves, x_of, y_of, width - right),
-            *_marks(marks, x_of, top, height - bottom),
-            "</svg>",
-        ]
-    )
-
-
-def _axes(
-    low: float, high: float, bottom: float, top: float, x_of: Any, y_of: Any, box: tuple[int, int, int, int]
-) -> Iterator[str]:
-    left, right, upper, lower = box
-    for power in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1):
-        x = x_of(10.0**power)
-        yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{upper}" y2="{lower}" stroke="var(--line)"/>'
-        yield f'<text x="{x:.1f}" y="{lower + 18}" text-anchor="middle">1e{power}</text>'
-    for part in range(5):
-        value = bottom + (top - bottom) * part / 4
-        y = y_of(value)
-        yield f'<line x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>'
-        yield f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>'
-
-
-def _curves(
-    curves: dict[str, tuple[Sequence[float], Sequence[float]]], x_of: Any, y_of: Any, right: int
-) -> Iterator[str]:
-    # The last curve is the one to read: the strongest colour.
-    for number, (name, (xs, ys)) in enumerate(reversed(curves.items())):
-        colour, strength = ("var(--first)", 2) if number == 0 else ("var(--quiet)", 0.8)
-        path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in zip(xs, ys, strict=True))
-        yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{strength}"/>'
-        if len(xs) < 20:
-            for x, y in zip(xs, ys, strict=True):
-                yield f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3.5" fill="{colour}"/>'
-        y = 46 + 16 * number
-        yield f'<text x="{right - 8}" y="{y}" text-anchor="end" style="fill:{colour}">{html.escape(name)}</text>'
-
-
-def _marks(marks: dict[str, float], x_of: Any, top: int, bottom: int) -> Iterator[str]:
-    for number, (name, rate) in enumerate(marks.items()):
-        x = x_of(rate)
-        colour = ("var(--third)", "var(--fourth)", "var(--second)")[number % 3]
-        yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}" stroke="{colour}" stroke-dasharray="5 4"/>'
-        y = bottom - 8 - 16 * number
-        yield f'<text x="{x + 5:.1f}" y="{y}" style="fill:{colour}">{html.escape(name)} {rate:.1e}</text>'

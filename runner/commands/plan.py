@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from runner.commands import own_and_others
+from runner.commands import split_flags
 from runner.config import parse, parse_into
 from runner.errors import ConfigError, DataError
 
@@ -36,7 +36,7 @@ class PlanSettings:
 
 def main(arguments: list[str]) -> None:
     """Print the plan. Without timed_steps, nothing is trained, and the model's weights are not made."""
-    own, flags = own_and_others(PlanSettings, arguments)
+    own, flags = split_flags(PlanSettings, arguments)
     if not flags or "--help" in own or "-h" in own:
         print("usage: relay plan --recipe NAME [--preset P] [--accelerate_config FILE.yaml] [--flag value ...]\n")
         print(__doc__)
@@ -124,8 +124,8 @@ def measure(recipe: Any, batch: Any, run: Any) -> Measured:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from runner.assembly import enable_gradient_checkpointing
     from runner.hardware import best_device_type, choose_precision
-    from runner.session import enable_gradient_checkpointing
 
     precision, _ = choose_precision(run.mixed_precision, best_device_type())
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
@@ -210,7 +210,7 @@ def _processes(processes: int, is_sharded: bool) -> str:
 def _with_data(recipe: Any, folder: Path) -> tuple[Any, Any]:
     """The recipe, bound as a training binds it, and its training split; None where the data are not there."""
     try:
-        bound = recipe.prepare(folder) if hasattr(recipe, "prepare") else recipe
+        bound = recipe.prepare(folder)
         return bound, bound.data("train")
     except DataError as error:
         print(f"data         not there: {str(error).splitlines()[0]}")
@@ -262,7 +262,7 @@ def _longest(recipe: Any, data: Any, seed: int, sample: int, micro_batch_size: i
 
 def _print_time(config: Any, timed: int, steps: int) -> None:
     """Make a few steps, the first of which is not counted, and print what all of them would take."""
-    from runner.commands.find_lr import open_run
+    from runner.assembly import open_run
     from runner.loop import train
 
     with tempfile.TemporaryDirectory(prefix="relay-plan-") as folder:

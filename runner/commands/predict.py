@@ -11,7 +11,7 @@ from runner.errors import ConfigError
 def main(arguments: list[str]) -> None:
     """Load the checkpoint's recipe and model, and print the recipe's answer to the request on the command line."""
     from runner import registry
-    from runner.trained import find_config, load
+    from runner.checkpoints.trained import find_config, load_trained
 
     checkpoint, words = _taken("checkpoint", arguments)
     name, words = _taken("recipe", words)
@@ -31,12 +31,12 @@ def main(arguments: list[str]) -> None:
         raise ConfigError(f"{folder} is of the recipe {config.recipe_name}, not of {name}: leave --recipe out.")
     request_type = _request_of(type(config.recipe), config.recipe_name)
     request = parse_into(request_type, words, f"relay predict --checkpoint {folder}")
-    recipe, model = load(folder, config.recipe)
+    recipe, model = load_trained(folder, config.recipe)
     print(recipe.answer(model, request))
 
 
 def _request_of(recipe: Any, name: str) -> Any:
-    if not hasattr(recipe, "Request"):
+    if recipe.Request is None:
         raise ConfigError(f"The recipe {name} has no Request: it cannot answer from the command line.")
     return recipe.Request
 

@@ -10,5 +10,5 @@ def main(arguments: list[str]) -> None:
         return
     for name in registry.names():
         recipe = registry.find(name)
-        presets = ", ".join(recipe.presets()) if hasattr(recipe, "presets") else "none"
+        presets = ", ".join(recipe.presets()) or "none"
         print(f"{name}\n  {registry.summary(recipe)}\n  presets: {presets}")

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from runner import lanes as lanes_module
-from runner.commands import own_and_others
-from runner.config import Config, RunSettings, parse, parse_into, settings_of
+from runner.commands import split_flags
+from runner.config import Config, parse, parse_into, settings_of
 from runner.errors import ConfigError, RelayError
+from runner.settings import RunSettings
 from runner.trials import PHASES, PLAIN_SUM, Interruption, Trial, preload_for, train
 
 PROOFS = {
@@ -98,7 +99,7 @@ def main(arguments: list[str]) -> None:
 
 def _split(arguments: list[str]) -> tuple[VerifySettings, list[str]]:
     """Our own settings, and the words that are the training's."""
-    own, others = own_and_others(VerifySettings, arguments)
+    own, others = split_flags(VerifySettings, arguments)
     return parse_into(VerifySettings, own, "relay verify PROOF"), others
 
 
@@ -178,7 +179,7 @@ class Bench:
     def training_data(self) -> Any:
         """The training split as a training of one step has prepared it."""
         folder, recipe = self.run("assets", 1, steps=1), self.config.recipe
-        return (recipe.prepare(folder / "assets") if hasattr(recipe, "prepare") else recipe).data("train")
+        return recipe.prepare(folder / "assets").data("train")
 
     def disturbed(
         self,
@@ -199,12 +200,13 @@ class Bench:
 
 def final_weights(folder: Path) -> Mapping[str, Any]:
     """The weights of the last checkpoint of a run, by name."""
-    from runner import checkpoint
+    from runner.checkpoints.folders import newest_checkpoint
+    from runner.checkpoints.tensors import read_tensors
 
-    found, _ = checkpoint.newest(folder)
+    found, _ = newest_checkpoint(folder)
     if found is None:
         raise Failed(f"{folder} has no whole checkpoint.")
-    return checkpoint.read_tensors(found / "model.safetensors")
+    return read_tensors(found / "model.safetensors")
 
 
 def hash_of(tensors: Mapping[str, Any]) -> str:
@@ -269,7 +271,7 @@ def check_elastic(bench: Bench) -> Iterator[Row]:
 
 def check_torture(bench: Bench) -> Iterator[Row]:
     """One run, killed in save after save."""
-    from runner import checkpoint
+    from runner.checkpoints.folders import newest_checkpoint, step_of
 
     # Never reached: a fast recipe on a slow disk takes many steps while one save waits for its kill.
     steps = 1000 * bench.settings.kills
@@ -291,8 +293,8 @@ def check_torture(bench: Bench) -> Iterator[Row]:
         if statuses != [-signal.SIGKILL]:
             yield Row(f"kill {number + 1}", f"ended with {statuses}: {output[-300:]}", False)
             return
-        found, skipped = checkpoint.newest(folder)
-        reached = checkpoint.step_of(found) if found else -1
+        found, skipped = newest_checkpoint(folder)
+        reached = step_of(found) if found else -1
         # The kill comes in the save of `target` or, after a long delay, of a later step.
         holds = found is not None and not skipped and reached >= target - 1
         yield Row(f"kill {number + 1}: {delay * 1000:.0f} ms into saving step {target}", f"resumes at {reached}", holds)
@@ -306,7 +308,7 @@ def check_torture(bench: Bench) -> Iterator[Row]:
 
 def check_bitrot(bench: Bench) -> Iterator[Row]:
     """Flip a bit, look for the newest checkpoint, flip it back."""
-    from runner import checkpoint
+    from runner.checkpoints.folders import newest_checkpoint
 
     folder = bench.run("run", 1, "--save_steps", "2", steps=4)
     newest, previous = folder / "checkpoint-4", folder / "checkpoint-2"
@@ -318,13 +320,13 @@ def check_bitrot(bench: Bench) -> Iterator[Row]:
         place, bit = bench.random.randrange(path.stat().st_size), 1 << bench.random.randrange(8)
         with path.open("r+b") as file:
             _flip(file, place, bit)
-            found, skipped = checkpoint.newest(folder)
+            found, skipped = newest_checkpoint(folder)
             _flip(file, place, bit)
         named = len(skipped) == 1 and name in skipped[0] and "damaged" in skipped[0]
         found_all.setdefault(name, []).append(found == previous and named)
     for name, results in sorted(found_all.items()):
         yield Row(name, f"{sum(results)} of {len(results)} flips found and named", all(results))
-    found, skipped = checkpoint.newest(folder)
+    found, skipped = newest_checkpoint(folder)
     yield Row("all flipped back", f"{found.name if found else None} is whole", found == newest and not skipped)
 
 
@@ -338,7 +340,7 @@ def _flip(file: Any, place: int, bit: int) -> None:
 
 def check_preempt(bench: Bench) -> Iterator[Row]:
     """Any process, any phase, any of the three signals."""
-    from runner import checkpoint
+    from runner.checkpoints.folders import newest_checkpoint, step_of
 
     bench.run("assets", 1, steps=1)
     for number in range(bench.settings.trials):
@@ -355,8 +357,8 @@ def check_preempt(bench: Bench) -> Iterator[Row]:
             statuses, _ = bench.disturbed(name, world, stop, *flags, steps=50, limit_seconds=120.0)
         except TimeoutError:
             statuses = []
-        found, skipped = checkpoint.newest(bench.folder / name)
-        reached = checkpoint.step_of(found) if found else -1
+        found, skipped = newest_checkpoint(bench.folder / name)
+        reached = step_of(found) if found else -1
         # Evaluation and saving come first at the next even step.
         first = step + step % 2 if phase in ("evaluate", "save") else step
         holds = statuses == [75] * world and not skipped and first <= reached <= first + 1
@@ -383,9 +385,9 @@ def check_reshard(bench: Bench) -> Iterator[Row]:
 
 
 def _gap_at(folder: Path, whole: Path, step: int) -> float:
-    from runner import checkpoint
+    from runner.checkpoints.tensors import read_tensors
 
-    left, right = (checkpoint.read_tensors(run / f"checkpoint-{step}" / "model.safetensors") for run in (folder, whole))
+    left, right = (read_tensors(run / f"checkpoint-{step}" / "model.safetensors") for run in (folder, whole))
     return gap(left, right)
 
 
@@ -403,7 +405,7 @@ def check_grads(bench: Bench) -> Iterator[Row]:
         # Their last step is as full as any other.
         del lengths["ragged"]
     sizes, together = (1, 2, 4), batch
-    if not is_free or getattr(bench.config.recipe, "couples_examples", False):
+    if not is_free or bench.config.recipe.couples_examples:
         # The size of a lane decides what it holds, or what the loss compares: only who computes it changes.
         sizes, together = (bench.config.run.micro_batch_size,), bench.config.run.micro_batch_size
     for precision, limit in (("float64", 1e-12), ("float32", 1e-6)):
@@ -429,13 +431,13 @@ def _ragged(batch: int) -> list[str]:
 def _gradient(
     bench: Bench, name: str, world: int, micro: int, flags: list[str], environment: dict[str, str]
 ) -> dict[str, Any]:
-    from runner import checkpoint
+    from runner.checkpoints.tensors import read_tensors
 
     words = [*bench.words(name, *flags), "--micro_batch_size", str(micro)]
     train(words, world, bench.folder / f"{name}.log", environment)
     if bench.assets is None and (bench.folder / name / "assets").is_dir():
         bench.assets = bench.folder / name / "assets"
-    tensors = checkpoint.read_tensors(bench.folder / name / "checkpoint-1" / "optimizer.safetensors")
+    tensors = read_tensors(bench.folder / name / "checkpoint-1" / "optimizer.safetensors")
     return {key: value for key, value in tensors.items() if key.endswith("/exp_avg")}
 
 
@@ -454,10 +456,7 @@ def check_ledger(run: Path) -> Iterator[Row]:
             for place in range(len(digits) // 16):
                 recorded[line["first_step"] + place] = int(digits[16 * place : 16 * place + 16], 16)
     config = parse(["--config", str(run / "config.yaml")])
-    recipe = config.recipe
-    if hasattr(recipe, "prepare"):
-        recipe = recipe.prepare(run / "assets")
-    data = recipe.data("train")
+    data = config.recipe.prepare(run / "assets").data("train")
     steps = range(max(recorded, default=-1) + 1)
     missing = [step for step in steps if step not in recorded]
     yield Row(f"{len(steps)} steps over {len(starts)} starts", f"{len(missing)} not recorded", not missing)

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from recipes.text2sql.model import route
-from recipes.text2sql.recipe import ModelSettings
+from recipes.text2sql.experts import route
+from recipes.text2sql.settings import ModelSettings
 
 ROUNDS = 3
 WIDTH, INNER, TOP_K, TOKENS = 512, 1024, 2, 4096

@@ -22,11 +22,12 @@ from typing import Any, cast
 import pytest
 import torch
 
-from runner.commands.find_lr import open_run
-from runner.config import Config, RunSettings
+from runner.assembly import open_run
+from runner.config import Config
 from runner.log import Ledger, Metrics
 from runner.loop import train
 from runner.recipe import Batch, Loss
+from runner.settings import RunSettings
 
 ROUNDS, STEPS = 15, 30
 BATCH, CONTEXT, VOCABULARY = 12, 64, 65

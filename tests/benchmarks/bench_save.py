@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from runner.checkpoint import State
-from runner.saving import Saver
+from runner.checkpoints.saver import Saver
+from runner.checkpoints.state import State
 
 ROUNDS = 5
 

@@ -23,7 +23,8 @@ import pytest
 import torch
 
 from recipes.tabular.presets import presets
-from recipes.tabular.recipe import DataSettings, ModelSettings, Recipe
+from recipes.tabular.recipe import Recipe
+from recipes.tabular.settings import DataSettings, ModelSettings
 
 ROWS, STEPS, PREDICTED, ROUNDS = 16, 2, 256, 3
 

@@ -14,7 +14,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,11 @@ import pytest
 import scipy.sparse
 
 from recipes.microbiome import demo
-from recipes.microbiome.data import read_table
+from recipes.microbiome.files import read_table
 from recipes.microbiome.unifrac import Metric, Phylogeny, distances
+from tests.launching import SHARED
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "microbiome"
+DATA = SHARED / "microbiome"
 METRICS: tuple[Metric, ...] = ("unweighted", "weighted_normalized")
 Study = tuple[Any, list[str], Phylogeny, Any]
 """(samples, tips) of reads, the tips' names, and the tree as ours and as scikit-bio's."""

@@ -1,0 +1,99 @@
+"""The settings of tabular, by group: data, model, adapters."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """The tables, and how they are put into words."""
+
+    train: str | None = None
+    """CSV, TSV, parquet or Excel file of your own; none: the corpus, or the embedded demo."""
+    target: str | None = None
+    """Column of that file to predict."""
+    test: str | None = None
+    """File with the same columns, for the test split."""
+    task: Literal["auto", "classification", "regression"] = "auto"
+    """What the target is; auto: a regression where it is more than ten different numbers."""
+    kinds: str | None = None
+    """Columns that are taken for the wrong thing: "zip=categorical,comment=text" (numeric, boolean, date, categorical,
+    text, id; ids are left out; decimal_comma, decimal_point, day_first, month_first)."""
+    corpus: str | None = None
+    """Folder with a manifest.json (name, file, target, task) and the tables it names."""
+    tables: str | None = None
+    """Names of the corpus's tables to use, with commas between them; none: all."""
+    exclude_tables: str | None = None
+    """Names of the corpus's tables to leave out."""
+    validation_fraction: float = 0.1
+    """Share of each table's training rows that training is judged by (at most 1000 rows)."""
+    max_rows_per_table_per_epoch: int = 2048
+    """Rows of one table in an epoch; a larger table goes on in the next one."""
+    max_features: int = 200
+    """Columns of a table that are used; of more, so many are drawn once and kept."""
+    max_text_tokens: int = 128
+    """Longest text of a cell, in tokens; longer ones are cut."""
+    wording: Literal["short", "tabstar"] = "short"
+    """How a cell is put into words: "column: value", or TabSTAR's "Predictive Feature: column ..."."""
+    numbers_as_text: bool = False
+    """Write a number's quantile range into its text (TabSTAR v1.0); without, its text is the column's name alone."""
+    split_seed: int = 0
+    """Seed of the validation rows, of the features drawn, and of the demo."""
+    demo_rows: int = 500
+    """Embedded demo: rows of each of its three tables."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The network."""
+
+    text_encoder: str | None = None
+    """Folder (or hub id) of a BERT, such as intfloat/e5-small-v2; none: a small one of ours, from nothing."""
+    unfrozen_layers: int | None = None
+    """Upper layers of the text encoder that learn; none: 6 of a given one, all of ours."""
+    text_layers: int = 2
+    """Layers of our own text encoder."""
+    text_hidden_size: int = 128
+    """Width of our own text encoder."""
+    vocab_size: int = 8192
+    """Tokens of our own text encoder."""
+    text_pooling: Literal["auto", "cls", "mean"] = "auto"
+    """How a text becomes one vector; auto: its first token where the encoder is given, the mean with ours."""
+    text_chunk_size: int = 64
+    """Texts encoded at a time; they are sorted by length, so that few are padded."""
+    text_cache: str | None = None
+    """Folder that keeps what the frozen layers make of each text, for later runs; none: in memory, for this run."""
+    hidden_size: int = 128
+    """Width of fusion and interaction."""
+    num_attention_heads: int = 4
+    """Heads of the interaction."""
+    interaction_layers: int = 3
+    """Layers in which the targets and cells of a row see each other."""
+    numerical_fusion: Literal["sum", "transformer"] = "sum"
+    """How a number joins its text: a sum (TabSTAR v1.1), or a layer over the two (v1.0; slower)."""
+    final_norm: bool = True
+    """Normalise what the heads read; TabSTAR does not, and from nothing learns much slower so."""
+    dropout: float = 0.1
+    """Share dropped in every part."""
+    cell_dropout: float | None = None
+    """Share of a row's cells that the interaction does not see in training; none: 0.2, and 0 where every target is a
+    number."""
+    gram_buckets: int = 32768
+    """Buckets of words, letter groups and bins of numbers that are scored directly, beside the transformer; 0: none, as
+    in TabSTAR."""
+    gram_dropout: float | None = None
+    """Share of them that is dropped in training; none: 0.7, and 0.3 where every target is a number."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Adapters of stage finetune."""
+
+    r: int = 32
+    """Rank."""
+    alpha: float = 64.0
+    """Scale, times 1 / r."""
+    dropout: float = 0.1
+    """Share of an adapter's input that is dropped."""

@@ -1,0 +1,497 @@
+"""Which tokens may come next: the grammar's words, spelled in the tokenizer's tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from recipes.text2sql.decoding.grammar import (
+    _NOTHING,
+    AGGREGATES,
+    END,
+    INTEGER,
+    NUMBER,
+    RESULT_NAMES,
+    STRING,
+    VALUE,
+    WHOLE_VALUE,
+    Grammar,
+)
+from recipes.text2sql.prompts.prompt import PLACEHOLDERS, names_of
+from recipes.text2sql.sql.canonical import keywords
+
+if TYPE_CHECKING:
+    from recipes.text2sql.prompts.encoding import Example
+    from recipes.text2sql.recipe import Recipe
+    from recipes.text2sql.sql.schema import Schema
+
+import functools
+import re
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from transformers import LogitsProcessor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    pass
+    pass
+    pass
+
+
+class OnlyGrammatical(LogitsProcessor):
+    """Leaves the tokens with which a query of the example's grammar goes on, and ends in the room that there is.
+
+    Rows are the examples in their order, `candidates` of each.
+    """
+
+    def __init__(self, writers: Sequence[Writer], candidates: int, prompt_length: int, room: int) -> None:
+        self.writers, self.candidates, self.prompt_length, self.room = writers, candidates, prompt_length, room
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """(rows, time), (rows, vocabulary) -> (rows, vocabulary), minus infinity for what must not come."""
+        written = input_ids[:, self.prompt_length :].tolist()
+        masks = torch.stack(
+            [
+                self.writers[row // self.candidates].mask(tuple(ids), self.room - len(ids))
+                for row, ids in enumerate(written)
+            ]
+        ).to(scores.device)
+        masks = torch.nn.functional.pad(masks, (0, scores.shape[-1] - masks.shape[-1]))
+        return scores.masked_fill(~masks, -torch.inf)
+
+
+class Trie:
+    """Tokens by their symbols."""
+
+    __slots__ = ("children", "tokens")
+
+    def __init__(self) -> None:
+        self.children: dict[int, Trie] = {}
+        self.tokens: list[int] = []
+
+    def add(self, symbols: Iterable[int], token: int) -> None:
+        node = self
+        for symbol in symbols:
+            node = node.children.setdefault(symbol, Trie())
+        node.tokens.append(token)
+
+
+class Vocabulary:
+    """A tokenizer's tokens as symbols: bytes, and 256 + id for those that stand for themselves."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.end: int = tokenizer.eos_token_id
+        self.special: dict[str, int] = {text: 256 + token for text, token in tokenizer.get_added_vocab().items()}
+        self.size = len(tokenizer)
+        self.symbols: dict[int, tuple[int, ...]] = {}
+        self.whole, self.in_strings = Trie(), Trie()
+        self.harmless = torch.zeros(self.size, dtype=torch.bool)
+        """Tokens after which a text in quotes still goes on."""
+        for text, token in tokenizer.get_vocab().items():
+            symbols = (self.special[text],) if text in self.special else _bytes_of(text)
+            if not symbols or token == self.end:
+                continue
+            self.symbols[token] = symbols
+            self.whole.add(symbols, token)
+            if {QUOTE, LESS, 0, ord("v")}.isdisjoint(symbols) and max(symbols) < 256:
+                self.harmless[token] = True
+            else:
+                self.in_strings.add(symbols, token)
+
+
+def _bytes_of(token: str) -> tuple[int, ...]:
+    """The bytes that a token of a byte-level BPE stands for, or one of SentencePiece with its sign for a space."""
+    known = _byte_level()
+    if all(character in known for character in token):
+        return tuple(known[character] for character in token)
+    if re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+        return (int(token[3:5], 16),)
+    return tuple(token.replace("\u2581", " ").encode())
+
+
+@functools.cache
+def _byte_level() -> dict[str, int]:
+    """Character -> byte of GPT-2's byte-level BPE: printable bytes stand for themselves, the others follow 255."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("\u00a1"), ord("\u00ac") + 1), *range(ord("\u00ae"), 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+class Writer:
+    """Which tokens may come next in a query of one spelling."""
+
+    def __init__(self, spelling: Spelling, vocabulary: Vocabulary) -> None:
+        self.spelling, self.vocabulary = spelling, vocabulary
+        self._states: dict[tuple[int, ...], State | None] = {(): State()}
+        self._masks: dict[State, Tensor] = {}
+        self._endings: dict[State, list[int]] = {}
+        self._needs: dict[State, Tensor] = {}
+        """(vocabulary,): how many tokens a short end takes after each token."""
+
+    def state(self, tokens: tuple[int, ...]) -> State | None:
+        """Where the tokens lead; None where no query begins so."""
+        if tokens not in self._states:
+            if len(self._states) > 200_000:
+                self._states, self._masks, self._endings, self._needs = {(): State()}, {}, {}, {}
+            state = self.state(tokens[:-1])
+            self._states[tokens] = state and self._after(state, tokens[-1])
+        return self._states[tokens]
+
+    def _after(self, state: State, token: int) -> State | None:
+        symbols, following = self.vocabulary.symbols.get(token, ()), state
+        for symbol in symbols:
+            following = following and self.spelling.step(following, symbol)
+        return following if symbols else None
+
+    def mask(self, tokens: tuple[int, ...], room: int) -> Tensor:
+        """(vocabulary,): what may come after the tokens, where `room` more tokens fit, the end included."""
+        state = self.state(tokens)
+        if state is None:
+            # It has ended; beams that nothing was left for have no share, whatever comes.
+            return torch.ones(self.vocabulary.size, dtype=torch.bool)
+        if state not in self._masks:
+            self._masks[state] = self._mask(state)
+        mask = self._masks[state]
+        if len(self.ending(state)) + SPARE < room:
+            return mask
+        if state not in self._needs:
+            self._needs[state] = torch.zeros(len(mask), dtype=torch.int64)
+            for token in mask.nonzero().flatten().tolist():
+                if token != self.vocabulary.end:
+                    self._needs[state][token] = len(self.ending(self._after(state, token)))
+        needs = self._needs[state]
+        for spare in (8, 0):  # The way to the end that is looked for is short, not always the shortest.
+            fitting = mask & (needs + spare < room)
+            if fitting.any():
+                return fitting
+        return mask & (needs == needs[mask].min())
+
+    def _mask(self, state: State) -> Tensor:
+        mask, trie = torch.zeros(self.vocabulary.size, dtype=torch.bool), self.vocabulary.whole
+        if state.at == "body":
+            mask, trie = self.vocabulary.harmless.clone(), self.vocabulary.in_strings
+        found, open_ = [], [(trie, state)]
+        while open_:
+            node, at = open_.pop()
+            children = node.children
+            if isinstance(at.at, Spot) and at.at.lexeme is None and len(at.at.children) < len(children):
+                symbols = [symbol for symbol in at.at.children if symbol in children]
+            else:
+                symbols = list(children)
+            for symbol in symbols:
+                following = self.spelling.step(at, symbol)
+                if following is not None:
+                    found += children[symbol].tokens
+                    if children[symbol].children:
+                        open_.append((children[symbol], following))
+        mask[found] = True
+        mask[self.vocabulary.end] = self.spelling.can_end(state)
+        return mask
+
+    def ending(self, state: State | None) -> list[int]:
+        """Tokens of a short way to end the query, the end included."""
+        assert state is not None
+        if state not in self._endings:
+            symbols, tokens = self.spelling.ending(state), []
+            while symbols:
+                node, length, token = self.vocabulary.whole, 0, None
+                for place, symbol in enumerate(symbols, 1):
+                    node = node.children.get(symbol)
+                    if node is None:
+                        break
+                    if node.tokens:
+                        length, token = place, node.tokens[0]
+                if token is None:
+                    raise AssertionError("every byte is a token")
+                tokens.append(token)
+                symbols = symbols[length:]
+            self._endings[state] = [*tokens, self.vocabulary.end]
+        return self._endings[state]
+
+
+SPARE = 64
+"""One token makes the shortest end longer by less: tables that it asks for, a query in parentheses."""
+
+
+def writer_of(recipe: Recipe, example: Example) -> Writer:
+    """The writer for an example: its schema, and how many values its question has, of which kind."""
+    kinds = tuple(link.value.isdecimal() and link.value.isascii() for link in example.links)
+    return _writer(_vocabulary(recipe.tokenizer), example.question.schema, kinds, recipe.data_settings.schema_tokens)
+
+
+@functools.lru_cache(maxsize=4)
+def _vocabulary(tokenizer: Any) -> Vocabulary:
+    return Vocabulary(tokenizer)
+
+
+@functools.lru_cache(maxsize=256)
+def _grammar(schema: Schema) -> Grammar:
+    return Grammar(schema)
+
+
+@functools.lru_cache(maxsize=256)
+def _writer(vocabulary: Vocabulary, schema: Schema, kinds: tuple[bool, ...], with_tokens: bool) -> Writer:
+    def symbols(text: str) -> tuple[int, ...]:
+        return (vocabulary.special[text],) if text in vocabulary.special else tuple(text.encode())
+
+    tokens, rules, forms = names_of(schema) if with_tokens else {}, _grammar(schema), {}
+    for key in {*rules.tables, *rules.columns}:
+        forms[key] = [symbols(text) for text in _forms(key[1:], tokens.get(key[1:]))]
+    values = [(symbols(PLACEHOLDERS[number]), whole) for number, whole in enumerate(kinds)]
+    return Writer(Spelling(rules, forms, values), vocabulary)
+
+
+def _forms(name: str, token: str | None) -> list[str]:
+    """How a name is written: as its token, as it is, or in quotes, as `canonical` and `hide_names` have it."""
+    is_plain, bare = re.fullmatch(r"[a-z_][a-z0-9_]*", name) is not None, is_bare(name)
+    quoted = '"' + name.replace('"', '""') + '"'
+    if is_plain and bare and name.upper() not in keywords():
+        return [token or name]
+    return [
+        text
+        for text, fits in ((token, bare or not is_plain), (name, is_plain and bare), (quoted, True))
+        if text and fits
+    ]
+
+
+SPACE, QUOTE, LESS, POINT, PERCENT, MINUS = b" '<.%-"
+
+
+_WORD = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_$") | frozenset(range(128, 256))
+
+
+_DIGITS, _SIGNS = frozenset(b"0123456789"), frozenset(b"),.")
+
+
+_SHORTEST = {lexeme: rank for rank, lexeme in enumerate((
+    END, ")", "FROM", "AS", "ON", "TRUE", ".", "IS", "NULL", "BY", "ALL", INTEGER, NUMBER, "SELECT", "=", '"', "t",
+    "(", "JOIN", ",", "AND",
+))}  # fmt: skip
+"""What leads to the end of a query soonest, first; names and aliases by their first letter."""
+
+
+def _rank(lexeme: str) -> tuple[int, str]:
+    kind = lexeme if lexeme in _SHORTEST else lexeme[0] if lexeme[0] in '"t' else ""
+    return _SHORTEST.get(kind, len(_SHORTEST)), lexeme
+
+
+class Spot:
+    """A place within the spellings of the lexemes that may come: a node of their trie."""
+
+    __slots__ = ("children", "is_placeholder", "lexeme")
+
+    def __init__(self, is_placeholder: bool = False) -> None:
+        self.children: dict[int, Spot] = {}
+        self.lexeme: str | None = None
+        """The lexeme that ends here."""
+        self.is_placeholder = is_placeholder
+
+
+class State(NamedTuple):
+    """What has been read of a query."""
+
+    lexemes: tuple[str, ...] = ()
+    at: Spot | str | None = None
+    """The place within the next lexeme; None: between two."""
+    gap: str = "free"
+    """Between two lexemes: "none" or "space"; after a placeholder, beside which a space is free, with "free" before."""
+
+
+class Spelling:
+    """The texts of one grammar's queries, symbol by symbol.
+
+    Symbols are bytes, and numbers from 256 on for tokens that stand for themselves (placeholders). Spaces stand where
+    `canonical` writes them; beside placeholders, where the tokenizer puts one before any text, also elsewhere.
+    """
+
+    def __init__(
+        self,
+        grammar: Grammar,
+        names: Mapping[str, Sequence[tuple[int, ...]]],
+        values: Sequence[tuple[tuple[int, ...], bool]],
+    ) -> None:
+        """`names`: each name of the grammar, and how it may be written. `values`: each placeholder, and whether it is
+        a whole number."""
+        self.grammar = grammar
+        self.forms: dict[str, Sequence[tuple[int, ...]]] = {
+            **names,
+            VALUE: [symbols for symbols, _ in values],
+            WHOLE_VALUE: [symbols for symbols, is_whole in values if is_whole],
+            **dict.fromkeys((END, NUMBER, INTEGER, STRING), ()),
+            **{name: [tuple(name[1:].encode())] for name in RESULT_NAMES if name not in names},
+        }
+        # A placeholder becomes a text or a number: no word may touch it.
+        self.placeholders = frozenset(symbols[0] for symbols, _ in values if len(symbols) == 1)
+        self.words = _WORD | self.placeholders
+        self._roots: dict[frozenset[str], Spot] = {}
+
+    def root(self, lexemes: tuple[str, ...]) -> Spot:
+        """The trie of what may come after the lexemes."""
+        options = self.grammar.options(lexemes)
+        found = self._roots.get(options)
+        if found is None:
+            found = self._roots[options] = Spot()
+            for lexeme in options:
+                for symbols in self.forms[lexeme] if lexeme in self.forms else [tuple(lexeme.encode())]:
+                    spot = found
+                    for symbol in symbols:
+                        spot = spot.children.setdefault(symbol, Spot(symbol >= 256))
+                    spot.lexeme = lexeme
+        return found
+
+    def step(self, state: State, symbol: int) -> State | None:
+        """The state after one more symbol; None where no query begins so."""
+        lexemes, at, gap = state
+        if at is None:
+            if symbol == SPACE:
+                return self._space(state)
+            last = lexemes[-1] if lexemes else ""
+            tight = self.is_tight(last, symbol)
+            if gap == "none" and not tight and last != "-" and (symbol < 256 or symbol in self.placeholders):
+                return None
+            if (gap == "space" and tight) or (gap == "free" and last in (VALUE, WHOLE_VALUE) and symbol in self.words):
+                return None
+            if last == "-" and symbol == MINUS and not gap.endswith("space"):
+                return None  # Two of them begin a comment.
+            child = self.root(lexemes).children.get(symbol)
+            if child is not None:
+                return State(lexemes, child)
+            options = self.grammar.options(lexemes)
+            if symbol in _DIGITS and (NUMBER in options or INTEGER in options):
+                return State(lexemes, "digits")
+            return State(lexemes, "open") if symbol == QUOTE and STRING in options else None
+        if isinstance(at, Spot):
+            child = at.children.get(symbol)
+            if child is not None:
+                return State(lexemes, child)
+        elif at in ("digits", "fraction"):
+            if symbol in _DIGITS:
+                return state
+            if at == "digits" and symbol == POINT and NUMBER in self.grammar.options(lexemes):
+                return State(lexemes, "point")
+        elif at == "point":
+            return State(lexemes, "fraction") if symbol in _DIGITS else None
+        elif at != "closed with a placeholder":
+            following = self._in_string(at, symbol)
+            if following is not None or at != "closed":
+                return None if following is None else State(lexemes, following)
+        done = self.finished(state)
+        return None if done is None else self.step(done, symbol)
+
+    def is_tight(self, last: str, symbol: int) -> bool:
+        """Whether no space stands between a lexeme and one that begins with the symbol."""
+        return last in ("(", ".") or symbol in _SIGNS or (symbol == ord("(") and last in AGGREGATES)
+
+    def _space(self, state: State) -> State | None:
+        lexemes, _, gap = state
+        last = lexemes[-1] if lexemes else ""
+        others = self.grammar.options(lexemes) - {END}
+        if gap == "none" and last not in ("(", "."):
+            others -= {")", ",", "."} | ({"("} if last in AGGREGATES else _NOTHING)
+            return State(lexemes, None, "space") if others else None
+        return State(lexemes, None, "free space") if gap == "free" and others else None
+
+    def _in_string(self, at: str, symbol: int) -> str | None:
+        """Where a symbol leads within quotes: any text, or one placeholder that may have % around it."""
+        if symbol == QUOTE:
+            return {"held": "closed with a placeholder", "held %": "closed with a placeholder", "closed": "body"}.get(
+                at, "closed"
+            )
+        if at == "closed":
+            return None
+        if at in ("held", "held %"):
+            return (
+                "held %" if symbol == PERCENT and at == "held" else "held" if symbol == SPACE and at == "held" else None
+            )
+        if symbol in self.placeholders:
+            return "held" if at in ("open", "percent", "blank") else None
+        if symbol >= 256 or symbol == 0 or (at == "less" and symbol == ord("v")):
+            return None  # "<v" would be read as a placeholder.
+        if symbol == LESS:
+            return "less"
+        if at == "open" and symbol == PERCENT:
+            return "percent"
+        return "blank" if symbol == SPACE and at in ("open", "percent", "blank") else "body"
+
+    def finished(self, state: State) -> State | None:
+        """The state with the lexeme that it is in as read; None where that is not whole."""
+        lexemes, at, _ = state
+        if at is None:
+            return state
+        if isinstance(at, Spot):
+            return (
+                None
+                if at.lexeme is None
+                else State((*lexemes, at.lexeme), None, "free" if at.is_placeholder else "none")
+            )
+        if at in ("digits", "fraction"):
+            kind = NUMBER if NUMBER in self.grammar.options(lexemes) else INTEGER
+            return State((*lexemes, kind), None, "none")
+        return (
+            State((*lexemes, STRING), None, "free" if "placeholder" in at else "none")
+            if at.startswith("closed")
+            else None
+        )
+
+    def ending(self, state: State) -> list[int]:
+        """The symbols of a short way to the end of the query."""
+        symbols: list[int] = []
+        lexemes, at, _ = state
+        if isinstance(at, Spot):
+            # To the nearest end of the lexeme, in as few symbols as can be.
+            ways: list[tuple[Spot, list[int]]] = [(at, [])]
+            for spot, way in ways:
+                if spot.lexeme is not None:
+                    symbols, lexemes = way, (*lexemes, spot.lexeme)
+                    break
+                ways += [(child, [*way, symbol]) for symbol, child in spot.children.items()]
+        elif at is not None:
+            done = self.finished(state)
+            if done is None:
+                symbols = [ord("0")] if at == "point" else [QUOTE]
+                done = self.finished(State(lexemes, "fraction" if at == "point" else "closed"))
+            lexemes = done.lexemes if done else lexemes
+        spaced = at is None and state.gap.endswith("space")
+        for _ in range(200):
+            last = lexemes[-1] if lexemes else ""
+            fitting = [lexeme for lexeme in self.grammar.options(lexemes)
+                       if not (state.gap == "space" and spaced and (lexeme == END or lexeme in "),." ))]  # fmt: skip
+            chosen = min(fitting, key=_rank)
+            if chosen == END:
+                break
+            lexemes = (*lexemes, chosen)
+            if chosen in (NUMBER, INTEGER, STRING):
+                form: Sequence[int] = b"''" if chosen == STRING else b"1"
+            else:
+                form = min(self.forms[chosen], key=len) if chosen in self.forms else chosen.encode()
+            symbols += [*([] if spaced or self.is_tight(last, form[0]) else [SPACE]), *form]
+            spaced = False
+        return symbols
+
+    def can_end(self, state: State) -> bool:
+        """Whether the query may end here."""
+        done = self.finished(state)
+        return done is not None and not done.gap.endswith("space") and END in self.grammar.options(done.lexemes)
+
+
+@functools.lru_cache(maxsize=10_000)
+def is_bare(name: str) -> bool:
+    """Whether SQLite takes the name for a column's and a table's without quotes, too."""
+    quoted = '"' + name.replace('"', '""') + '"'
+    connection = sqlite3.connect(":memory:")
+    try:
+        # Were it a constant, as true is, it would not bring the row's text.
+        found = connection.execute(
+            f"SELECT {name} FROM (SELECT 'text' AS {quoted}) WHERE {name} = 'text' AND NOT {name} IN ('') "
+            f"AND {name} BETWEEN 'a' AND 'z' GROUP BY {name} HAVING MAX({name}) LIKE {name} ORDER BY {name} DESC"
+        ).fetchall()
+        connection.execute(f"WITH {quoted} AS (SELECT 1) SELECT COUNT(*) FROM {name} AS t1 JOIN {name} AS t2 ON TRUE")
+        connection.execute(f"WITH {quoted} AS (SELECT 1) SELECT COUNT(*) FROM {name} WHERE TRUE")
+    except sqlite3.Error:
+        return False
+    finally:
+        connection.close()
+    return found == [("text",)]

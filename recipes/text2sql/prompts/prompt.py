@@ -1,0 +1,271 @@
+"""The text a model sees and writes: schema, question with linked values, SQL with placeholders.
+
+Small data cannot teach a model to copy strange names letter by letter. So words of the question that stand in the
+database become placeholders, <v0>, <v1> ..., in question and SQL alike; what the model writes gets the database's
+own values back. Linking looks at question and database only, never at the answer.
+"""
+
+import dataclasses
+import functools
+import random
+import re
+import sqlite3
+from collections.abc import Container
+from pathlib import Path
+
+from recipes.text2sql.sql.canonical import canonical
+from recipes.text2sql.sql.schema import Schema
+
+MAX_VALUES = 10
+PLACEHOLDERS = tuple(f"<v{number}>" for number in range(MAX_VALUES))
+SPECIAL_TOKENS = ("<pad>", "<eos>", "<schema>", "<query>", "<sql>", *PLACEHOLDERS)
+UNKNOWN = "<unk>"
+MAX_TABLES, MAX_COLUMNS = 30, 120
+NAME_TOKENS = tuple(
+    f"<{kind}{number}>" for kind, most in (("t", MAX_TABLES), ("c", MAX_COLUMNS)) for number in range(most)
+)
+LONGEST_VALUE_WORDS = 6
+MAX_VALUES_PER_COLUMN = 5_000
+MAX_COLUMNS_SHOWN = 6
+CONSTANT_FROM_ROWS = 20
+"""A text that all of a column's rows hold, and these are at least so many, tells none of them from another."""
+WORD = re.compile(r"\d+(?:\.\d+)?|\w+|[^\w\s]")
+LITERAL = re.compile(r"'((?:[^']|'')*)'|(?<![\w.'])(\d+(?:\.\d+)?)(?![\w.'])")
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
+COMMON = frozenset(
+    "a all an and any are as at by do for from has have in is it no not of on or the to was with".split()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """A value that the question mentions."""
+
+    value: str
+    """As the database spells it; a number as the question spells it."""
+    columns: tuple[str, ...]
+    """Columns that hold it; empty for a number."""
+
+    @property
+    def literal(self) -> str:
+        """The value as SQL text: a number stands bare, also where some column holds it as text."""
+        return self.value if NUMBER.fullmatch(self.value) else "'" + self.value.replace("'", "''") + "'"
+
+
+@functools.lru_cache(maxsize=512)
+def values_of(database: str) -> dict[tuple[str, ...], Link]:
+    """Every distinct text value of a database, by its lower-cased words; none of columns that hold only one."""
+    found: dict[tuple[str, ...], tuple[str, list[str]]] = {}
+    schema = Schema.from_database(Path(database))
+    connection = sqlite3.connect(f"{Path(database).resolve().as_uri()}?mode=ro", uri=True)
+    connection.text_factory = lambda raw: raw.decode("utf-8", errors="replace")
+    for table, columns in schema.tables.items():
+        for column in columns:
+            quoted = ['"' + name.replace('"', '""') + '"' for name in (column, table)]
+            query = (
+                f"SELECT DISTINCT {quoted[0]} FROM {quoted[1]} WHERE typeof({quoted[0]}) = 'text' "
+                f"LIMIT {MAX_VALUES_PER_COLUMN}"
+            )
+            texts = [value for (value,) in connection.execute(query)]
+            if len(texts) == 1:
+                (rows,) = connection.execute(f"SELECT count(*) FROM {quoted[1]}").fetchone()
+                texts = [] if rows >= CONSTANT_FROM_ROWS else texts
+            for value in texts:
+                words = tuple(WORD.findall(value.lower()))
+                if 0 < len(words) <= LONGEST_VALUE_WORDS:
+                    found.setdefault(words, (value, []))[1].append(column.lower())
+    connection.close()
+    return {words: Link(value, tuple(dict.fromkeys(columns))) for words, (value, columns) in found.items()}
+
+
+def link(question: str, database: str | None) -> tuple[str, list[Link]]:
+    """The question with placeholders for the values it mentions, longest first, and those values in order."""
+    values = values_of(database) if database else {}
+    spans = list(WORD.finditer(question))
+    lowered = [span.group().lower() for span in spans]
+    parts: list[str] = []
+    links: list[Link] = []
+    place = 0
+    while place < len(spans):
+        found, length, skipped = None, 1, 0
+        for length in range(min(LONGEST_VALUE_WORDS, len(spans) - place), 0, -1):
+            words = tuple(lowered[place : place + length])
+            if length == 1 and (words[0] in COMMON or len(words[0]) < 2 and not words[0].isdigit()):
+                continue
+            found = values.get(words)
+            if found:
+                found, length, skipped = _without_name(words, found, values)
+                break
+        if found is None and lowered[place][0].isdigit():
+            found, length = Link(lowered[place], ()), 1
+        if found is None or (found not in links and len(links) == MAX_VALUES):
+            parts.append(lowered[place])
+            place += 1
+            continue
+        if found not in links:
+            links.append(found)
+        parts += [*lowered[place : place + skipped], PLACEHOLDERS[links.index(found)]]
+        place += skipped + length
+    return " ".join(parts), links
+
+
+def _without_name(words: tuple[str, ...], found: Link, values: dict[tuple[str, ...], Link]) -> tuple[Link, int, int]:
+    """The value, its words and the words before it: "ohio river" is the value "ohio" of a column river_name.
+
+    Where some column holds the longer text, too, the word that names the column stays in the question.
+    """
+    for kept, name, skipped in ((words[:-1], words[-1], 0), (words[1:], words[0], 1)):
+        shorter = values.get(kept)
+        if shorter and any(part.startswith(name) for column in shorter.columns for part in column.split("_")):
+            return shorter, len(kept), skipped
+    return found, len(words), 0
+
+
+def hide_words(text: str, known: Container[str], share: float) -> str:
+    """The question with <unk> for words that are not known, and by chance for a share of the others.
+
+    Pieces of a word that training never had would say anything. Having met <unk>, a model goes by the other words.
+    """
+    return " ".join(
+        word if word[0] == "<" or (word in known and random.random() >= share) else UNKNOWN for word in text.split()
+    )
+
+
+def hide(query: str, links: list[Link]) -> str:
+    """The query with placeholders where a literal is a linked value."""
+    numbers = {found.value.lower(): number for number, found in reversed(list(enumerate(links)))}
+
+    def placeholder(match: re.Match[str]) -> str:
+        text = match[1].replace("''", "'") if match[1] is not None else match[2]
+        bare = text.strip("%")
+        number = numbers.get(bare.lower())
+        if number is None:
+            return match[0]
+        if match[1] is not None and (bare != text or NUMBER.fullmatch(text)):
+            return "'" + text.replace(bare, PLACEHOLDERS[number]) + "'"
+        return PLACEHOLDERS[number]
+
+    return LITERAL.sub(placeholder, query)
+
+
+def reveal(text: str, links: list[Link]) -> str:
+    """The SQL that a model wrote, with the values in the placeholders' places."""
+
+    def value(match: re.Match[str]) -> str:
+        number = int(match[2])
+        if number >= len(links):
+            return match[0]
+        if match[1]:
+            return match[1] + links[number].value.replace("'", "''") + match[3]
+        return links[number].literal
+
+    text = re.sub(r"('%?)\s*<v(\d)>\s*(%?')", value, text)
+    return re.sub(r"()<v(\d)>()", value, text).strip()
+
+
+@functools.lru_cache(maxsize=512)
+def names_of(schema: Schema) -> dict[str, str]:
+    """Every name of the schema in lower case -> its token: tables <t0> ..., columns <c0> ... A name has one token."""
+    names = {table.lower(): f"<t{number}>" for number, table in enumerate(list(schema.tables)[:MAX_TABLES])}
+    columns = dict.fromkeys(column.lower() for columns in schema.tables.values() for column in columns)
+    new = [column for column in columns if column not in names][:MAX_COLUMNS]
+    return names | {column: f"<c{number}>" for number, column in enumerate(new)}
+
+
+def stem(word: str) -> str:
+    """The word without the ending of its plural."""
+    for ending, instead in (("ies", "y"), ("sses", "ss"), ("shes", "sh"), ("ches", "ch"), ("xes", "x"), ("ss", "ss")):
+        if word.endswith(ending):
+            return word[: -len(ending)] + instead
+    return word[:-1] if word.endswith("s") and len(word) > 3 else word
+
+
+@functools.lru_cache(maxsize=512)
+def _stems_of(schema: Schema) -> dict[tuple[str, ...], str]:
+    return {tuple(map(stem, re.split(r"[\W_]+", name))): token for name, token in names_of(schema).items()}
+
+
+def mark(text: str, schema: Schema) -> str:
+    """The question with the token of a table or column behind the words that are its name, longest first."""
+    stems = _stems_of(schema)
+    words = text.split()
+    parts: list[str] = []
+    place = 0
+    while place < len(words):
+        for length in range(min(4, len(words) - place), 0, -1):
+            token = stems.get(tuple(map(stem, words[place : place + length])))
+            if token:
+                parts += [*words[place : place + length], token]
+                break
+        else:
+            length = 1
+            parts.append(words[place])
+        place += length
+    return " ".join(parts)
+
+
+def hide_names(query: str, schema: Schema) -> str:
+    """The canonical query with tokens for the schema's names; texts in quotes stay."""
+    names = names_of(schema)
+
+    def token(match: re.Match[str]) -> str:
+        return match[0] if match[0][0] in "'\"<" else names.get(match[0], match[0])
+
+    return re.sub(r"\s*(<[tc]\d+>)\s*", r"\1", re.sub(r"'(?:[^']|'')*'|\"[^\"]*\"|<v\d>|\w+", token, query))
+
+
+def reveal_names(text: str, schema: Schema) -> str:
+    """The query that a model wrote, with the schema's names in the tokens' places."""
+    tokens = {token: name for name, token in names_of(schema).items()}
+
+    def name(match: re.Match[str]) -> str:
+        found = tokens.get(match[0])
+        if found is None:
+            # In quotes SQLite would take it for a text; as it is, the query does not run, which is the truth.
+            return f" {match[0]} "
+        return f" {found} " if re.fullmatch(r"[a-z_]\w*", found) else ' "' + found.replace('"', '""') + '" '
+
+    def tidy(match: re.Match[str]) -> str:
+        return match[0] if match[0][0] == '"' else "." if match[0][0] == "." else " "
+
+    # Every other part is a text in quotes, which stays as it was written, as do names in quotes.
+    parts = re.split(r"('(?:[^']|'')*')", text)
+    for place in range(0, len(parts), 2):
+        parts[place] = re.sub(r'"(?:[^"]|"")*"|\.?\s+', tidy, re.sub(r"<[tc]\d+>", name, parts[place]))
+    return "".join(parts).strip()
+
+
+def describe(schema: Schema, with_tokens: bool = False) -> str:
+    """The schema in words: table : column , column | table : ... With tokens, each stands before its name."""
+    names = names_of(schema) if with_tokens else {}
+
+    def shown(name: str) -> str:
+        return f"{names[name.lower()]} {name}" if name.lower() in names else name
+
+    return " | ".join(
+        f"{shown(table)} : {' , '.join(map(shown, columns))}" for table, columns in schema.tables.items()
+    ).lower()
+
+
+def mentioned(links: list[Link], schema: Schema | None = None) -> str:
+    """Which columns hold the linked values, for the prompt; with a schema, by their tokens."""
+    names = names_of(schema) if schema is not None else {}
+    return " ".join(
+        f"{PLACEHOLDERS[number]} "
+        f"{' , '.join(names.get(column, column) for column in found.columns[:MAX_COLUMNS_SHOWN]) or 'number'}"
+        for number, found in enumerate(links)
+    )
+
+
+def prompt(question: str, links: list[Link], schema: Schema, repeats: int = 1, with_tokens: bool = False) -> str:
+    """What the model is given behind the schema: the question, `repeats` times, and what its values are.
+
+    With tokens for the schema's names: `mark` has put them into the question.
+    """
+    said = mentioned(links, schema if with_tokens else None)
+    return f"<query>{question} ; {said}" * repeats + "<sql>"
+
+
+def target(query: str, links: list[Link], schema: Schema) -> str:
+    """What the model is to write."""
+    return hide(canonical(query, schema), links)

@@ -1,0 +1,216 @@
+"""The schema in words: tables, columns, types, keys, sample values, descriptions; cut to what a prompt has room for.
+
+When not all fits, sample values and descriptions stay only with columns that match the question, and then columns go:
+first those that share no word with the question and hold none of its values. Only question, schema and database are
+looked at, never the answer.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import io
+import re
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from recipes.text2sql.prompts import prompt
+from recipes.text2sql.prompts.prompt import Link
+from recipes.text2sql.sql.execution import connect
+from recipes.text2sql.sql.schema import Schema
+
+LONGEST_SAMPLE = 30
+"""Letters of a sample value; longer ones are not shown."""
+DESCRIPTION_WORDS = 12
+ROWS_LOOKED_AT = 1_000
+"""Sample values are those of a table's first rows."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """What is written of a schema, beside the names of tables and columns."""
+
+    tokens: bool = False
+    """The token of each name, before it."""
+    details: bool = False
+    """Types other than text, primary and foreign keys."""
+    samples: int = 0
+    """Values of each column."""
+    descriptions: bool = False
+    """What BIRD says of each column."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Column:
+    """One column as it may be written."""
+
+    table: str
+    words: frozenset[str]
+    name: str
+    text: str
+    """With its type and keys."""
+    extra: str
+    """Sample values and description."""
+    is_key: bool
+
+
+@functools.lru_cache(maxsize=2048)
+def describe(schema: Schema, style: Style, database: str | None) -> str:
+    """All of the schema: table : column , column | table : ..."""
+    if style == Style(tokens=style.tokens):
+        return prompt.describe(schema, style.tokens)
+    return _written(schema, style, {(c.table, c.name): c.text + c.extra for c in _columns(schema, style, database)})
+
+
+def fitting(
+    schema: Schema,
+    style: Style,
+    database: str | None,
+    question: str,
+    links: Sequence[Link],
+    surplus: Callable[[str], int],
+    sizes: Callable[[list[str]], list[int]],
+) -> str:
+    """As much of the schema as there is room for, the columns that match the question first, in the schema's order.
+
+    surplus(text) says how many tokens too long the prompt is with this text for the schema, sizes(texts) how many
+    tokens each text has.
+    """
+    whole = describe(schema, style, database)
+    if surplus(whole) <= 0:
+        return whole
+    columns = _columns(schema, style, database)
+    scores = _scores(columns, _words(question), {name for link in links for name in link.columns})
+    texts = [column.text + (column.extra if score > 0 else "") for column, score in zip(columns, scores, strict=True)]
+    named = _named(schema, style.tokens)
+    headers = dict(zip(schema.tables, sizes([f"{named(table)} :" for table in schema.tables]), strict=True))
+    # Each column and table is followed by a separator, but for the last.
+    costs = [cost + 1 for cost in sizes(texts)]
+    room = sizes([whole])[0] - surplus(whole) + 1
+    kept: list[int] = []
+    shown: set[str] = set()
+    for number in sorted(range(len(columns)), key=lambda number: (-scores[number], number)):
+        table = columns[number].table
+        cost = costs[number] + (0 if table in shown else headers[table])
+        if cost <= room:
+            kept.append(number)
+            shown.add(table)
+            room -= cost
+    while True:
+        said = _written(schema, style, {(columns[n].table, columns[n].name): texts[n] for n in kept})
+        # A tokenizer may need more for all of it than for its parts.
+        if not kept or surplus(said) <= 0:
+            return said
+        kept.pop()
+
+
+def _scores(columns: Sequence[_Column], asked: frozenset[str], with_values: set[str]) -> list[float]:
+    """How well each column matches the question."""
+    own = []
+    for column in columns:
+        score = 2 * len(column.words & asked) / max(1, len(column.words))
+        own.append(score + (3 if column.name.lower() in with_values else 0))
+    best: dict[str, float] = {}
+    for column, score in zip(columns, own, strict=True):
+        words = _words(column.table)
+        named = len(words & asked) / max(1, len(words))
+        best[column.table] = max(best.get(column.table, 0), score, named)
+    # A table that matters is joined by its keys; its other columns matter more than those of other tables.
+    return [
+        score + best[column.table] * (0.5 if column.is_key else 0.25)
+        for column, score in zip(columns, own, strict=True)
+    ]
+
+
+def _words(text: str) -> frozenset[str]:
+    # author_id, AuthorID and "Author ID" are the same two words.
+    parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\W\d_a-zA-Z]+", text)
+    return frozenset(prompt.stem(part.lower()) for part in parts)
+
+
+def _written(schema: Schema, style: Style, texts: dict[tuple[str, str], str]) -> str:
+    named = _named(schema, style.tokens)
+    parts = []
+    for table, columns in schema.tables.items():
+        own = [texts[table, column] for column in columns if (table, column) in texts]
+        if own:
+            parts.append(f"{named(table)} : {' , '.join(own)}")
+    return " | ".join(parts)
+
+
+def _named(schema: Schema, tokens: bool) -> Callable[[str], str]:
+    names = prompt.names_of(schema) if tokens else {}
+
+    def named(name: str) -> str:
+        lower = name.lower()
+        return f"{names[lower]} {lower}" if lower in names else lower
+
+    return named
+
+
+def _columns(schema: Schema, style: Style, database: str | None) -> list[_Column]:
+    named, short = _named(schema, style.tokens), prompt.names_of(schema) if style.tokens else {}
+    samples = samples_of(database, style.samples) if database and style.samples else {}
+    descriptions = descriptions_of(database) if database and style.descriptions else {}
+    primary, foreign = set(schema.primary_keys), {key[:2]: key[2:] for key in schema.foreign_keys}
+    found = []
+    for table, columns in schema.tables.items():
+        for column, kind in columns.items():
+            place = (table, column)
+            text = named(column)
+            if style.details:
+                text += f" {kind}" if kind != "text" else ""
+                text += " key" if place in primary else ""
+                if place in foreign:
+                    other = [short.get(name.lower(), name.lower()) for name in foreign[place]]
+                    text += f" -> {other[0]} . {other[1]}"
+            folded = (table.lower(), column.lower())
+            extra = f" ( {' ; '.join(samples[folded])} )" if samples.get(folded) else ""
+            extra += f' " {descriptions[folded]} "' if descriptions.get(folded) else ""
+            # What a description says of a column can match the question as its name does.
+            words = _words(column) | _words(descriptions.get(folded, ""))
+            found.append(_Column(table, words, column, text, extra, place in primary or place in foreign))
+    return found
+
+
+@functools.lru_cache(maxsize=512)
+def samples_of(database: str, most: int) -> dict[tuple[str, str], list[str]]:
+    """(table, column) in lower case -> the first different values, as texts; long ones and NULL are passed over."""
+    found: dict[tuple[str, str], list[str]] = {}
+    connection = connect(Path(database))
+    try:
+        for table, columns in Schema.from_database(database).tables.items():
+            for column in columns:
+                quoted = ['"' + name.replace('"', '""') + '"' for name in (column, table)]
+                query = (
+                    f"SELECT DISTINCT value FROM (SELECT {quoted[0]} AS value FROM {quoted[1]} LIMIT {ROWS_LOOKED_AT}) "
+                    f"WHERE typeof(value) IN ('text', 'integer', 'real') AND length(value) BETWEEN 1 AND "
+                    f"{LONGEST_SAMPLE} LIMIT {most}"
+                )
+                values = [" ".join(str(value).split()) for (value,) in connection.execute(query)]
+                # No sample may look like a part of the prompt.
+                values = [value for value in values if value and not re.search(r"<\w+>", value)]
+                found[table.lower(), column.lower()] = values
+    except sqlite3.Error:
+        return found
+    finally:
+        connection.close()
+    return found
+
+
+@functools.lru_cache(maxsize=512)
+def descriptions_of(database: str) -> dict[tuple[str, str], str]:
+    """(table, column) in lower case -> what the files of BIRD's database_description/ say of it, in a few words."""
+    found: dict[tuple[str, str], str] = {}
+    for file in sorted((Path(database).parent / "database_description").glob("*.csv")):
+        text = file.read_bytes().decode("utf-8-sig", errors="replace")
+        for row in csv.DictReader(io.StringIO(text)):
+            fields = {(name or "").strip().lower(): (row[name] or "") for name in row if isinstance(name, str)}
+            column = fields.get("original_column_name", "").strip()
+            said = fields.get("column_description", "").strip() or fields.get("column_name", "").strip()
+            words = re.sub(r"[<>\"|]", " ", said).split()[:DESCRIPTION_WORDS]
+            if column and words and " ".join(words).lower() != column.lower():
+                found[file.stem.lower(), column.lower()] = " ".join(words)
+    return found

@@ -1,0 +1,480 @@
+"""SQL on SQLite: schemas, what a query's result says, and spellings that keep it.
+
+Queries run in `recipes.text2sql.execution`. Normalising changes spelling only; literals stay as they are, because
+lower-casing them changes the result of one query in five.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import re
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recipes.text2sql.sql.schema import Schema, _table_statements, fold, quoted
+from runner.errors import DataError
+
+# Schemas -----------------------------------------------------------------------------------------------
+
+
+def create_empty_database(schema: Schema, path: Path | str) -> None:
+    """Write a SQLite file with the schema's tables, without rows. Raises DataError where `path` exists."""
+    path = Path(path)
+    if path.exists():
+        raise DataError(f"{path} exists already: give a path where nothing stands.")
+    connection = sqlite3.connect(path)
+    try:
+        for statement in _table_statements(schema):
+            connection.execute(statement)
+        connection.commit()
+    finally:
+        connection.close()
+
+
+# Results -----------------------------------------------------------------------------------------------
+
+
+# Spelling ----------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=20_000)
+def normalise(sql: str, schema: Schema) -> str:
+    """The query in one spelling, with the same result.
+
+    Parsed; double-quoted names that SQLite would take for strings, since nothing in sight has that name,
+    become strings; identifiers (and only they) in lower case; printed. What does not parse as one query only
+    has its white space folded.
+    """
+    resolved = _resolve(sql, schema)
+    return resolved[0].sql(dialect="sqlite", comments=False) if resolved else " ".join(sql.split())
+
+
+@functools.lru_cache(maxsize=20_000)
+def canonical(sql: str, schema: Schema) -> str:
+    """The normalised query without needless names, with the same result: a short target, and what is
+    compared.
+
+    A table that is alone in its FROM loses its alias, and its columns their prefix. Tables that are not
+    alone, or whose columns an inner query uses, are called t1, t2, ...: each query's own tables in their
+    order, outer queries before inner ones. A prefix also stays where the bare name would mean something else.
+    No quotes that are not needed, and no semicolon.
+    """
+    resolved = _resolve(sql, schema)
+    if resolved is None:
+        return " ".join(sql.split()).rstrip("; ")
+    tree, scopes = resolved
+    _shorten(scopes, schema)
+    _unquote(tree)
+    return tree.sql(dialect="sqlite", comments=False)
+
+
+@functools.lru_cache(maxsize=20_000)
+def plain(sql: str) -> str:
+    """The query in the words that Spider's grammar has, with the same result; what does not parse stays.
+
+    `a != b` and `a NOT IN (...)`, where the canonical spelling has `a <> b` and `NOT a IN (...)`; no `ON TRUE`.
+    """
+    from sqlglot.dialects.sqlite import SQLite
+
+    tree = parsed(sql)
+    return sql if tree is None else _plain_generator()(dialect=SQLite(), comments=False).generate(tree)
+
+
+@functools.cache
+def _plain_generator() -> Any:
+    from sqlglot import exp
+    from sqlglot.dialects.sqlite import SQLite
+
+    class Generator(SQLite.Generator):
+        def neq_sql(self, expression: exp.NEQ) -> str:
+            return self.binary(expression, "!=")
+
+        def not_sql(self, expression: exp.Not) -> str:
+            inner = expression.this
+            left = self.sql(inner, "this")
+            text = self.sql(inner)
+            if not isinstance(inner, exp.In | exp.Like | exp.Between) or not text.startswith(f"{left} "):
+                return super().not_sql(expression)
+            return f"{left} NOT{text.removeprefix(left)}"
+
+        def join_sql(self, expression: exp.Join) -> str:
+            return super().join_sql(expression).removesuffix(" ON TRUE")
+
+    return Generator
+
+
+@dataclasses.dataclass
+class _Source:
+    """One entry of a FROM."""
+
+    name: str
+    """What a prefix calls it, folded; empty where it has no name."""
+    node: Any
+    columns: frozenset[str] | None
+    """Folded; None where they are not known."""
+    inner_use: bool = False
+    prefix: str | None = None
+    """The new alias; None: it has none."""
+
+
+@dataclasses.dataclass
+class _Use:
+    """One column in a query, and the clause that it stands in."""
+
+    column: Any
+    clause: str
+    source: _Source | None = None
+    scope: _Scope | None = None
+    """Where the source was found."""
+
+
+@dataclasses.dataclass
+class _Scope:
+    """One SELECT with what it can see."""
+
+    parent: _Scope | None
+    clause_in_parent: str
+    known_tables: Mapping[str, frozenset[str] | None]
+    """Names that WITH gave to queries -> their columns."""
+    sources: list[_Source] = dataclasses.field(default_factory=list)
+    aliases: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+    """Names given to result columns -> what they stand for; None for those of a compound's other arms."""
+    uses: list[_Use] = dataclasses.field(default_factory=list)
+    odd: bool = False
+    """Something stands here that is not understood: change no name in this query."""
+
+
+def parsed(sql: str) -> Any:
+    """The tree of one query, or None. Trees are changed by their users: never cached."""
+    import sqlglot
+    from sqlglot import exp
+    from sqlglot.errors import SqlglotError
+
+    logging.getLogger("sqlglot").setLevel(logging.ERROR)
+    if not _is_grammatical(sql):
+        return None
+    try:
+        statements = sqlglot.parse(sql.strip().removesuffix(";"), dialect="sqlite")
+    except (SqlglotError, RecursionError):
+        return None
+    if len(statements) != 1 or not isinstance(statements[0], exp.Query):
+        return None
+    tree = statements[0]
+    # Two things sqlglot reads otherwise than SQLite: `SELECT 'a' 'b'` (an alias), and comparisons in a row
+    # without parentheses (`a = b NOT IN (...)`; SQLite goes from left to right).
+    if tree.find(exp.Concat) and "concat" not in sql.lower():
+        return None
+    if "cross" not in sql.lower():
+        # sqlglot turns a comma into CROSS JOIN, which forbids SQLite to reorder the tables.
+        for join in tree.find_all(exp.Join):
+            if join.kind == "CROSS":
+                join.set("kind", None)
+    comparisons = (exp.EQ, exp.NEQ, exp.Is, exp.In, exp.Like, exp.Glob, exp.Between, exp.Not)
+    for node in tree.find_all(*comparisons):
+        above = node.parent
+        is_operand = isinstance(above, exp.Binary | exp.Predicate) and not isinstance(above, exp.Connector | exp.Escape)
+        if is_operand and node.arg_key in ("this", "expression"):
+            return None
+    return tree
+
+
+def _is_grammatical(sql: str) -> bool:
+    """Whether SQLite's grammar takes the text; sqlglot mends `SELECT , name` in silence."""
+    try:
+        _nowhere().execute(f"EXPLAIN {sql}").close()
+    except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
+        # Tables are missing here, so only complaints about the text itself count.
+        return _UNGRAMMATICAL.search(str(error)) is None
+    return True
+
+
+_UNGRAMMATICAL = re.compile(
+    "syntax error|incomplete input|unrecognized token|stack overflow|one statement|null character|codec|too large"
+)
+
+
+@functools.cache
+def _nowhere() -> sqlite3.Connection:
+    return sqlite3.connect(":memory:", check_same_thread=False)
+
+
+def _resolve(sql: str, schema: Schema) -> tuple[Any, list[_Scope]] | None:
+    """Steps 1 to 3 of `normalise`, and the scopes, outer before inner."""
+    from sqlglot import exp
+
+    tree = parsed(sql)
+    if tree is None:
+        return None
+    scopes: list[_Scope] = []
+    try:
+        _enter_query(tree, None, "", {}, schema, scopes)
+    except RecursionError:
+        return None
+    untouched = set()
+    for scope in scopes:
+        for use in scope.uses:
+            name = use.column.this
+            if use.column.table or not isinstance(name, exp.Identifier) or not name.quoted:
+                continue
+            visible = _is_visible(fold(name.name), use.clause, scope)
+            if visible is None:
+                untouched.add(id(name))
+            elif not visible and quoted(name.name) not in sql:
+                return None  # In brackets or backticks it is no string, but an error.
+            elif not visible:
+                use.column.replace(exp.Literal.string(name.name))
+    for identifier in tree.find_all(exp.Identifier):
+        if id(identifier) not in untouched:
+            identifier.set("this", fold(identifier.name))
+    for scope in scopes:  # Columns that became strings are no columns any more.
+        scope.uses = [use for use in scope.uses if use.column.parent is not None]
+    return tree, scopes
+
+
+def _is_visible(name: str, clause: str, scope: _Scope) -> bool | None:
+    """Whether a bare name means a column or a result's alias here; None where that is not known."""
+    at: _Scope | None = scope
+    unknown = False
+    while at is not None:
+        if any(source.columns is not None and name in source.columns for source in at.sources):
+            return True
+        # A SELECT list does not see its own aliases; every other clause does.
+        if clause != "select" and name in at.aliases:
+            return True
+        unknown = unknown or any(source.columns is None for source in at.sources)
+        clause, at = at.clause_in_parent, at.parent
+    return None if unknown else False
+
+
+def _enter_query(
+    node: Any,
+    parent: _Scope | None,
+    clause: str,
+    known: Mapping[str, frozenset[str] | None],
+    schema: Schema,
+    scopes: list[_Scope],
+) -> tuple[frozenset[str] | None, _Scope | None]:
+    """Note the scopes of a query; returns the names of its result's columns and its leftmost SELECT."""
+    from sqlglot import exp
+
+    with_ = node.args.get("with_")
+    if with_ is not None:
+        known = dict(known)
+        for table in with_.expressions:
+            name, listed = fold(table.alias), [fold(column.name) for column in table.args["alias"].columns]
+            if with_.args.get("recursive"):
+                known[name] = frozenset(listed) if listed else None
+            columns, _ = _enter_query(table.this, parent, clause, dict(known), schema, scopes)
+            known[name] = frozenset(listed) if listed else columns
+    if isinstance(node, exp.SetOperation):
+        columns, scope = _enter_query(node.left, parent, clause, known, schema, scopes)
+        _, other = _enter_query(node.right, parent, clause, known, schema, scopes)
+        if scope is not None:
+            for name, meanings in (other.aliases if other else {}).items():
+                # The ORDER BY of a compound sees the aliases of all its arms.
+                scope.aliases.setdefault(name, []).extend([*meanings, None])
+            for part in ("order", "limit", "offset"):
+                if node.args.get(part) is not None:
+                    _enter(node.args[part], scope, "compound", schema, scopes)
+        return columns, scope
+    if isinstance(node, exp.Subquery):
+        return _enter_query(node.this, parent, clause, known, schema, scopes)
+    scope = _Scope(parent, clause, known)
+    scopes.append(scope)
+    if not isinstance(node, exp.Select):
+        scope.odd = True
+        for child in node.iter_expressions():
+            _enter(child, scope, "where", schema, scopes)
+        return None, scope
+    for expression in node.expressions:
+        if isinstance(expression, exp.Alias):
+            scope.aliases.setdefault(fold(expression.alias), []).append(expression.this)
+    from_ = node.args.get("from_")
+    tables = [from_.this] if from_ is not None else []
+    joins = node.args.get("joins") or []
+    for table in [*tables, *(join.this for join in joins)]:
+        _add_source(table, scope, schema, scopes)
+    for expression in node.expressions:
+        _enter(expression, scope, "select", schema, scopes)
+    for join in joins:
+        if join.args.get("on") is not None:
+            _enter(join.args["on"], scope, "where", schema, scopes)
+    clauses = {"where": "where", "group": "group", "having": "group", "order": "order"}
+    done = {"with_", "expressions", "from_", "joins"}
+    for part in [*clauses, *(part for part in node.args if part not in clauses and part not in done)]:
+        value = node.args.get(part)
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, exp.Expression):
+                _enter(item, scope, clauses.get(part, "where"), schema, scopes)
+    return _result_columns(node, scope), scope
+
+
+def _enter(node: Any, scope: _Scope, clause: str, schema: Schema, scopes: list[_Scope]) -> None:
+    from sqlglot import exp
+
+    if isinstance(node, exp.Column):
+        scope.uses.append(_Use(node, clause))
+        scope.odd = scope.odd or node.args.get("db") is not None
+    elif isinstance(node, exp.Query) and not isinstance(node, exp.Subquery):
+        _enter_query(node, scope, clause, scope.known_tables, schema, scopes)
+    else:
+        for child in node.iter_expressions():
+            _enter(child, scope, clause, schema, scopes)
+
+
+def _add_source(node: Any, scope: _Scope, schema: Schema, scopes: list[_Scope]) -> None:
+    from sqlglot import exp
+
+    columns = None
+    if isinstance(node, exp.Table) and isinstance(node.this, exp.Identifier):
+        name = fold(node.name)
+        scope.odd = scope.odd or node.args.get("db") is not None
+        columns = scope.known_tables[name] if name in scope.known_tables else schema.folded.get(name)
+        scope.sources.append(_Source(fold(node.alias) or name, node, columns))
+    elif isinstance(node, exp.Subquery) and isinstance(node.this, exp.Table):
+        scope.odd = scope.odd or bool(node.alias)
+        _add_source(node.this, scope, schema, scopes)
+    elif isinstance(node, exp.Subquery):
+        # A query in FROM sees what surrounds this SELECT, not its neighbours.
+        columns, _ = _enter_query(node.this, scope.parent, scope.clause_in_parent, scope.known_tables, schema, scopes)
+        scope.sources.append(_Source(fold(node.alias), node, columns))
+    else:  # A function that makes a table, VALUES, ...
+        scope.odd = True
+        scope.sources.append(_Source(fold(node.alias), node, None))
+        for child in node.iter_expressions():
+            if not isinstance(child, exp.TableAlias):
+                _enter(child, scope, "where", schema, scopes)
+    for join in node.args.get("joins") or []:
+        _add_source(join.this, scope, schema, scopes)
+        if join.args.get("on") is not None:
+            _enter(join.args["on"], scope, "where", schema, scopes)
+
+
+def _result_columns(select: Any, scope: _Scope) -> frozenset[str] | None:
+    from sqlglot import exp
+
+    columns: set[str] = set()
+    for expression in select.expressions:
+        if expression.is_star:
+            prefix = fold(expression.table) if isinstance(expression, exp.Column) else ""
+            for source in scope.sources:
+                if prefix in ("", source.name):
+                    if source.columns is None:
+                        return None
+                    columns |= source.columns
+        elif isinstance(expression, exp.Alias | exp.Column):
+            columns.add(fold(expression.alias_or_name))
+        else:
+            columns.add(fold(expression.sql(dialect="sqlite")))
+    return frozenset(columns)
+
+
+def _shorten(scopes: list[_Scope], schema: Schema) -> None:
+    """Give the tables their canonical names, or leave them all where something is not understood."""
+    from sqlglot import exp
+
+    taken = set(schema.folded).union(*(scope.known_tables for scope in scopes))
+    for scope in scopes:
+        names = [source.name for source in scope.sources if source.name]
+        if scope.odd or len(set(names)) < len(names):
+            return
+        for use in scope.uses:
+            if not use.column.table:
+                # A bare table's name as a value is a full-text search: it needs the name as it is.
+                if use.column.name in names and _is_visible(use.column.name, use.clause, scope) is not True:
+                    return
+                continue
+            at: _Scope | None = scope
+            while at is not None and use.source is None:
+                # An inner alias hides an outer one of the same name only for the columns that it has.
+                use.source = next((source for source in at.sources if _has(source, use.column)), None)
+                use.scope, at = at, at.parent
+            if use.source is None:
+                return
+            if use.scope is not scope:
+                use.source.inner_use = True
+    number = 0
+    for scope in scopes:
+        alone = len(scope.sources) == 1
+        for source in scope.sources:
+            bound = [use for use in scope.uses if use.source is source and not _can_be_bare(use, scope)]
+            if not alone or source.inner_use or (bound and isinstance(source.node, exp.Subquery)):
+                number += 1
+                while f"t{number}" in taken:
+                    number += 1
+                source.prefix = f"t{number}"
+    for scope in scopes:
+        for use in scope.uses:
+            source = use.source
+            if source is None:
+                continue
+            if use.scope is scope and len(scope.sources) == 1 and _can_be_bare(use, scope):
+                prefix = None
+            elif source.prefix is not None:
+                prefix = exp.to_identifier(source.prefix)
+            else:
+                prefix = source.node.this.copy()
+            use.column.set("table", prefix)
+            if prefix is None and isinstance(use.column.this, exp.Star):
+                use.column.replace(exp.Star())
+    for scope in scopes:
+        for source in scope.sources:
+            alias = exp.TableAlias(this=exp.to_identifier(source.prefix)) if source.prefix else None
+            source.node.set("alias", alias)
+
+
+def _has(source: _Source, column: Any) -> bool:
+    from sqlglot import exp
+
+    known = source.columns is None or isinstance(column.this, exp.Star) or column.name in source.columns
+    return source.name == column.table and known
+
+
+def _can_be_bare(use: _Use, scope: _Scope) -> bool:
+    """Whether the column of a table that is alone in its FROM means the same without a prefix."""
+    from sqlglot import exp
+
+    if isinstance(use.column.this, exp.Star):
+        return True
+    name = use.column.name
+    if use.source is None or use.source.columns is None or name not in use.source.columns:
+        return False  # The bare name of a column that is not there could find another, further out.
+    if use.clause in ("group", "order", "compound"):
+        # Here a result's alias hides the column of the same name.
+        return all(
+            isinstance(meaning, exp.Column) and meaning.name == name and use.clause != "compound"
+            for meaning in scope.aliases.get(name, [])
+        )
+    return True
+
+
+def _unquote(tree: Any) -> None:
+    """Take the quotes off names that SQLite and sqlglot read as names without them."""
+    from sqlglot import exp
+
+    for identifier in tree.find_all(exp.Identifier):
+        if identifier.quoted and re.fullmatch(r"[a-z_][a-z0-9_]*", identifier.name):
+            identifier.set("quoted", identifier.name.upper() in keywords())
+
+
+@functools.cache
+def keywords() -> frozenset[str]:
+    """What SQLite or sqlglot may read as a keyword or a constant."""
+    from sqlglot.dialects.sqlite import SQLite
+
+    sqlite = """ABORT ACTION ADD AFTER ALL ALTER ALWAYS ANALYZE AND AS ASC ATTACH AUTOINCREMENT BEFORE BEGIN
+    BETWEEN BY CASCADE CASE CAST CHECK COLLATE COLUMN COMMIT CONFLICT CONSTRAINT CREATE CROSS CURRENT
+    CURRENT_DATE CURRENT_TIME CURRENT_TIMESTAMP DATABASE DEFAULT DEFERRABLE DEFERRED DELETE DESC DETACH
+    DISTINCT DO DROP EACH ELSE END ESCAPE EXCEPT EXCLUDE EXCLUSIVE EXISTS EXPLAIN FAIL FALSE FILTER FIRST
+    FOLLOWING FOR FOREIGN FROM FULL GENERATED GLOB GROUP GROUPS HAVING IF IGNORE IMMEDIATE IN INDEX INDEXED
+    INITIALLY INNER INSERT INSTEAD INTERSECT INTERVAL INTO IS ISNULL JOIN KEY LAST LEFT LIKE LIMIT MATCH
+    MATERIALIZED NATURAL NO NOT NOTHING NOTNULL NULL NULLS OF OFFSET ON OR ORDER OTHERS OUTER OVER PARTITION
+    PLAN PRAGMA PRECEDING PRIMARY QUERY RAISE RANGE RECURSIVE REFERENCES REGEXP REINDEX RELEASE RENAME REPLACE
+    RESTRICT RETURNING RIGHT ROLLBACK ROW ROWS SAVEPOINT SELECT SET TABLE TEMP TEMPORARY THEN TIES TO
+    TRANSACTION TRIGGER TRUE UNBOUNDED UNION UNIQUE UPDATE USING VACUUM VALUES VIEW VIRTUAL WHEN WHERE WINDOW
+    WITH WITHOUT"""
+    return frozenset(sqlite.split()) | frozenset(SQLite.Tokenizer.KEYWORDS)

@@ -1,0 +1,202 @@
+"""The tables, columns and keys of a database."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sqlite3
+import string
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from recipes.text2sql.sql.execution import check_database, connect
+from runner.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """Tables, columns and keys of one database, in their order and with their own spelling."""
+
+    db_id: str
+    tables: Mapping[str, Mapping[str, str]]
+    """Table -> column -> type: "text", "number", "time", "boolean" or "others" (Spider's words)."""
+    primary_keys: tuple[tuple[str, str], ...] = ()
+    """(table, column); a composite key is several of them."""
+    foreign_keys: tuple[tuple[str, str, str, str], ...] = ()
+    """(table, column, table it points to, column there)."""
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        # The mappings cannot be hashed; equal schemas still have equal keys here.
+        return hash((self.db_id, tuple((table, tuple(columns)) for table, columns in self.tables.items())))
+
+    @classmethod
+    def from_database(cls, path: Path | str) -> Schema:
+        """Read the schema of a SQLite file: its tables and views, without SQLite's own.
+
+        Raises DataError where there is no such file, or it is empty, damaged or not a database.
+        """
+        path = Path(path)
+        check_database(path)
+        tables: dict[str, dict[str, str]] = {}
+        primary: list[tuple[str, str]] = []
+        foreign: list[tuple[str, str, str | None, str | None]] = []
+        try:
+            connection = connect(path)
+        except sqlite3.Error as error:
+            raise DataError(f"Cannot open the database {path}: {error}.") from error
+        try:
+            names = connection.execute(
+                "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY type, rowid"
+            ).fetchall()
+            for (table,) in names:
+                if is_reserved(table):
+                    continue
+                try:
+                    columns = connection.execute(f"PRAGMA table_info({quoted(table)})").fetchall()
+                    keys = connection.execute(f"PRAGMA foreign_key_list({quoted(table)})").fetchall()
+                except sqlite3.OperationalError:
+                    # A view of a dropped table, or a virtual table whose module is not here: nobody can query
+                    # it.
+                    continue
+                tables[table] = {column[1]: _type_word(column[2]) for column in columns}
+                marked = sorted((column[5], column[1]) for column in columns if column[5])
+                primary += [(table, column) for _, column in marked]
+                # SQLite lists keys last to first.
+                for key in sorted(keys, key=lambda key: (-key[0], key[1])):
+                    foreign.append((table, key[3], key[2], key[4]))
+        except sqlite3.Error as error:
+            raise DataError(
+                f"Cannot read the database {path}: {error}. Give the path of a sound SQLite file."
+            ) from error
+        finally:
+            connection.close()
+        if not tables:
+            raise DataError(f"The database {path} holds no table: give the path of a SQLite file with tables in it.")
+        return cls(path.stem, tables, tuple(primary), tuple(_existing(foreign, tables, primary)))
+
+    @classmethod
+    def from_spider(cls, entry: Mapping[str, Any]) -> Schema:
+        """One entry of Spider's tables.json, by its original names. Raises DataError where it is not one."""
+        try:
+            names = entry["table_names_original"]
+            columns = entry["column_names_original"]
+            # SQLite's own bookkeeping tables (sqlite_sequence) are listed too; they cannot be created.
+            place = [
+                (names[table], column) if table >= 0 and not is_reserved(names[table]) else None
+                for table, column in columns
+            ]
+            tables: dict[str, dict[str, str]] = {name: {} for name in names if not is_reserved(name)}
+            for position, kind in zip(place, entry["column_types"], strict=True):
+                if position is not None:
+                    tables[position[0]][position[1]] = kind
+            # Later releases nest the columns of a composite primary key.
+            flat = [key for keys in entry["primary_keys"] for key in (keys if isinstance(keys, list) else [keys])]
+            primary = tuple(position for position in map(place.__getitem__, flat) if position is not None)
+            foreign = tuple(
+                (*start, *end)
+                for a, b in entry["foreign_keys"]
+                if (start := place[a]) is not None and (end := place[b]) is not None
+            )
+            return cls(entry["db_id"], tables, primary, foreign)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            name = entry.get("db_id", "?") if isinstance(entry, Mapping) else "?"
+            raise DataError(
+                f"The schema of {name!r} is not in the format of Spider's tables.json "
+                f"({type(error).__name__}: {error})."
+            ) from error
+
+    def to_json(self) -> dict[str, Any]:
+        """The schema as JSON; lists, not objects, carry the order."""
+        return {
+            "db_id": self.db_id,
+            "tables": [[table, [[column, kind] for column, kind in columns.items()]]
+                       for table, columns in self.tables.items()],
+            "primary_keys": [list(key) for key in self.primary_keys],
+            "foreign_keys": [list(key) for key in self.foreign_keys],
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Schema:
+        """What `to_json` gave."""
+        return cls(
+            value["db_id"],
+            {table: {column: kind for column, kind in columns} for table, columns in value["tables"]},
+            tuple((table, column) for table, column in value["primary_keys"]),
+            tuple((a, b, c, d) for a, b, c, d in value["foreign_keys"]),
+        )
+
+    @functools.cached_property
+    def folded(self) -> dict[str, frozenset[str]]:
+        """Table -> columns, both in lower case as SQLite folds it, with the names of the row number."""
+        rowid = {"rowid", "oid", "_rowid_"}
+        return {fold(table): frozenset(map(fold, columns)) | rowid for table, columns in self.tables.items()}
+
+
+def _table_statements(schema: Schema) -> tuple[str, ...]:
+    """CREATE TABLE for each of the schema's tables."""
+    declared = {"number": "NUMERIC", "text": "TEXT", "time": "TEXT", "boolean": "BOOLEAN"}
+    statements = []
+    for table, columns in schema.tables.items():
+        lines = [f"{quoted(column)} {declared.get(kind, '')}" for column, kind in columns.items()]
+        primary = [quoted(column) for owner, column in schema.primary_keys if owner == table]
+        if primary:
+            lines.append(f"PRIMARY KEY ({', '.join(primary)})")
+        lines += [
+            f"FOREIGN KEY ({quoted(column)}) REFERENCES {quoted(other)} ({quoted(target)})"
+            for owner, column, other, target in schema.foreign_keys
+            if owner == table
+        ]
+        statements.append(f"CREATE TABLE {quoted(table)} ({', '.join(lines)})")
+    return tuple(statements)
+
+
+def _existing(
+    keys: list[tuple[str, str, str | None, str | None]],
+    tables: Mapping[str, Any],
+    primary: list[tuple[str, str]],
+) -> Iterator[tuple[str, str, str, str]]:
+    """The foreign keys whose two ends exist, in the tables' own spelling."""
+    spelling = {fold(table): table for table in tables}
+    for table, column, other, target in keys:
+        owner = spelling.get(fold(other or ""))
+        if owner is None:
+            continue
+        if target is None:
+            # `REFERENCES other` without a column means other's primary key.
+            heads = [name for place, name in primary if place == owner]
+            target = heads[0] if len(heads) == 1 else None
+        columns = {fold(name): name for name in tables[owner]}
+        if target is not None and fold(target) in columns:
+            yield table, column, owner, columns[fold(target)]
+
+
+def _type_word(declared: str | None) -> str:
+    word = (declared or "").lower()
+    if "bool" in word or word == "bit":
+        return "boolean"
+    if any(part in word for part in ("date", "time", "year")):
+        return "time"
+    if any(part in word for part in ("int", "real", "num", "dec", "doub", "float", "money")):
+        return "number"
+    return "others" if "blob" in word or "binary" in word else "text"
+
+
+def is_reserved(table: str) -> bool:
+    return fold(table).startswith("sqlite_")
+
+
+def quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def fold(name: str) -> str:
+    """Lower case as SQLite compares names: ASCII letters only."""
+    return name.translate(_ASCII_LOWER)
+
+
+_ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)

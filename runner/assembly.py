@@ -1,0 +1,298 @@
+"""Putting a run together: recipe, data, lanes, model and optimiser, from the settings and a checkpoint."""
+
+import math
+import random
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from runner.checkpoints.resume import restore, weights_folder
+from runner.checkpoints.saver import Saver
+from runner.checkpoints.state import State
+from runner.checkpoints.tensors import read_tensors
+from runner.config import Config, yaml_of
+from runner.errors import CheckpointError, ConfigError, DataError
+from runner.fetching import is_stream
+from runner.hardware import Hardware, seed_everything
+from runner.lanes import Lanes, check_batch, check_world, key
+from runner.log import Progress
+from runner.run import Run
+from runner.settings import RunSettings
+from runner.sharding import shard
+from runner.tree import Tree
+
+
+def open_run(config: Config) -> "Run":
+    """A run as a training puts it together, but for what writes files.
+
+    Raises ConfigError where several processes were started.
+    """
+    from runner.assembly import build_run
+    from runner.checkpoints.state import State
+    from runner.hardware import open_hardware
+    from runner.log import Progress
+
+    batch_size = config.run.batch_size or config.run.micro_batch_size * (config.run.gradient_accumulation_steps or 4)
+    config = config.with_run(batch_size=batch_size)
+    hardware = open_hardware(config.run)
+    if hardware.num_processes > 1:
+        raise ConfigError("relay find-lr runs on one process: type relay find-lr without accelerate launch.")
+    run = build_run(config, hardware, NoSignals(), None, State())
+    run.saver = NoSaver()
+    run.progress.close()
+    run.progress = Progress(False, run.max_steps, None)
+    return run
+
+
+class NoSignals:
+    """Ctrl-C ends the search at once: there is nothing to save."""
+
+    number = 0
+
+
+class NoSaver:
+    """Nothing is kept."""
+
+    def save(self, run: Any, is_best: bool) -> None:
+        """Do nothing."""
+
+    def wait(self) -> None:
+        """Do nothing."""
+
+
+def build_run(config: Config, hardware: Hardware, signals: Any, found: Path | None, state: State) -> Run:
+    """A run, ready to train from `state`: recipe, data, lanes, model and optimiser, with what `found` holds of them."""
+    settings = config.run
+    check_fresh_start(config, found)
+    check_batch(settings.batch_size or 0, settings.micro_batch_size)
+    check_world((settings.batch_size or 0) // settings.micro_batch_size, hardware.num_processes)
+    recipe = bind_recipe(config, Path(settings.output_dir or "") / "assets", found, hardware)
+    train_data = training_data(recipe, settings)
+    eval_data = sampled(recipe.data("validation"), settings.max_eval_examples)
+    lanes, max_steps = plan_steps(settings, train_data, state)
+    model = first_weights(recipe, settings)
+    run = build_loop_parts(config, hardware, recipe, model, lanes, train_data, eval_data, max_steps, state, signals)
+    if found is not None:
+        restore(run, found)
+    return run
+
+
+def check_fresh_start(config: Config, found: Path | None) -> str | None:
+    """What the recipe says of a training that begins without weights. Raises ConfigError where it refuses to."""
+    if found is not None or config.run.init_from:
+        return None
+    return config.recipe.fresh_start()
+
+
+def first_weights(recipe: Any, settings: RunSettings) -> nn.Module:
+    """The model that a run starts with: fresh from the seed, or with the weights of `init_from`."""
+    seed_everything(key(settings.seed, "weights"))
+    model = recipe.model()
+    if settings.gradient_checkpointing:
+        enable_gradient_checkpointing(model)
+    if settings.init_from:
+        source = weights_folder(settings.init_from)
+        tensors = read_tensors(source / "model.safetensors")
+        recipe.inherit(model, tensors)
+    return model
+
+
+def bind_recipe(config: Config, assets: Path, found: Path | None, hardware: Hardware) -> Any:
+    """The recipe, bound to what it fits on the training split; one process fits, the others read."""
+    recipe, source = config.recipe, found
+    if source is None and config.run.init_from:
+        source = weights_folder(config.run.init_from)
+    if config.run.dry_run:
+        import atexit
+        import tempfile
+
+        # One for each process, as nothing may be written where the others look.
+        assets = Path(tempfile.mkdtemp(prefix="relay-dry-run-"))
+        atexit.register(shutil.rmtree, assets, ignore_errors=True)
+    if hardware.is_main or config.run.dry_run:
+        assets.mkdir(parents=True, exist_ok=True)
+        if source is not None and (source / "assets").is_dir():
+            shutil.copytree(source / "assets", assets, dirs_exist_ok=True)
+        elif source is not None:
+            # In `final/` they lie flat, beside the model.
+            others = shutil.ignore_patterns("*.safetensors", "manifest.json", "README.md", "config.yaml", "config.json")
+            shutil.copytree(source, assets, dirs_exist_ok=True, ignore=others)
+    if hardware.is_main:
+        recipe = recipe.prepare(assets)
+    hardware.accelerator.wait_for_everyone()
+    return recipe if hardware.is_main else recipe.prepare(assets)
+
+
+def first_examples(data: Sequence[Any], most: int | None) -> Sequence[Any]:
+    """The first `most` examples."""
+    if most is None or len(data) <= most:
+        return data
+    return torch.utils.data.Subset(data, range(most))  # type: ignore[return-value, arg-type]
+
+
+def sampled(data: Sequence[Any], most: int | None) -> Sequence[Any]:
+    """A fixed draw of `most` examples, in their order: the first ones are often all about the same."""
+    if most is None or len(data) <= most:
+        return data
+    return torch.utils.data.Subset(data, sorted(random.Random(0).sample(range(len(data)), most)))  # type: ignore[return-value, arg-type]
+
+
+def training_data(recipe: Any, settings: RunSettings) -> Any:
+    """The training split: examples by index, or a stream. Raises DataError where it is empty."""
+    data = recipe.data("train")
+    if is_stream(data):
+        if settings.max_train_examples is not None:
+            raise ConfigError(
+                "max_train_examples cannot cut a stream: limit the data at their source, or the run by --max_steps."
+            )
+        return data
+    if settings.max_train_examples is not None and hasattr(data, "order"):
+        raise ConfigError(
+            "max_train_examples cannot cut data with an order of their own: limit them by the recipe's settings."
+        )
+    data = first_examples(data, settings.max_train_examples)
+    if not len(data):
+        raise DataError("The training split is empty: check the data settings of the recipe.")
+    return data
+
+
+def plan_steps(settings: RunSettings, data: Any, state: State) -> tuple[Lanes, int]:
+    """The lanes and the number of steps of a run. Raises CheckpointError where the data are not those of before."""
+    num_examples = 0 if is_stream(data) else len(data)
+    if state.batch_size and state.num_examples != num_examples:
+        raise CheckpointError(
+            f"The checkpoint's run had {state.num_examples} training examples; now there are {num_examples}.\n"
+            "Give the same data settings, or start anew from its weights: --init_from CHECKPOINT --output_dir NEW."
+        )
+    batch_size, micro_batch_size = settings.batch_size or 0, settings.micro_batch_size
+    order = data.order(batch_size, micro_batch_size, settings.seed) if hasattr(data, "order") else None
+    per_epoch = examples_per_epoch(data, order)
+    total, max_steps = None, settings.max_steps
+    if max_steps is None:
+        if per_epoch is None:
+            raise ConfigError(
+                "The training data are a stream of unknown length: type --max_steps with the updates to make."
+            )
+        total = math.ceil((settings.num_train_epochs or 3.0) * per_epoch)
+        max_steps = math.ceil(total / batch_size)
+    state.excluded = state.excluded or _excluded(settings.exclude_examples)
+    if num_examples and len(set(state.excluded)) >= num_examples:
+        raise ConfigError("exclude_examples leaves no example: check its numbers.")
+    lanes = Lanes(
+        num_examples,
+        batch_size,
+        micro_batch_size,
+        settings.seed,
+        None if order is not None or not num_examples else total,
+        frozenset(state.excluded),
+        order,
+    )
+    state.batch_size, state.micro_batch_size = batch_size, micro_batch_size
+    state.seed, state.num_examples = settings.seed, num_examples
+    return lanes, max_steps
+
+
+def examples_per_epoch(data: Any, order: Any) -> int | None:
+    """What one epoch counts; None where nobody knows."""
+    if order is not None:
+        return order.examples_per_epoch
+    return getattr(data, "examples_per_epoch", None) if is_stream(data) else len(data)
+
+
+def _excluded(wish: str | None) -> list[Any]:
+    """The ids that a user asked to leave out. Raises ConfigError where they are not numbers."""
+    if wish is None:
+        return []
+    path = Path(wish)
+    text = path.read_text(encoding="utf-8") if path.is_file() else wish
+    try:
+        return sorted({int(word) for word in text.replace(",", " ").split()})
+    except ValueError:
+        raise ConfigError(
+            f"exclude_examples is {wish!r}: type numbers with commas between them, or the path of a file of numbers."
+        ) from None
+
+
+def enable_gradient_checkpointing(model: nn.Module) -> None:
+    """Turn it on where the model has it. Raises ConfigError where it has not: a wish is not dropped silently."""
+    # The name of transformers 5.23 on, and the one before it.
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    enable = next((getattr(model, name) for name in names if hasattr(model, name)), None)
+    if enable is None:
+        raise ConfigError(f"{type(model).__name__} has no gradient checkpointing: leave --gradient_checkpointing out.")
+    # The reentrant kind drops the gradient of the router's auxiliary loss.
+    enable({"use_reentrant": False})
+
+
+def build_loop_parts(
+    config: Config,
+    hardware: Hardware,
+    recipe: Any,
+    model: nn.Module,
+    lanes: Lanes,
+    train_data: Sequence[Any],
+    eval_data: Sequence[Any],
+    max_steps: int,
+    state: State,
+    signals: Any,
+) -> Run:
+    """Everything that the loop needs, prepared by accelerate."""
+    from runner.optim import optimizer as optimizer_of
+
+    settings, accelerator = config.run, hardware.accelerator
+    output_dir = Path(settings.output_dir or "")
+    model.train()
+    if settings.optim == "muon" and (hardware.is_sharded or accelerator.scaler is not None):
+        raise ConfigError("Muon needs whole matrices, and no fp16: type --optim adamw, or leave FSDP or fp16 out.")
+    if settings.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        tree = Tree(model, lanes.num_lanes, hardware.process, hardware.num_processes)
+        prepared, optimizer = model.to(hardware.device), optimizer_of(model, settings, hardware.device)
+    elif hardware.is_sharded:
+        tree = None
+        prepared = shard(model.to(hardware.device), hardware.device.type, hardware.num_processes)
+        optimizer = optimizer_of(prepared, settings, hardware.device)
+    else:
+        tree = None
+        prepared = accelerator.prepare(model)
+        optimizer = optimizer_of(prepared, settings, hardware.device)
+        if accelerator.scaler is not None:
+            # Accelerate's wrapper knows of fp16's loss scale, and looks for installed packages at every step.
+            optimizer = accelerator.prepare(optimizer)
+    bare_model = cast(nn.Module, accelerator.unwrap_model(prepared, keep_torch_compile=False))
+    if settings.torch_compile:
+        prepared = cast(nn.Module, torch.compile(prepared))
+    weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    in_shards = weight_bytes >= 2e9 if settings.save_in_shards is None else settings.save_in_shards
+    best_metric = settings.metric_for_best_model or recipe.best_metric
+    return Run(
+        settings=settings,
+        recipe=recipe,
+        hardware=hardware,
+        model=prepared,
+        bare_model=bare_model,
+        optimizer=optimizer,
+        lanes=lanes,
+        train_data=train_data,
+        eval_data=eval_data,
+        max_steps=max_steps,
+        state=state,
+        metrics=None,
+        ledger=None,
+        progress=Progress(hardware.is_main, max_steps, examples_per_epoch(train_data, lanes.order)),
+        saver=Saver(
+            output_dir,
+            yaml_of(config),
+            output_dir / "assets",
+            settings.save_total_limit,
+            hardware.is_main,
+            in_shards,
+        ),
+        signals=signals,
+        best_metric=best_metric,
+        tree=tree,
+    )

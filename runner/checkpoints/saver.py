@@ -1,0 +1,141 @@
+"""Saving while training goes on: copy, then write in the background, one save at a time."""
+
+import copy
+import platform
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runner.checkpoints.bucket import Uploader
+from runner.checkpoints.folders import (
+    DRAFT,
+    complete_draft,
+    prune_checkpoints,
+    wait_for_shards,
+    write_checkpoint,
+    write_pointer,
+    write_shard,
+)
+from runner.checkpoints.state import State
+from runner.checkpoints.tensors import (
+    clean_name,
+    model_parts,
+    model_tensors,
+    optimizer_parts,
+    optimizer_tensors,
+    own_pieces,
+)
+
+
+class Saver:
+    """Writes the checkpoints of one run; at most one is being written at any time."""
+
+    def __init__(
+        self, output_dir: Path, config_text: str, assets: Path, keep: int | None, is_main: bool, in_shards: bool = False
+    ) -> None:
+        self.output_dir = output_dir
+        self.config_text = config_text
+        self.assets = assets
+        self.keep = keep
+        self.is_main = is_main
+        self.in_shards = in_shards
+        self.uploader: Uploader | None = None
+        """Copies each checkpoint that is complete to `upload_to`."""
+        self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
+        self.pending: Future[None] | None = None
+        self.saved_step = -1
+        self.copied_model: dict[str, torch.Tensor] = {}
+        self.copied_optimizer: dict[str, torch.Tensor] = {}
+
+    def save(self, run: Any, is_best: bool) -> None:
+        """Copy weights, optimiser and state now, and write them in the background. Every process must call it."""
+        self.wait()
+        if run.state.step == self.saved_step and not is_best:
+            return
+        if run.ledger is not None:
+            run.ledger.flush()
+        state: State = copy.deepcopy(run.state)
+        # Each process knows where its own lanes stand; of the others' it knows only where the run was resumed.
+        own = {str(lane) for lane in run.share}
+        state.cursors = run.hardware.merged({lane: at for lane, at in state.cursors.items() if lane in own})
+        state.written_by = versions(run.hardware.num_processes)
+        if run.hardware.accelerator.scaler is not None:
+            state.scaler = run.hardware.accelerator.scaler.state_dict()
+        self.saved_step = state.step
+        if not self.is_main and not run.hardware.is_sharded:
+            return
+        if run.hardware.is_sharded and self.in_shards:
+            self._save_shards(run, state)
+            return
+        # The save before is over, so its memory is free to be written over.
+        model = self.copied_model = model_tensors(run.bare_model, self.copied_model)
+        optimizer = self.copied_optimizer = optimizer_tensors(run.bare_model, run.optimizer, self.copied_optimizer)
+        if self.is_main:
+            self.pending = self.writer.submit(self._write, model, optimizer, state)
+
+    def reserve(self, run: Any) -> None:
+        """Take the memory of the copies before training starts: the first touch of fresh pages takes seconds."""
+        if not self.is_main or (run.hardware.is_sharded and self.in_shards):
+            return
+        is_adam = run.settings.optim == "adamw"
+        for name, parameter in run.bare_model.named_parameters():
+            name = clean_name(name)
+            self.copied_model[name] = torch.zeros(parameter.shape, dtype=parameter.dtype)
+            for kind in ("exp_avg", "exp_avg_sq") if parameter.requires_grad and is_adam else ():
+                self.copied_optimizer[f"{name}/{kind}"] = torch.zeros(parameter.shape, dtype=parameter.dtype)
+
+    def wait(self) -> None:
+        """Wait for the save in flight; raises what went wrong in it."""
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            pending.result()
+
+    def _save_shards(self, run: Any, state: State) -> None:
+        """Each process copies and writes what it holds; the main one waits for the files and completes the folder."""
+        draft = self.output_dir / f"{DRAFT}checkpoint-{state.step}-shards"
+        if self.is_main and draft.exists():
+            # Left by a run that was killed here.
+            shutil.rmtree(draft)
+        run.hardware.accelerator.wait_for_everyone()
+        model = own_pieces(model_parts(run.bare_model), self.is_main)
+        optimizer = own_pieces(optimizer_parts(run.bare_model, run.optimizer), self.is_main)
+        process, processes = run.hardware.process, run.hardware.num_processes
+
+        def write() -> None:
+            write_shard(draft, "model", process, *model)
+            write_shard(draft, "optimizer", process, *optimizer)
+            if self.is_main:
+                wait_for_shards(draft, processes, limit_seconds=600.0)
+                files = {"config.yaml": self.config_text}
+                self._follow_up(complete_draft(draft, self.output_dir, state, files, self.assets), state)
+
+        self.pending = self.writer.submit(write)
+
+    def _write(self, model: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor], state: State) -> None:
+        files = {"config.yaml": self.config_text}
+        self._follow_up(write_checkpoint(self.output_dir, model, optimizer, state, files, self.assets), state)
+
+    def _follow_up(self, folder: Path, state: State) -> None:
+        """The pointers, the old ones and the copies, once a checkpoint is complete."""
+        if state.best_step == state.step:
+            write_pointer(self.output_dir / "checkpoint-best", folder)
+        prune_checkpoints(self.output_dir, self.keep, state.best_step)
+        if self.uploader is not None:
+            self.uploader.add(folder, state.best_step)
+
+
+def versions(num_processes: int) -> dict[str, Any]:
+    """What wrote a checkpoint: for people, and for whoever compares bits."""
+    from importlib.metadata import version
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "accelerate": version("accelerate"),
+        "machine": platform.machine(),
+        "processes": num_processes,
+        "threads": torch.get_num_threads(),
+    }

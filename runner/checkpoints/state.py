@@ -1,0 +1,50 @@
+"""What a run knows beside weights and optimiser: the small state of a checkpoint."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+
+@dataclasses.dataclass
+class State:
+    """What a run knows beside weights and optimiser; all of it is the same on every process."""
+
+    step: int = 0
+    """Finished updates."""
+    batch_size: int = 0
+    micro_batch_size: int = 0
+    seed: int = 0
+    num_examples: int = 0
+    """Examples in the training split: the order depends on it."""
+    best_score: float | None = None
+    best_step: int | None = None
+    evaluations_without_improvement: int = 0
+    trackers: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Run ids of the trackers, so that a resumed run continues there."""
+    scaler: dict[str, float] | None = None
+    """fp16's loss scale."""
+    excluded: list[Any] = dataclasses.field(default_factory=list)
+    """Ids of examples that are left out from now on."""
+    cursors: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Where each lane of a stream stands, by the lane's number."""
+    examples_seen: int = 0
+    """Examples in all steps so far."""
+    evaluation_due: bool = False
+    """Whether the evaluation of this step is still to be done: a signal broke it off."""
+    mean_gradient_norm: float | None = None
+    """Running mean, against which a spike is measured."""
+    largest_lane: int = 0
+    """Numbers in the largest micro-batch so far."""
+    parts: int = 1
+    """Pieces that each lane is computed in, because it does not fit into memory."""
+    written_by: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """For people: versions, processes, threads."""
+
+
+def read_state(folder: Path) -> State:
+    """The small state of a checkpoint."""
+    content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    content.pop("schema_version")
+    names = {field.name for field in dataclasses.fields(State)}
+    return State(**{name: value for name, value in content.items() if name in names})

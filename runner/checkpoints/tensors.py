@@ -1,0 +1,191 @@
+"""The tensors of a checkpoint: out of model and optimiser by name, and back into them."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from runner.errors import CheckpointError
+
+
+def clean_name(name: str) -> str:
+    """A parameter's own name, without what DDP and torch.compile put around it."""
+    return name.removeprefix("module.").replace("_orig_mod.", "")
+
+
+def model_tensors(model: nn.Module, into: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """Parameters (tied ones once) and the buffers that count as state, on the CPU, as copies.
+
+    Every process must call it: sharded tensors are gathered. Where `into` has tensors of a former call, they are
+    written over: fresh memory would take longer than the copy.
+    """
+    into = into or {}
+    return {name: _full_copy(value, into.get(name)) for name, value in model_parts(model).items()}
+
+
+def optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, into: dict[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """The optimiser's tensors by the name of their parameter, as `model_tensors` gives the model's."""
+    into = into or {}
+    return {name: _full_copy(value, into.get(name)) for name, value in optimizer_parts(model, optimizer).items()}
+
+
+@torch.no_grad()
+def _full_copy(tensor: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    if into is None or into.shape != tensor.shape or into.dtype != tensor.dtype:
+        into = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+    return into.copy_(tensor)
+
+
+@torch.no_grad()
+def load_model(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    """Put tensors into the model by name, whatever their dtype, device or sharding was.
+
+    Raises CheckpointError with the names, where one is missing, left over or of another shape.
+    """
+    targets = {clean_name(name): value for name, value in [*model.named_parameters(), *model.named_buffers()]}
+    persistent = {clean_name(name) for name in model.state_dict(keep_vars=True)}
+    targets = {name: value for name, value in targets.items() if name in persistent}
+    missing, surplus = sorted(targets.keys() - tensors.keys()), sorted(tensors.keys() - targets.keys())
+    if missing or surplus:
+        raise CheckpointError(
+            f"{source} is of another model: it lacks {_some(missing)} and has {_some(surplus)} too many.\n"
+            "Give the same --recipe, --preset and model settings as the run that wrote it."
+        )
+    for name, target in targets.items():
+        value = tensors[name]
+        if target.shape != value.shape:
+            raise CheckpointError(
+                f"{source} is of another model: {name} is {tuple(value.shape)} there, "
+                f"{tuple(target.shape)} here.\nGive the same model settings as the run that wrote it."
+            )
+        _assign(target, value)
+
+
+@torch.no_grad()
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put the optimiser's tensors back by parameter name; its settings stay those of this run."""
+    states: dict[str, list[str]] = {}
+    for key in tensors:
+        name, _, kind = key.rpartition("/")
+        states.setdefault(name, []).append(kind)
+    for name, parameter in model.named_parameters():
+        saved = states.get(clean_name(name))
+        if saved is None:
+            continue
+        restored = {}
+        for kind in saved:
+            value = tensors[f"{clean_name(name)}/{kind}"]
+            if value.ndim == 0:
+                # Fused and capturable AdamW count steps on the device; the plain one on the host.
+                fused = any(group.get("fused") for group in optimizer.param_groups)
+                restored[kind] = value.to(parameter.device if fused else "cpu", torch.float32)
+            else:
+                restored[kind] = torch.zeros_like(parameter)
+                _assign(restored[kind], value)
+        optimizer.state[parameter] = restored
+
+
+def save_model(model: nn.Module, folder: Path) -> None:
+    """Write a model into a folder: by its own `save_pretrained` where it has one, else as model.safetensors."""
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(folder)  # type: ignore[operator]
+    else:
+        save_file(model_tensors(model), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _assign(target: torch.Tensor, value: torch.Tensor) -> None:
+    if isinstance(target, DTensor):
+        value = distribute_tensor(value.to(target.device, target.dtype), target.device_mesh, target.placements)
+    target.copy_(value)
+
+
+def _some(names: list[str]) -> str:
+    if not names:
+        return "nothing"
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+
+
+def read_tensors(path: Path) -> Mapping[str, torch.Tensor]:
+    """The tensors of a safetensors file, on the CPU, or of the shards that stand in its place.
+
+    Raises CheckpointError where it is missing or broken.
+    """
+    try:
+        shards = sorted(path.parent.glob(f"{path.stem}.shard-*.safetensors"))
+        return Shards(shards) if shards and not path.exists() else load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from None
+
+
+class Shards(Mapping[str, torch.Tensor]):
+    """Tensors in pieces over several files: each is put together when it is asked for, so that one fits into memory."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.files = [safe_open(path, "pt") for path in paths]
+        self.places: dict[str, list[tuple[Any, dict[str, list[int]]]]] = {}
+        for file in self.files:
+            for name, place in json.loads(file.metadata()["places"]).items():
+                self.places.setdefault(name, []).append((file, place))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        pieces = self.places[name]
+        first = pieces[0][0].get_tensor(name)
+        whole = torch.empty(pieces[0][1]["shape"], dtype=first.dtype)
+        for file, place in pieces:
+            piece = file.get_tensor(name)
+            whole[tuple(slice(at, at + size) for at, size in zip(place["at"], piece.shape, strict=True))] = piece
+        return whole
+
+
+def own_pieces(tensors: Mapping[str, torch.Tensor], is_main: bool) -> tuple[dict[str, torch.Tensor], str]:
+    """What this process holds of each tensor, as copies on the CPU, and as JSON where in the whole it belongs.
+
+    Whole tensors, which every process has, are the main process's to write.
+    """
+    pieces, places = {}, {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, DTensor):
+            shape, at = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+            local = tensor.to_local()
+            assert tuple(shape) == tuple(local.shape)
+        elif is_main:
+            local, at = tensor, (0,) * tensor.ndim
+        else:
+            continue
+        if local.numel():
+            pieces[name] = local.detach().to("cpu", copy=True).contiguous()
+            places[name] = {"shape": list(tensor.shape), "at": list(at)}
+    return pieces, json.dumps(places)
+
+
+def model_parts(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters (tied ones once) and the buffers that count as state, by clean name, as they are."""
+    persistent = {clean_name(name) for name in model.state_dict(keep_vars=True)}
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {clean_name(name): value for name, value in named if clean_name(name) in persistent}
+
+
+def optimizer_parts(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimiser's tensors by <parameter name>/<state>, as they are."""
+    return {
+        f"{clean_name(name)}/{kind}": torch.as_tensor(value)
+        for name, parameter in model.named_parameters()
+        for kind, value in optimizer.state.get(parameter, {}).items()
+    }

@@ -1,0 +1,66 @@
+"""A run: everything that the loop works with."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from runner.checkpoints.state import State
+from runner.errors import Interrupted
+from runner.fetching import Fetched
+from runner.hardware import Hardware
+from runner.lanes import Lanes
+from runner.log import Ledger, Metrics, Progress
+from runner.settings import RunSettings
+from runner.tree import Tree
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything the loop works with; `runner.assembly` puts it together."""
+
+    settings: RunSettings
+    recipe: Any
+    hardware: Hardware
+    model: nn.Module
+    """As accelerate prepared it."""
+    bare_model: nn.Module
+    """The recipe's own module, without wrappers."""
+    optimizer: Any
+    lanes: Lanes
+    train_data: Any
+    eval_data: Sequence[Any]
+    max_steps: int
+    state: State
+    metrics: Metrics | None
+    """None but on the main process."""
+    ledger: Ledger | None
+    """What each step consumed; None but on the main process."""
+    progress: Progress
+    saver: Any
+    """runner.checkpoints.saver.Saver: writes checkpoints."""
+    signals: Any
+    """runner.signals.Signals: whether the run was asked to stop."""
+    best_metric: str
+    in_hand: list[Fetched] = dataclasses.field(default_factory=list)
+    """What this process's lanes hold in the current step."""
+    tree: Tree | None = None
+    """With --deterministic: adds up the lanes' gradients, instead of DDP."""
+    statistics: torch.Tensor | None = None
+    """The sum of `Loss.statistics` over this process's lanes of the current step."""
+    remark: str | None = None
+    """What the recipe last had to say about its numbers."""
+
+    @property
+    def share(self) -> range:
+        """The lanes of this process."""
+        return self.lanes.share(self.hardware.process, self.hardware.num_processes)
+
+
+def save_and_stop(run: Run, signal: str) -> None:
+    """Save completely, then raise Interrupted."""
+    run.saver.save(run, is_best=False)
+    run.saver.wait()
+    raise Interrupted(f"Stopped by {signal} at step {run.state.step}; saved. Go on with --resume_from_checkpoint auto.")

@@ -1,0 +1,100 @@
+"""The folder of a run: chosen, checked, locked for one run, and its files opened."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runner.config import Config, write_yaml
+from runner.errors import ConfigError
+from runner.log import Ledger, Metrics
+
+if TYPE_CHECKING:
+    from runner.hardware import Hardware
+    from runner.run import Run
+
+
+@contextlib.contextmanager
+def lock_run_folder(output_dir: Path, hardware: Hardware, patience: float = 20) -> Iterator[None]:
+    """The run's folder, for this run alone: two would write over each other's checkpoints.
+
+    The system lets go of it when the process ends, however that happens. Raises ConfigError where another run still
+    has the folder after `patience` seconds: one that was just stopped may be writing its last checkpoint.
+    """
+    from filelock import FileLock, Timeout
+
+    lock, wrong = FileLock(output_dir / ".lock"), None
+    if hardware.is_main:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            wrong = (
+                f"Another run is training into {output_dir}: wait for its end, stop it, or type another --output_dir."
+            )
+        except (OSError, NotImplementedError):
+            # Some network folders have no locks.
+            pass
+    wrong = hardware.from_main(wrong)
+    if wrong:
+        raise ConfigError(wrong)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def choose_output_dir(config: Config, hardware: Hardware) -> str:
+    """The run's folder, the same on every process."""
+    name = Path(config.recipe_name).stem if config.recipe_name.endswith(".py") else config.recipe_name
+    chosen = config.run.output_dir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return hardware.from_main(chosen)
+
+
+def open_files(run: Run, config: Config) -> None:
+    """Write the settings, and open metrics and ledger, on the main process."""
+    output_dir = Path(run.settings.output_dir or "")
+    if run.hardware.is_main:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_yaml(config, output_dir / "config.yaml")
+    open_metrics(run)
+
+
+def open_metrics(run: Run) -> None:
+    """Open metrics and ledger on the main process where the state is, without what came after it."""
+    if not run.hardware.is_main:
+        return
+    output_dir, state, lanes = Path(run.settings.output_dir or ""), run.state, run.lanes
+    run.metrics = Metrics(output_dir / "metrics.jsonl", state.step)
+    start = {
+        "seed": lanes.seed,
+        "num_examples": lanes.num_examples,
+        "batch_size": lanes.batch_size,
+        "micro_batch_size": lanes.micro_batch_size,
+        "total_examples": lanes.total_examples,
+        "excluded": state.excluded,
+        "processes": run.hardware.num_processes,
+    }
+    run.ledger = Ledger(output_dir / "ledger.jsonl", state.step, start)
+
+
+def check_output(config: Config) -> None:
+    """Raises ConfigError where the run would write over another one."""
+    output_dir = config.run.output_dir
+    if config.run.upload_to is not None:
+        from runner.urls import check_url
+
+        check_url(config.run.upload_to)
+    if output_dir is None or config.run.resume_from_checkpoint or config.run.dry_run:
+        return
+    path = Path(output_dir)
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"output_dir {path} is a file: type --output_dir with a folder.")
+    if path.is_dir() and any(path.glob("checkpoint-*")):
+        raise ConfigError(
+            f"{path} already holds checkpoints.\nType --resume_from_checkpoint auto to go on with that run, "
+            "or --output_dir with another folder."
+        )

@@ -1,0 +1,195 @@
+"""The settings of every run, whatever the recipe: names, help and defaults."""
+
+import dataclasses
+import typing
+from typing import Literal
+
+from runner.errors import ConfigError
+
+Precision = Literal["auto", "no", "bf16", "fp16"]
+
+
+Scheduler = Literal["constant", "linear", "cosine", "step", "one_cycle", "wsd"]
+
+
+Optimizer = Literal["adamw", "muon"]
+
+
+Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Settings of every run, whatever the recipe; named as in transformers.TrainingArguments where it has them."""
+
+    output_dir: str | None = None
+    """Folder for everything the run writes; runs/<recipe>-<date>-<time> when not given."""
+    seed: int = 0
+    """Seed of the weights, the order of the data and every other random number."""
+    max_steps: int | None = None
+    """Length of the run in optimiser updates; wins over num_train_epochs."""
+    num_train_epochs: float | None = None
+    """Length of the run in passes over the training split; 3 when max_steps is not given either."""
+    batch_size: int | None = None
+    """Examples per step over all hardware; 32 when nothing else says it."""
+    micro_batch_size: int = 8
+    """Examples per lane: what one process holds in memory at a time."""
+    gradient_accumulation_steps: int | None = None
+    """Lanes per process at the first start, instead of batch_size, which is then derived and kept."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, on matrices only (not on biases, norms or other vectors)."""
+    optim: Optimizer = "adamw"
+    """muon: matrices inside layers are updated by Muon, everything else by AdamW, at one learning rate."""
+    adam_beta1: float = 0.9
+    """AdamW: decay rate of the first moment."""
+    adam_beta2: float = 0.999
+    """AdamW: decay rate of the second moment."""
+    adam_epsilon: float = 1e-8
+    """AdamW: added to the denominator."""
+    max_grad_norm: float = 1.0
+    """Largest gradient norm of a step; longer gradients are scaled down; 0 turns clipping off."""
+    lr_scheduler_type: Scheduler = "cosine"
+    """Shape of the learning rate over the steps."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    warmup_ratio: float = 0.0
+    """Share of all steps that is linear warm-up, where warmup_steps is 0."""
+    max_warmup_ratio: float = 1.0
+    """Longest warm-up, as a share of all steps; what warmup_steps asks for beyond it is cut, and the run says so."""
+    min_lr_ratio: float = 0.0
+    """Floor of the learning rate, as a share of the peak."""
+    lr_step_size: int | None = None
+    """Schedule "step": steps between two drops; a third of the run when not given."""
+    lr_gamma: float = 0.1
+    """Schedule "step": factor of each drop."""
+    mixed_precision: Precision = "auto"
+    """Number format of the arithmetic; auto: bf16 where the hardware computes in it natively, else no (fp32)."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
+    torch_compile: bool = False
+    """Compile the model with torch.compile."""
+    deterministic: bool = False
+    """Sum the lanes' gradients in a fixed tree: the same weights to the bit for any number of processes."""
+    logging_steps: int = 10
+    """Steps between two log lines."""
+    eval_steps: int = 500
+    """Steps between two evaluations; 0: only at the end."""
+    eval_batch_size: int | None = None
+    """Examples at a time in evaluation, on each process; micro_batch_size when not given."""
+    save_steps: int = 500
+    """Steps between two checkpoints; 0: only at the end."""
+    save_in_shards: bool | None = None
+    """FSDP: every process writes what it holds, and none gathers the whole; from 2 GB of weights on when not given."""
+    save_total_limit: int | None = None
+    """Newest checkpoints to keep; the best one is always kept as well; none: all."""
+    early_stopping_patience: int | None = None
+    """Evaluations in a row without a better metric_for_best_model after which the run ends; none: never."""
+    metric_for_best_model: str | None = None
+    """Evaluation metric that chooses checkpoint-best; the recipe's own when not given."""
+    greater_is_better: bool | None = None
+    """Direction of metric_for_best_model; known for losses and errors by name when not given."""
+    resume_from_checkpoint: str | None = None
+    """"auto" (newest complete checkpoint in output_dir, or start), a checkpoint folder, or a URL."""
+    init_from: str | None = None
+    """Checkpoint folder to take the weights from, and nothing else: the next stage of a training."""
+    report_to: Tracker = "none"
+    """Experiment tracker to write to, beside metrics.jsonl."""
+    wandb_project: str = "relay"
+    """Weights & Biases: project."""
+    wandb_run_name: str | None = None
+    """Weights & Biases: name of the run; the output folder's name when not given."""
+    upload_to: str | None = None
+    """URL (s3://, gs://, abfs://, file://, ...) that checkpoints are copied to in the background."""
+    cloud_provider: Literal["aws", "s3", "gcp", "gcs", "azure"] | None = None
+    """Another spelling of upload_to: the provider; the bucket and the prefix are the two settings below."""
+    cloud_bucket: str | None = None
+    """Another spelling of upload_to: the bucket, or Azure's container."""
+    cloud_prefix: str | None = None
+    """Another spelling of upload_to: the folder in the bucket."""
+    cloud_region: str | None = None
+    """Amazon's region of the bucket, where AWS_DEFAULT_REGION does not say it."""
+    num_workers: int = 0
+    """Processes that prepare micro-batches ahead, per training process; 0: prepare them in the loop."""
+    max_train_examples: int | None = None
+    """Use only this many training examples."""
+    max_eval_examples: int | None = None
+    """Use only this many evaluation examples: a fixed draw."""
+    on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
+    """What to do when loss or gradient is not finite: end with status 3, leave the update out, or go back."""
+    grad_norm_spike_factor: float = 0.0
+    """A gradient norm this many times its running mean is a bad step as well; 0: never."""
+    exclude_examples: str | None = None
+    """Training examples to leave out: numbers with commas between them, or a file with one per line."""
+    empty_cache_steps: int = 0
+    """Steps between two releases of the accelerator's unused memory; 0: never."""
+    use_expandable_segments: bool = False
+    """CUDA: let the allocator grow its segments, against fragmentation."""
+    debug: bool = False
+    """Full tracebacks, and torch's anomaly detection."""
+    dry_run: bool = False
+    """Check settings, data, model and one step, print the plan, and write nothing."""
+
+    def __post_init__(self) -> None:
+        for name in ("micro_batch_size", "logging_steps"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("warmup_steps", "eval_steps", "save_steps", "num_workers", "empty_cache_steps"):
+            _at_least(name, getattr(self, name), 0)
+        optional = (
+            "batch_size",
+            "gradient_accumulation_steps",
+            "lr_step_size",
+            "save_total_limit",
+            "eval_batch_size",
+            "early_stopping_patience",
+            "max_train_examples",
+            "max_eval_examples",
+        )
+        for name in optional:
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        for name in ("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "grad_norm_spike_factor"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}: type --{name} with a number of at least 0.")
+        for name in ("warmup_ratio", "max_warmup_ratio", "min_lr_ratio", "adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}: type --{name} with a number from 0 to 1.")
+        if self.max_steps is not None and self.max_steps < 0:
+            # transformers.TrainingArguments writes "not set" as -1.
+            object.__setattr__(self, "max_steps", None)
+        if self.max_steps is not None:
+            _at_least("max_steps", self.max_steps, 1)
+        if self.num_train_epochs is not None and not self.num_train_epochs > 0:
+            raise ConfigError(f"num_train_epochs is {self.num_train_epochs}: type a number above 0.")
+
+        self._resolve_cloud()
+
+    def _resolve_cloud(self) -> None:
+        """Make upload_to of cloud_provider, cloud_bucket and cloud_prefix."""
+        if self.cloud_provider is None:
+            if self.cloud_bucket or self.cloud_prefix:
+                raise ConfigError("cloud_bucket came without cloud_provider: type --cloud_provider aws, gcp or azure.")
+            return
+        if not self.cloud_bucket:
+            raise ConfigError("cloud_provider came without a bucket: type --cloud_bucket NAME, or --upload_to URL.")
+        scheme = {"gcp": "gs", "gcs": "gs", "azure": "abfs"}.get(self.cloud_provider, "s3")
+        url = "/".join(part.strip("/") for part in (self.cloud_bucket, self.cloud_prefix) if part)
+        if self.upload_to not in (None, f"{scheme}://{url}"):
+            raise ConfigError(f"upload_to is {self.upload_to}, cloud_* say {scheme}://{url}: give one of the two.")
+        object.__setattr__(self, "upload_to", f"{scheme}://{url}")
+
+    @property
+    def examples_per_evaluation_batch(self) -> int:
+        """`eval_batch_size`, or what stands in for it."""
+        return self.eval_batch_size or self.micro_batch_size
+
+    @property
+    def schedule_names(self) -> tuple[str, ...]:
+        """The names of the learning-rate schedules."""
+        return typing.get_args(Scheduler)
+
+
+def _at_least(name: str, value: int, lowest: int) -> None:
+    if value < lowest:
+        raise ConfigError(f"{name} is {value}: type --{name} with a whole number of at least {lowest}.")

@@ -1,0 +1,247 @@
+"""One step: agree with the other processes, forward and backward per lane, clip, update."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from runner import memory, optim, schedule
+from runner.errors import BadStep, DivergedError, OutOfMemory
+from runner.evaluation import on_device
+from runner.fetching import Fetched
+from runner.hardware import seed_everything
+from runner.lanes import key
+from runner.recipe import Batch, Loss
+from runner.run import Run
+from runner.schedule import due
+from runner.tracking import track_histograms
+
+
+@dataclasses.dataclass(frozen=True)
+class Totals:
+    """What the processes know of a step together."""
+
+    weight: float
+    """What the loss is divided by."""
+    lanes: int
+    """Lanes that hold examples: what the auxiliary losses are averaged over."""
+    examples: int
+    tokens: int
+    checksum: int
+    """63 bits per lane, summed: what the step consumed."""
+    is_larger: bool
+    """Whether a lane is larger than any before it, so that it may not fit into memory."""
+    stop: str | None
+    """The signal that asked for the end."""
+
+
+def sync_step(run: Run, lanes: list[Fetched]) -> Totals:
+    """Add up over the processes what each knows of this step: one small all-reduce."""
+    signal = run.signals.number
+    checksum = sum(lane.checksum(run.state.step) for lane in lanes)
+    larger = [lane for lane in lanes if memory.size(lane.batch) > run.state.largest_lane]
+    own = [
+        sum(lane.batch.weight for lane in lanes),
+        sum(not lane.is_empty for lane in lanes),
+        sum(len(lane.consumed) for lane in lanes),
+        sum(lane.batch.tokens for lane in lanes),
+        # In halves, because a float holds 53 bits exactly.
+        checksum >> 32,
+        checksum & 0xFFFFFFFF,
+        len(larger),
+        signal > 0,
+    ]
+    weight, full, examples, tokens, high, low, num_larger, asked = run.hardware.sum(own)
+    stop = None
+    if asked:
+        stop = run.signals.name(signal) if signal else "a signal to another process"
+    return Totals(
+        weight, int(full), int(examples), int(tokens), ((int(high) << 32) + int(low)) % 2**64, num_larger > 0, stop
+    )
+
+
+def accumulate(run: Run, lanes: list[Fetched], totals: Totals) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
+    """Forward and backward of this process's lanes: the gradient of sum / weight, plus the lanes' mean auxiliary.
+
+    Returns this process's share of the step's loss (a sum over its lanes, already divided) and the lanes' logs.
+    """
+    while True:
+        # A lane that may not fit is tried without the others waiting inside DDP's reduction for this process.
+        is_alone = run.hardware.num_processes == 1
+        careful = not is_alone and totals.is_larger and not run.hardware.is_sharded
+        overlaps = run.tree is None and not careful
+        fits = True
+        total = torch.zeros((), device=run.hardware.device)
+        all_logs: list[dict[str, torch.Tensor]] = []
+        run.statistics = None
+        try:
+            whole_step = statistics_pass(run, lanes) if run.recipe.needs_step_statistics else None
+            for number, lane in enumerate(lanes):
+                reduces = overlaps and number == len(lanes) - 1
+                share, logs = backward(run, lane, totals, reduces, whole_step)
+                total += share
+                all_logs.append(logs)
+        except RuntimeError as error:
+            if not memory.is_out_of_memory(error) or not (is_alone or careful):
+                raise
+            memory.check_splittable(run.recipe, lanes, run.state.parts, error)
+            fits = False
+        if careful:
+            fits = not run.hardware.any(not fits)
+        if fits:
+            break
+        split_lanes(run)
+    if run.tree is not None:
+        run.tree.finish()
+    elif careful:
+        run.hardware.mean_gradients(run.model)
+    return total, all_logs
+
+
+def statistics_pass(run: Run, lanes: list[Fetched]) -> torch.Tensor | None:
+    """The statistics of the step before its gradients: every lane once more, with its own random numbers."""
+    try:
+        for lane in lanes:
+            for _, batch, _ in parts_of(run, lane):
+                with torch.no_grad(), run.hardware.accelerator.autocast():
+                    add_statistics(run, lane, Loss.of(run.recipe.loss(run.bare_model, batch)).statistics)
+    except RuntimeError as error:
+        # The others wait for this process's statistics.
+        if memory.is_out_of_memory(error) and run.hardware.num_processes > 1:
+            raise OutOfMemory("Out of memory while the statistics of a step were counted: lower --micro_batch_size.") from error
+        raise
+    statistics, run.statistics = statistics_of_step(run), None
+    return statistics
+
+
+def add_statistics(run: Run, lane: Fetched, statistics: torch.Tensor | None) -> None:
+    """Count what a lane, or a part of one, has tallied; an empty lane counts nothing."""
+    if statistics is not None:
+        statistics = statistics.detach() * (not lane.is_empty)
+        run.statistics = statistics if run.statistics is None else run.statistics + statistics
+
+
+def statistics_of_step(run: Run) -> torch.Tensor | None:
+    """The statistics over all processes; None where the recipe keeps none."""
+    if run.statistics is None:
+        return None
+    return torch.tensor(run.hardware.sum(run.statistics.reshape(-1).tolist()), device=run.statistics.device).view_as(
+        run.statistics
+    )
+
+
+def parts_of(run: Run, lane: Fetched) -> Iterator[tuple[bool, Batch, float]]:
+    """A lane in as many parts as memory asks for, each with its random numbers: (is the last, batch, fraction)."""
+    parts = memory.split(lane.batch, run.state.parts)
+    for number, (part, fraction) in enumerate(parts):
+        batch = on_device(part, run.hardware.device)
+        seed_everything(key(run.settings.seed, "model", run.state.step, lane.lane, *([number] if number else [])))
+        yield number == len(parts) - 1, batch, fraction
+
+
+def backward(
+    run: Run, lane: Fetched, totals: Totals, reduces: bool, whole_step: torch.Tensor | None
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Forward and backward of one lane, in as many parts as memory asks for."""
+    hardware = run.hardware
+    # DDP and FSDP average the gradients over the processes; the loss is a sum over them. The tree sums.
+    ranks = hardware.num_processes if run.tree is None else 1
+    total, logs = torch.zeros((), device=hardware.device), {}
+    for is_last, batch, fraction in parts_of(run, lane):
+        batch.step_statistics = whole_step
+        with reduction(run, reduces and is_last), hardware.accelerator.autocast():
+            loss = Loss.of(run.recipe.loss(run.model, batch))
+            add_statistics(run, lane, loss.statistics)
+            # An empty lane takes part, so that every process reduces, and counts nothing.
+            share = loss.sum / totals.weight if not lane.is_empty and totals.weight else loss.sum * 0
+            whole = share * ranks
+            if loss.auxiliary is not None:
+                scale = 0.0 if lane.is_empty else ranks * fraction / totals.lanes
+                whole = whole + loss.auxiliary * scale
+            if loss.step_auxiliary is not None:
+                whole = whole + loss.step_auxiliary * (0.0 if lane.is_empty else ranks)
+            # A loss that is not finite makes every gradient so, and with it the norm on every process.
+            hardware.backward(whole * torch.where(whole.detach().isfinite(), 1.0, torch.nan))
+        total += share.detach()
+        logs = dict(loss.logs)
+        if lane.is_empty:
+            # The same names from every process, and nothing said of an example that only stands in.
+            logs = {name: torch.as_tensor(value) * torch.nan for name, value in logs.items()}
+    if run.tree is not None:
+        run.tree.add_lane()
+    return total, logs
+
+
+@contextmanager
+def reduction(run: Run, now: bool) -> Iterator[None]:
+    """Whether the gradients of this backward go over to the other processes at its end."""
+    if hasattr(run.model, "set_requires_gradient_sync"):
+        run.model.set_requires_gradient_sync(now)  # type: ignore[operator]
+        yield
+    elif now or run.tree is not None:
+        yield
+    else:
+        with run.hardware.accelerator.no_sync(run.model):
+            yield
+
+
+def split_lanes(run: Run) -> None:
+    """Halve the parts that every lane is computed in, and forget what was computed of this step."""
+    run.optimizer.zero_grad()
+    if run.tree is not None:
+        run.tree.clear()
+    run.hardware.accelerator.clear()
+    run.state.parts *= 2
+    run.progress.say(
+        f"step {run.state.step + 1}: out of memory; every lane is computed in {run.state.parts} parts from here on, "
+        f"with the same result. Set --micro_batch_size lower for the next run."
+    )
+
+
+def update(run: Run, loss: torch.Tensor, totals: Totals) -> float:
+    """Clip and take one step of the optimiser, unless the numbers are bad. Returns the gradient's norm.
+
+    The gradients have been summed: a process with a bad one has made them bad, and seen, on all.
+    """
+    settings, state = run.settings, run.state
+    learning_rate = schedule.learning_rate(settings, state.step, run.max_steps)
+    beta1 = schedule.adam_beta1(settings, state.step, run.max_steps)
+    optim.set_step(run.optimizer, learning_rate, beta1)
+    norm = run.hardware.clip_gradients(run.model, settings.max_grad_norm or math.inf)
+    wrong = find_bad_step(run, norm)
+    if wrong is None:
+        # A step of which every example was left out has nothing to teach.
+        if totals.lanes:
+            run.optimizer.step()
+            statistics = statistics_of_step(run)
+            if statistics is not None:
+                run.recipe.end_step(run.bare_model, statistics)
+            mean = state.mean_gradient_norm
+            state.mean_gradient_norm = norm if mean is None else 0.98 * mean + 0.02 * norm
+    elif settings.on_bad_step == "skip":
+        run.progress.say(f"step {state.step + 1}: {wrong}; the update is left out.")
+    elif settings.on_bad_step == "rollback":
+        raise BadStep(f"Step {state.step + 1}: {wrong}.")
+    else:
+        raise DivergedError(
+            f"Step {state.step + 1}: {wrong} (loss {float(loss):.4g} on this process); nothing of that step was kept."
+            "\nLower --learning_rate, lengthen --warmup_steps, or go on from the last checkpoint with "
+            "--on_bad_step rollback --resume_from_checkpoint auto."
+        )
+    if due(state.step + 1, settings.eval_steps) or state.step + 1 == run.max_steps:
+        track_histograms(run)
+    run.optimizer.zero_grad()
+    return norm
+
+
+def find_bad_step(run: Run, norm: float) -> str | None:
+    """What is wrong with a step whose gradient has this norm; None where nothing is."""
+    # fp16's loss scale steps over what is not finite by itself, and looks for a smaller scale.
+    if not math.isfinite(norm):
+        return None if run.hardware.precision == "fp16" else f"the gradient norm is {norm}"
+    mean, factor = run.state.mean_gradient_norm, run.settings.grad_norm_spike_factor
+    if factor and mean and run.state.step >= 20 and norm > factor * mean:
+        return f"the gradient norm is {norm:.3g}, {norm / mean:.1f} times its running mean"
+    return None

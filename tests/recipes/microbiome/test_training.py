@@ -1,0 +1,414 @@
+"""The guide's checklist, through the command line: stages, stopping, resuming, logs, and any number of processes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recipes.microbiome import answering
+from recipes.microbiome.recipe import Recipe
+from runner import trials
+from runner.checkpoints.trained import find_recipe, load_trained
+from runner.errors import ConfigError
+from tests.launching import REPOSITORY, metrics, same_bits, weights
+
+SMALL = (
+    "--recipe", "microbiome", "--data.demo_samples", "60", "--data.demo_asvs", "60", "--mixed_precision", "no",
+    "--model.hidden_size", "16", "--model.num_attention_heads", "2", "--model.embedding_size", "16",
+    "--batch_size", "16", "--micro_batch_size", "4", "--logging_steps", "1", "--eval_steps", "0", "--save_steps", "0",
+)  # fmt: skip
+
+
+def start(*arguments: str, processes: int = 1) -> subprocess.Popen[str]:
+    """Start a training as users do."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return subprocess.Popen(
+        [sys.executable, *(launcher if processes > 1 else []), "-m", "runner", "train", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def train(*arguments: str, processes: int = 1) -> str:
+    """A training to its good end; what it printed."""
+    process = start(*arguments, processes=processes)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, output + errors
+    assert ("1 process," if processes == 1 else f"{processes} processes,") in output
+    return output
+
+
+@pytest.fixture(scope="module")
+def stage_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short stage 1 with dropout, rarefaction and a checkpoint in its middle; lanes are summed in a fixed tree."""
+    folder = tmp_path_factory.mktemp("microbiome") / "stage-1"
+    output = train(*SMALL, "--max_steps", "8", "--save_steps", "4", "--eval_steps", "4", "--deterministic",
+                   "--output_dir", str(folder), "--model.dropout", "0.1", "--data.rarefy_depth", "300",
+                   "--warmup_steps", "10000", "--report_to", "tensorboard")  # fmt: skip
+    (folder / "output.txt").write_text(output, encoding="utf-8")
+    return folder
+
+
+def test_the_losses_fall_and_evaluation_scores_both_tasks(stage_1: Path) -> None:
+    events = metrics(stage_1)
+    assert [event["step"] for event in events] == list(range(1, 9))
+    assert events[-1]["loss"] < events[0]["loss"]
+    for name in ("unifrac_loss", "asv_loss", "nucleotide_loss", "nucleotide_accuracy", "learning_rate"):
+        assert all(isinstance(event[name], float) for event in events), name
+    scores = metrics(stage_1, "eval")
+    assert [event["step"] for event in scores] == [4, 8]
+    wanted = {"loss", "unifrac_r2", "unifrac_spearman", "mantel_r", "mantel_p", "nucleotide_accuracy"}
+    assert wanted | {"nucleotide_majority"} <= scores[-1].keys()
+
+
+def test_tensorboard_has_every_loss_and_metric_and_how_weights_are_distributed(stage_1: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    names: dict[str, set[str]] = {"scalars": set(), "histograms": set()}
+    for file in stage_1.rglob("events.out.tfevents.*"):
+        events = accumulator.EventAccumulator(str(file.parent))
+        events.Reload()
+        for kind, found in names.items():
+            found |= set(events.Tags()[kind])
+    written = [(split, name) for split in ("train", "eval") for name in metrics(stage_1, split)[-1]]
+    assert {f"{split}/{name}" for split, name in written if name not in ("step", "split")} <= names["scalars"]
+    assert {"train/unifrac_loss", "train/nucleotide_loss", "train/learning_rate", "eval/loss"} <= names["scalars"]
+    kinds = {f"{kind}/{name}" for kind in ("weights", "gradients") for name in weights(stage_1)}
+    # What is fixed, or reached by no loss, has no gradient.
+    assert names["histograms"] <= kinds and len(names["histograms"]) > 0.9 * len(kinds)
+
+
+def test_progress_says_epoch_step_loss_and_learning_rate(stage_1: Path) -> None:
+    output = (stage_1 / "output.txt").read_text(encoding="utf-8")
+    assert re.search(r"epoch \d+\.\d\d  step 8/8  loss \d+\.\d{4}  lr \d\.\d\de-\d\d", output)
+    assert "evaluation at step 8:  loss" in output and "unifrac_r2" in output
+
+
+def test_a_warm_up_that_would_never_end_is_cut_and_said(stage_1: Path) -> None:
+    """Pitfall 7: the guide's 10,000 steps outlast most runs."""
+    assert "warm-up: 1 steps, 10% of all, instead of 10,000" in (stage_1 / "output.txt").read_text(encoding="utf-8")
+    rates = [event["learning_rate"] for event in metrics(stage_1)]
+    assert rates[1] == max(rates) == pytest.approx(2e-3) and rates[0] == pytest.approx(1e-3) and rates[-1] < 2e-4
+
+
+@pytest.mark.slow
+def test_loss_and_gradient_are_the_same_for_1_2_and_4_processes(tmp_path: Path) -> None:
+    """Every lane holds the same pairs, hidden letters and dropout on any hardware. Adam's moment is the gradient's."""
+    from runner.checkpoints.tensors import read_tensors
+    from runner.commands.verify import gap
+
+    flags = [*SMALL, "--max_steps", "1", "--max_grad_norm", "0", "--model.dropout", "0.1", "--data.rarefy_depth", "300"]
+    found = {}
+    for processes in (1, 2, 4):
+        run = tmp_path / f"{processes}"
+        trials.train([*flags, "--output_dir", str(run)], processes, run.with_suffix(".log"))
+        moments = read_tensors(run / "checkpoint-1" / "optimizer.safetensors")
+        gradient = {name: moment for name, moment in moments.items() if name.endswith("/exp_avg")}
+        found[processes] = (metrics(run)[0], gradient)
+    losses, gradient = found[1]
+    assert sum(float(moment.abs().sum()) for moment in gradient.values()) > 0
+    for processes in (2, 4):
+        others, other = found[processes]
+        for name in ("loss", "unifrac_loss", "asv_loss", "nucleotide_loss", "grad_norm"):
+            assert others[name] == pytest.approx(losses[name], rel=1e-5), name
+        assert gap(other, gradient) < 1e-5
+
+
+@pytest.mark.slow
+def test_stage_1_killed_goes_on_with_another_number_of_processes_as_if_nothing_had_been(
+    stage_1: Path, tmp_path: Path
+) -> None:
+    """Killed on 2 processes after step 4, and again on 4 in its last step; ended on 1: the unbroken run's bits."""
+    run = tmp_path / "run"
+    flags = ["--config", str(stage_1 / "config.yaml"), "--output_dir", str(run), "--resume_from_checkpoint", "auto",
+             "--report_to", "none", "--save_steps", "1"]  # fmt: skip
+    for processes, step in ((2, 5), (4, 7)):
+        kill = trials.Interruption("backward", step, process=processes - 1)
+        assert -signal.SIGKILL in trials.Trial(flags, processes, run.with_suffix(".log"), None, kill).wait(300)
+    trials.train(flags, 1, run.with_suffix(".log"))
+    assert same_bits(weights(stage_1), weights(run))
+    whole = {event["step"]: event for event in metrics(stage_1)}
+    events = metrics(run)
+    assert [event["step"] for event in events] == list(range(1, 9))
+    for event in events:
+        for name in ("loss", "unifrac_loss", "nucleotide_loss"):
+            assert event[name] == pytest.approx(whole[event["step"]][name], rel=1e-5)
+
+
+def test_stage_2_starts_from_stage_1_frozen_and_stops_early(stage_1: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "stage-2"
+    output = train(
+        *SMALL, "--stage", "predict", "--init_from", str(stage_1), "--model.freeze_base", "--max_steps", "40",
+        "--learning_rate", "0.3", "--eval_steps", "2", "--early_stopping_patience", "2", "--data.group", "site",
+        "--data.rarefy_depth", "300", "--output_dir", str(folder),
+    )  # fmt: skip
+    assert "of them trained" in output and "stopping early" in output
+    scores = metrics(folder, "eval")
+    best = min(event["loss"] for event in scores)
+    assert scores[-3]["loss"] == best and scores[-1]["step"] < 40
+    assert {"target_mae", "target_r2", "target_mae/by_group"} <= scores[-1].keys()
+    assert all("target_loss" in event and "count_loss" in event for event in metrics(folder))
+    assert all("unifrac_loss" not in event for event in metrics(folder))
+    # The encoder is stage 1's, to the bit, and the best checkpoint is there to be used.
+    first, second = weights(stage_1), weights(folder)
+    assert all(second[name].equal(value) for name, value in first.items())
+    assert (folder / "checkpoint-best").exists()
+
+    # And it is used: on the study it was trained on, and from files.
+    recipe, model = load_trained(folder, find_recipe(folder))
+    said = recipe.answer(model, recipe.Request(into=tmp_path / "own"))
+    assert "60 samples" in said and "target_mae" in said
+    lines = (tmp_path / "own" / "predictions.tsv").read_text().splitlines()
+    assert lines[0].split("\t") == ["sample-id", "predicted_target", "target", "split"] and len(lines) == 61
+    assert (tmp_path / "own" / "report.html").read_text().count("<svg") == 3
+    with pytest.raises(ConfigError, match="color_by"):
+        recipe.answer(model, recipe.Request(into=tmp_path, color_by="colour"))
+
+
+def test_a_run_of_stage_1_stopped_by_a_signal_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start(*SMALL, "--max_steps", "4000", "--output_dir", str(folder))
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (folder / "metrics.jsonl").exists():
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, errors
+    (checkpoint,) = folder.glob("checkpoint-*[0-9]")
+    done = int(checkpoint.name.rpartition("-")[2])
+    train("--config", str(folder / "config.yaml"), "--resume_from_checkpoint", "auto", "--max_steps", str(done + 2))
+    assert [event["step"] for event in metrics(folder)] == list(range(1, done + 3))
+
+
+def test_predictions_and_embeddings_of_a_study_from_files(stage_1: Path, tmp_path: Path) -> None:
+    biom = pytest.importorskip("biom")
+    recipe, model = load_trained(stage_1, find_recipe(stage_1))
+    study = recipe.study
+    table = biom.Table(study.counts.T, study.sequences, study.sample_ids)
+    (tmp_path / "table.biom").write_text(table.to_json("test"))
+    rows = "".join(f"{name}\t{cell}\n" for name, cell in zip(study.sample_ids, study.metadata["half"], strict=True))
+    (tmp_path / "metadata.tsv").write_text("sample-id\thalf\n" + rows)
+    request = recipe.Request(
+        table=str(tmp_path / "table.biom"),
+        metadata=str(tmp_path / "metadata.tsv"),
+        color_by="half",
+        into=tmp_path / "o",
+    )
+    assert "60 samples" in recipe.answer(model, request)
+    written = [line.split("\t") for line in (tmp_path / "o" / "embeddings.tsv").read_text().splitlines()]
+    assert [line[0] for line in written[1:]] == list(study.sample_ids)
+    expected = answering.encode(model, recipe, study).embeddings
+    assert np.allclose(np.array([line[1:] for line in written[1:]], float), expected, rtol=1e-4, atol=1e-6)
+    assert "high" in (tmp_path / "o" / "report.html").read_text()
+    # Without a tree there is no UniFrac to learn: said, not passed over.
+    output = train(*SMALL, "--stage", "predict", "--data.table", request.table, "--data.metadata", request.metadata,
+                   "--data.target", "half", "--max_steps", "2", "--output_dir", str(tmp_path / "run"))  # fmt: skip
+    assert "note: without --data.tree" in output
+    assert {"target_accuracy", "target_auroc"} <= metrics(tmp_path / "run", "eval")[-1].keys()
+    # An unseen table may hold longer ASVs than the model was trained for.
+    longer = biom.Table(study.counts.T, [f"{sequence}ACGTACGT" for sequence in study.sequences], study.sample_ids)
+    (tmp_path / "longer.biom").write_text(longer.to_json("test"))
+    with pytest.raises(ConfigError, match="72 nucleotides"):
+        recipe.answer(model, recipe.Request(table=str(tmp_path / "longer.biom"), into=tmp_path / "l"))
+
+
+def test_the_ordination_is_principal_coordinates_and_scikit_bio_reads_it() -> None:
+    points = np.random.default_rng(0).normal(size=(12, 3))
+    apart = np.sqrt(np.square(points[:, None] - points[None]).sum(-1))
+    coordinates, values, shares = answering.principal_coordinates(apart, 5)
+    again = np.sqrt(np.square(coordinates[:, None] - coordinates[None]).sum(-1))
+    assert np.allclose(again, apart) and np.isclose(shares[:3].sum(), 1)
+    text = answering.ordination_text([f"s{number}" for number in range(12)], coordinates, values, shares)
+    skbio: Any = pytest.importorskip("skbio")
+    read = skbio.OrdinationResults.read([text])
+    assert np.allclose(read.samples.to_numpy(), coordinates) and np.allclose(read.eigvals, values)
+
+
+def test_the_guides_preset_is_the_guides() -> None:
+    guide = Recipe.presets()["guide"]
+    assert guide["learning_rate"] == 1e-4 and guide["weight_decay"] == 0.01
+    assert guide["early_stopping_patience"] == 50 and guide["report_to"] == "tensorboard"
+    assert guide["model.distance"] == "tanh" and guide["model.hidden_size"] == 128
+    assert guide["lr_scheduler_type"] == "cosine" and guide["warmup_steps"] == 10_000
+    assert all(preset["max_warmup_ratio"] == 0.1 for preset in Recipe.presets().values())
+
+
+def test_metrics_files_are_json(stage_1: Path) -> None:
+    for line in (stage_1 / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        assert "NaN" not in line and json.loads(line)
+
+
+def test_figures_colour_numbers_along_a_scale_and_kinds_apart() -> None:
+    from recipes.microbiome.figure import page, scatter
+
+    places = np.arange(6.0)
+    drawn = scatter(places, places, ["1", "2", "3", "4", "5", "6"], "one", "two")
+    assert drawn.count("<circle") == 6 + 5 and drawn.count('fill="#440154"') == 2  # the lowest, and its legend
+    drawn = scatter(places, places, ["a<b", "a<b", "c", "c", "c", "d"], "one", "two")
+    assert drawn.count("<circle") == 6 + 3 and "a&lt;b" in drawn and "a<b" not in drawn
+    assert scatter(places, np.zeros(6), None, "one", "two").count("nan") == 0
+    assert page("Title", [("Heading", drawn)]).count("<svg") == 1
+
+
+def test_a_cross_validation_scores_the_folds_together(tmp_path: Path) -> None:
+    from recipes.microbiome import cross_validation
+
+    for name, pairs in {"one": [(1, 1.5), (3, 2.5)], "two": [(10, 10.0), (12, 13.0)]}.items():
+        (tmp_path / name).mkdir()
+        rows = (json.dumps({"target": true, "predicted": guess}) for true, guess in pairs)
+        (tmp_path / name / "validation.jsonl").write_text("\n".join(rows))
+    scores = cross_validation.pooled([tmp_path / "one", tmp_path / "two"])
+    assert scores["target_mae"] == pytest.approx(0.5)
+    # Each fold alone explains little of itself; together they are told apart.
+    assert scores["target_r2"] == pytest.approx(1 - 0.375 / np.var([1, 3, 10, 12]))
+
+
+def test_a_cross_validation_trains_every_fold_of_every_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from recipes.microbiome import cross_validation
+    from runner.__main__ import main
+
+    # In this process: four starts of Python would be most of the time.
+    monkeypatch.setattr(cross_validation, "relay", lambda *words: main(list(words)) and pytest.fail(str(words)))
+    flags = [*SMALL[2:], "--stage", "predict", "--max_steps", "2", "--data.num_folds", "2", "--data.group", "site"]
+    flags += ["--unifrac_penalty", "0", "--nuc_penalty", "0", "--count_penalty", "0"]
+    cross_validation.main(["--folds", "2", "--seeds", "1", "--into", str(tmp_path), "--", *flags])
+    seen = [row["sample"] for fold in (0, 1) for row in cross_validation.held_out(tmp_path / f"seed-0-fold-{fold}")]
+    assert len(seen) == len(set(seen)) == 60
+    assert "target_mae/by_group" in capsys.readouterr().out
+
+
+DATA = REPOSITORY.parent / "shared" / "data" / "microbiome"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real studies are not here")
+def test_artifacts_of_a_real_study_train_both_stages_and_are_described(tmp_path: Path) -> None:
+    """As QIIME 2 exports them: a table with hashed ids, sequences, a tree, metadata with types; some of it unusable."""
+    biom: Any = pytest.importorskip("biom")
+    h5py = pytest.importorskip("h5py")
+    table = biom.load_table(str(DATA / "tiny" / "table.biom"))
+    sequences = list(table.ids("observation"))
+    names = {sequence: f"asv{number}" for number, sequence in enumerate(sequences)}
+    table.update_ids(names, axis="observation")
+    with h5py.File(tmp_path / "feature-table.biom", "w") as file:
+        table.to_hdf5(file, "test")
+    # The first ASV has no sequence, the second an N.
+    records = [(name, f"N{s[1:]}" if number == 1 else s) for number, (s, name) in enumerate(names.items()) if number]
+    (tmp_path / "dna-sequences.fasta").write_text("".join(f">{name}\n{s}\n" for name, s in records))
+    tree = re.sub(r"[ACGT]{40,}", lambda found: names[found[0]], (DATA / "tiny" / "tree.nwk").read_text())
+    (tmp_path / "tree.nwk").write_text(tree)
+    for artifact, member in (("table", "feature-table.biom"), ("seqs", "dna-sequences.fasta"), ("tree", "tree.nwk")):
+        with zipfile.ZipFile(tmp_path / f"{artifact}.qza", "w") as archive:
+            archive.write(tmp_path / member, f"8c2e/data/{member}")
+    lines = (DATA / "tiny" / "metadata.tsv").read_text().splitlines()
+    types = "\t".join(["#q2:types", *["categorical"] * lines[0].count("\t")])
+    # The last sample is in no metadata.
+    (tmp_path / "metadata.tsv").write_text("\n".join([lines[0], types, *lines[1:-1]]) + "\n")
+
+    files = ["--data.table", "table.qza", "--data.sequences", "seqs.qza", "--data.tree", "tree.qza"]
+    files = [str(tmp_path / word) if word.endswith(".qza") else word for word in files]
+    flags = [*SMALL, *files, "--data.metadata", str(tmp_path / "metadata.tsv"), "--max_steps", "2"]
+    output = train(*flags, "--output_dir", str(tmp_path / "one"))
+    assert "1 of 307 ASVs have no sequence" in output and "1 of 306 ASVs have letters other than" in output
+    assert "1 of 24 samples are not in" in output
+    flags += ["--stage", "predict", "--data.target", "age", "--data.group", "study", "--data.split", "random"]
+    output = train(*flags, "--init_from", str(tmp_path / "one"), "--output_dir", str(tmp_path / "two"))
+    assert "warning" in output and "the scores flatter" in output
+    assert {"target_mae", "unifrac_r2", "nucleotide_accuracy"} <= metrics(tmp_path / "two", "eval")[-1].keys()
+    assert {"target_loss", "count_loss", "unifrac_loss"} <= metrics(tmp_path / "two")[-1].keys()
+
+    recipe, model = load_trained(tmp_path / "two", find_recipe(tmp_path / "two"))
+    said = recipe.answer(model, recipe.Request(color_by="study", into=tmp_path / "report"))
+    assert "23 samples" in said and "1 of 24 samples" in said
+    skbio: Any = pytest.importorskip("skbio")
+    ordination = skbio.OrdinationResults.read(str(tmp_path / "report" / "ordination.txt"))
+    assert ordination.samples.shape == (23, 10)
+    page = (tmp_path / "report" / "report.html").read_text()
+    for heading in ("Embedding, coloured by study", "UniFrac and the embedding", "Prediction of age"):
+        assert heading in page
+
+
+# Memory ------------------------------------------------------------------------------------------------
+
+
+def test_out_of_memory_names_what_to_lower() -> None:
+    """Pairs are taken within a micro-batch, so it is never computed in parts behind the user's back."""
+    from runner.errors import OutOfMemory
+    from runner.memory import check_splittable
+
+    with pytest.raises(OutOfMemory) as raised:
+        check_splittable(Recipe(), [], 1, RuntimeError("out of memory"))
+    said = str(raised.value)
+    assert all(name in said for name in ("--micro_batch_size", "--model.token_limit", "--model.asv_chunk_size"))
+    assert "compares the examples" in said and len(said.splitlines()) <= 3
+
+
+def test_memory_settings_reach_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from runner import hardware
+    from runner.settings import RunSettings
+
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    hardware.set_allocator(RunSettings(use_expandable_segments=True), "cpu")
+    hardware.set_allocator(RunSettings(), "cuda")
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
+    hardware.set_allocator(RunSettings(use_expandable_segments=True), "cuda")
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+
+
+def test_a_plan_says_parameters_memory_and_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    from runner.__main__ import main
+
+    guide = ("--preset", "guide", "--data.demo_samples", "20", "--data.demo_asvs", "40", "--micro_batch_size", "2")
+    needs = []
+    for chunk in ("0", "8"):
+        assert main(["plan", "--recipe", "microbiome", *guide, "--model.asv_chunk_size", chunk]) == 0
+        printed = capsys.readouterr().out
+        assert (
+            "parameters   2.4 M (2,401,412)" in printed
+            and "lane         2 examples" in printed
+            and "passes over 16" in printed
+        )
+        needs.append(float(re.search(r"activations +([\d.]+) MB", printed)[1]))  # type: ignore[index]
+    # Chunks are computed again in the backward pass, and planned so.
+    assert needs[1] < 0.5 * needs[0]
+
+
+# The pages ---------------------------------------------------------------------------------------------
+
+README = REPOSITORY / "recipes" / "microbiome" / "README.md"
+PAGE = REPOSITORY / "docs" / "recipes" / "microbiome.md"
+
+
+def test_every_test_that_the_readme_names_is_there() -> None:
+    text = README.read_text(encoding="utf-8")
+    tests = "".join(path.read_text(encoding="utf-8") for path in (REPOSITORY / "tests").rglob("test_*.py"))
+    there = set(re.findall(r"^def (test_\w+)", tests, re.MULTILINE))
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert len(named) > 30 and named <= there, named - there
+    # Eighteen pitfalls, each with a test or a sentence.
+    pitfalls = re.findall(r"^\| (\d+) \| [^|]+ \| [^|]+ \|$", text, re.MULTILINE)
+    assert pitfalls == [str(number) for number in range(1, 19)]
+
+
+def test_the_page_has_every_setting() -> None:
+    from runner.config import settings_of
+
+    page = PAGE.read_text(encoding="utf-8").partition("\n## Settings\n")[2].partition("\n## ")[0]
+    documented = re.findall(r"^\| `([a-z0-9_.]+)` \| ([^|]*) \| [^|]* \|$", page, re.MULTILINE)
+    default = Recipe()
+    wanted = [(each.flag, each.get(default)) for each in settings_of(Recipe)]
+    shown = [(name, "none" if value is None else str(value).lower()) for name, value in wanted]
+    assert documented == shown

@@ -1,0 +1,175 @@
+"""Mistakes end with status 2 and at most three lines that say what to type.
+
+Run alone: python -m pytest tests/runner/test_mistakes.py
+"""
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from runner.__main__ import main
+from runner.errors import ConfigError
+from runner.run_folder import lock_run_folder
+from runner.trials import Trial
+from tests.launching import SHORT, TOY
+
+
+@pytest.fixture
+def spider(tmp_path: Path) -> Path:
+    """A small folder in Spider's format, to be broken."""
+    folder = tmp_path / "data" / "spider"
+    database = folder / "database" / "shop" / "shop.sqlite"
+    database.parent.mkdir(parents=True)
+    with sqlite3.connect(database) as connection:
+        connection.execute("CREATE TABLE book (id INTEGER PRIMARY KEY, title TEXT)")
+        connection.execute("INSERT INTO book VALUES (1, 'Ubik')")
+    pairs = [{"db_id": "shop", "question": "how many books ?", "query": "SELECT count(*) FROM book"}] * 8
+    table = {
+        "db_id": "shop",
+        "table_names_original": ["book"],
+        "column_names_original": [[-1, "*"], [0, "id"], [0, "title"]],
+        "column_types": ["text", "number", "text"],
+        "primary_keys": [1],
+        "foreign_keys": [],
+    }
+    for name, content in (("train_spider", pairs), ("dev", pairs[:2]), ("tables", [table])):
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return tmp_path / "data"
+
+
+def text2sql(folder: Path, data: Path) -> list[str]:
+    return ["--recipe", "text2sql", "--output_dir", str(folder), "--data.source", "spider", "--data.dir", str(data)]
+
+
+def ends(words: list[str], tmp_path: Path, *wanted: str) -> None:
+    """Asserts status 2 and the message, in a process of its own."""
+    trial = Trial(words, 1, tmp_path / "mistake.log")
+    assert trial.wait(120) == [2], trial.output()
+    message = trial.output()[trial.output().index("error: ") :]
+    assert len(message.strip().splitlines()) <= 3, message
+    assert "Traceback" not in trial.output()
+    for words_of_message in wanted:
+        assert words_of_message in message
+
+
+def test_an_unknown_recipe(tmp_path: Path) -> None:
+    ends(["--recipe", "text2sq"], tmp_path, "Did you mean --recipe text2sql?", "There are:")
+
+
+def test_a_recipe_file_that_is_not_there(tmp_path: Path) -> None:
+    ends(["--recipe", "nowhere/recipe.py"], tmp_path, "There is no recipe file")
+
+
+def test_a_misspelt_flag(tmp_path: Path) -> None:
+    ends([*SHORT, "--learning-rat", "1"], tmp_path, "There is no setting --learning_rat", "--learning_rate?")
+
+
+def test_a_misspelt_yaml_key(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("model:\n  hiden_size: 8\n", encoding="utf-8")
+    ends([*SHORT, "--config", str(file)], tmp_path, "model.hiden_size", "model.hidden_size?")
+
+
+def test_a_yaml_file_that_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_bytes(b"\xff\xfe{[")
+    ends([*SHORT, "--config", str(file)], tmp_path, "cannot be read as YAML")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "wanted"),
+    [
+        ("--max_steps", "many", "max_steps"),
+        ("--lr_scheduler_type", "cosin", "cosine"),
+        ("--max_steps", "0", "at least 1"),
+        ("--micro_batch_size", "0", "at least 1"),
+        ("--warmup_ratio", "2", "from 0 to 1"),
+        ("--learning_rate", "nan", "at least 0"),
+        ("--exclude_examples", "one,two", "numbers with commas"),
+        ("--init_from", "nowhere", "holds no model.safetensors"),
+        ("--resume_from_checkpoint", "nowhere", "There is no checkpoint folder"),
+        ("--upload_to", "bucket", "type a URL"),
+        ("--mixed_precision", "fp16", "fp16"),
+        ("--batch_size", "33", "--micro_batch_size with one of"),
+        ("--num_rows", "0", "num_rows is 0"),
+    ],
+)
+def test_a_value_that_cannot_be(tmp_path: Path, flag: str, value: str, wanted: str) -> None:
+    ends([*SHORT, "--output_dir", str(tmp_path / "run"), flag, value], tmp_path, wanted)
+
+
+def test_a_world_that_does_not_divide(tmp_path: Path) -> None:
+    words = [*SHORT, "--output_dir", str(tmp_path / "run"), "--batch_size", "12"]
+    trial = Trial(words, 2, tmp_path / "mistake.log")
+    assert trial.wait(120) == [2, 2]
+    assert "Start with one of 1, 3 processes" in trial.output()
+
+
+def test_an_output_dir_with_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
+    ends([*SHORT, "--output_dir", str(tmp_path / "run")], tmp_path, "--resume_from_checkpoint auto", "--output_dir")
+
+
+def test_two_runs_in_one_output_dir(tmp_path: Path) -> None:
+    hardware: Any = SimpleNamespace(is_main=True, from_main=lambda value: value)
+    with lock_run_folder(tmp_path / "run", hardware):
+        with (
+            pytest.raises(ConfigError, match="--output_dir"),
+            lock_run_folder(tmp_path / "run", hardware, patience=0.1),
+        ):
+            pass
+        with lock_run_folder(tmp_path / "another", hardware, patience=0.1):
+            pass
+    with lock_run_folder(tmp_path / "run", hardware, patience=0.1):
+        pass
+
+
+def test_a_data_folder_that_is_not_there(tmp_path: Path) -> None:
+    ends(text2sql(tmp_path / "run", tmp_path / "nowhere"), tmp_path, "nowhere", "--data.dir")
+
+
+def test_a_database_that_is_none(tmp_path: Path, spider: Path) -> None:
+    (spider / "spider/database/shop/shop.sqlite").write_text("not a database, but long enough", encoding="utf-8")
+    ends(text2sql(tmp_path / "run", spider), tmp_path, "shop.sqlite")
+
+
+@pytest.mark.parametrize("content", ["[]", "", "{", "[1, 2]", '[{"question": "?"}]'])
+def test_a_training_file_that_is_empty_or_broken(tmp_path: Path, spider: Path, content: str) -> None:
+    (spider / "spider/train_spider.json").write_text(content, encoding="utf-8")
+    ends(text2sql(tmp_path / "run", spider), tmp_path, "train_spider.json")
+
+
+def test_a_database_that_is_not_there_is_counted(tmp_path: Path, spider: Path) -> None:
+    # tables.json says enough to train on and to check names; only execution cannot be scored.
+    shutil.rmtree(spider / "spider/database/shop")
+    trial = Trial([*text2sql(tmp_path / "run", spider), "--max_steps", "1"], 1, tmp_path / "counted.log")
+    assert trial.wait(120) == [0]
+    assert "without_database 2.0000" in trial.output()
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["tran"], "Did you mean relay train?"),
+        (["predict"], "--checkpoint"),
+        (["predict", "--checkpoint", "nowhere"], "nowhere"),
+        (["predict", "--recipe", "tabulr", "--help"], "Did you mean --recipe tabular?"),
+        (["predict", "--recipe"], "type --recipe NAME"),
+        (["train"], "No recipe was given"),
+    ],
+)
+def test_mistakes_of_the_console_command(words: list[str], wanted: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert wanted in error and len(error.strip().splitlines()) <= 3
+
+
+def test_a_toy_is_no_mistake(tmp_path: Path) -> None:
+    # What all of the above would not notice: that nothing starts at all.
+    words = ["--recipe", TOY, "--max_steps", "1", "--output_dir", str(tmp_path / "run")]
+    assert Trial(words, 1, tmp_path / "mistake.log").wait(120) == [0]

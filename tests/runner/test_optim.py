@@ -1,0 +1,73 @@
+"""Muon beside AdamW: what is updated by which, how, and that a restart changes nothing."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from runner import optim
+from runner.checkpoints.tensors import load_optimizer, optimizer_parts
+from runner.errors import ConfigError
+from runner.settings import RunSettings
+from tests.benchmarks.bench_loop import llama
+
+CPU = torch.device("cpu")
+MUON = RunSettings(optim="muon", learning_rate=0.01, weight_decay=0.1)
+
+
+def steps(model: nn.Module, optimizer: Any, numbers: range) -> None:
+    """Updates on random tokens, the same for the same numbers."""
+    for number in numbers:
+        ids = torch.randint(65, (2, 16), generator=torch.Generator().manual_seed(number))
+        optim.set_step(optimizer, 0.01 / (1 + number), 0.9)
+        loss: Any = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_every_parameter_is_updated_by_one_and_tables_and_vectors_by_adamw() -> None:
+    model = llama(2, 32)
+    muon, adamw = optim.optimizer(model, MUON, CPU).parts  # type: ignore[attr-defined]
+    by_muon, by_adamw = (
+        {id(parameter) for group in part.param_groups for parameter in group["params"]} for part in (muon, adamw)
+    )
+    assert not by_muon & by_adamw and by_muon | by_adamw == {id(parameter) for parameter in model.parameters()}
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in by_muon) == (parameter.ndim == 2 and "embed_tokens" not in name), name
+
+
+def test_an_update_by_muon_has_equal_singular_values_and_follows_the_rate() -> None:
+    model = llama(1, 32)
+    matrix = dict(model.named_parameters())["model.layers.0.self_attn.q_proj.weight"]
+    before = matrix.detach().clone()
+    plain = RunSettings(optim="muon", learning_rate=0.01, weight_decay=0.0)
+    steps(model, optim.optimizer(model, plain, CPU), range(1))
+    values = torch.linalg.svdvals(matrix.detach() - before) / (0.01 * 0.2 * 32**0.5)
+    # Five iterations bring them near one; the gradient's own are a factor of hundreds apart.
+    assert values.median() == pytest.approx(1, abs=0.3) and values.max() < 1.3
+
+
+def test_a_restart_changes_no_bit() -> None:
+    whole = llama(2, 32)
+    optimizer = optim.optimizer(whole, MUON, CPU)
+    steps(whole, optimizer, range(6))
+    first = llama(2, 32)
+    optimizer = optim.optimizer(first, MUON, CPU)
+    steps(first, optimizer, range(3))
+    saved = {name: value.clone() for name, value in optimizer_parts(first, optimizer).items()}
+    kinds = {name.rpartition("/")[2] for name in saved}
+    assert kinds == {"momentum_buffer", "exp_avg", "exp_avg_sq", "step"}
+    second = llama(2, 32)
+    second.load_state_dict(first.state_dict())
+    optimizer = optim.optimizer(second, MUON, CPU)
+    load_optimizer(second, optimizer, saved)
+    steps(second, optimizer, range(3, 6))
+    for (name, one), other in zip(whole.named_parameters(), second.parameters(), strict=True):
+        assert one.equal(other), name
+
+
+def test_a_model_without_layers_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--optim adamw"):
+        optim.optimizer(nn.Sequential(nn.Linear(4, 4)), MUON, CPU)
