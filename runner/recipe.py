@@ -172,6 +172,9 @@ class Recipe:
     memory_advice: ClassVar[str] = "Lower --micro_batch_size, or the recipe's length limits (--help)."
     """What to type when memory runs out: the settings of this recipe that memory grows with."""
 
+    renamed_settings: ClassVar[Mapping[str, str]] = {}
+    """Old name -> new name of settings. The old one works for one release, and the runner says the new one."""
+
     Request: ClassVar[type | None] = None
     """A dataclass: the flags that `relay predict` accepts beside `--checkpoint`. None: the recipe answers nothing."""
 
@@ -249,6 +252,11 @@ class Recipe:
         """A line to print before a training that begins without weights: no checkpoint, no `--init_from`. Raises
         ConfigError where these settings make no sense so, such as adapters without a model to adapt."""
         return None
+
+    def setting_notes(self, explicit: frozenset[str]) -> list[str]:
+        """Lines to print before a training: settings that have no effect beside others. `explicit` holds the names that
+        the user gave."""
+        return []
 
     def end_step(self, model: nn.Module, statistics: Tensor) -> None:
         """Change what does not learn by gradients (buffers) after each update, from the statistics of the step, which
