@@ -8,7 +8,7 @@ from runner.parts import adapters
 if TYPE_CHECKING:
     from recipes.text2sql.settings import LoraSettings, ModelSettings
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,7 +161,7 @@ def _linear(model: Any) -> list[str]:
 
 
 @torch.no_grad()
-def inherit(model: Any, tensors: dict[str, Tensor]) -> None:
+def inherit(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put the weights of another stage into the model. Raises ConfigError where they are another model's."""
     persistent = model.state_dict(keep_vars=True)
     named = [*model.named_parameters(), *model.named_buffers()]

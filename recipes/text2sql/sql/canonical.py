@@ -1,7 +1,6 @@
-"""SQL on SQLite: schemas, what a query's result says, and spellings that keep it.
+"""Spellings of SQL that keep a query's result: normalised, canonical (the target of training), and Spider's words.
 
-Queries run in `recipes.text2sql.execution`. Normalising changes spelling only; literals stay as they are, because
-lower-casing them changes the result of one query in five.
+Only the spelling changes. Literals stay as they are, because lower-casing them changes the result of one query in five.
 """
 
 from __future__ import annotations
@@ -12,33 +11,9 @@ import logging
 import re
 import sqlite3
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from recipes.text2sql.sql.schema import Schema, _table_statements, fold, quoted
-from runner.errors import DataError
-
-# Schemas -----------------------------------------------------------------------------------------------
-
-
-def create_empty_database(schema: Schema, path: Path | str) -> None:
-    """Write a SQLite file with the schema's tables, without rows. Raises DataError where `path` exists."""
-    path = Path(path)
-    if path.exists():
-        raise DataError(f"{path} exists already: give a path where nothing stands.")
-    connection = sqlite3.connect(path)
-    try:
-        for statement in _table_statements(schema):
-            connection.execute(statement)
-        connection.commit()
-    finally:
-        connection.close()
-
-
-# Results -----------------------------------------------------------------------------------------------
-
-
-# Spelling ----------------------------------------------------------------------------------------------
+from recipes.text2sql.sql.schema import Schema, fold, quoted
 
 
 @functools.lru_cache(maxsize=20_000)

@@ -12,7 +12,7 @@ from typing import Any
 
 from recipes.text2sql.sql.canonical import parsed
 from recipes.text2sql.sql.execution import Execution, execute
-from recipes.text2sql.sql.schema import Schema, _table_statements
+from recipes.text2sql.sql.schema import Schema, table_statements
 
 
 def first_that_finds(candidates: Sequence[str], database: Path | str) -> str:
@@ -32,7 +32,7 @@ def first_that_finds(candidates: Sequence[str], database: Path | str) -> str:
 
 def is_valid(database: Path | str | Schema, sql: str) -> bool:
     """Whether SQLite prepares the query as one that only reads, on a file or on an empty database."""
-    place = _table_statements(database) if isinstance(database, Schema) else database
+    place = table_statements(database) if isinstance(database, Schema) else database
     # With QUERY PLAN, neither "EXPLAIN SELECT 1" nor "QUERY PLAN SELECT 1" passes for a query.
     return execute(place, f"EXPLAIN QUERY PLAN {sql}").error is None
 
