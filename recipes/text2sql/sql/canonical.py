@@ -119,6 +119,8 @@ class _Scope:
     aliases: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
     """Names given to result columns -> what they stand for; None for those of a compound's other arms."""
     uses: list[_Use] = dataclasses.field(default_factory=list)
+    other_arms: frozenset[str] | None = frozenset()
+    """Result columns of a compound's other arms, which only its ORDER BY can name; None where they are not known."""
     odd: bool = False
     """Something stands here that is not understood: change no name in this query."""
 
@@ -143,6 +145,10 @@ def parsed(sql: str) -> Any:
     # without parentheses (`a = b NOT IN (...)`; SQLite goes from left to right).
     if tree.find(exp.Concat) and "concat" not in sql.lower():
         return None
+    for join in tree.find_all(exp.Join):
+        # sqlglot prints VALUES without an alias in a JOIN without its parentheses.
+        if isinstance(join.this, exp.Values) and not join.this.alias:
+            join.set("this", exp.Subquery(this=join.this.copy()))
     if "cross" not in sql.lower():
         # sqlglot turns a comma into CROSS JOIN, which forbids SQLite to reorder the tables.
         for join in tree.find_all(exp.Join):
@@ -220,7 +226,10 @@ def _is_visible(name: str, clause: str, scope: _Scope) -> bool | None:
         # A SELECT list does not see its own aliases; every other clause does.
         if clause != "select" and name in at.aliases:
             return True
+        if clause == "compound" and at.other_arms is not None and name in at.other_arms:
+            return True
         unknown = unknown or any(source.columns is None for source in at.sources)
+        unknown = unknown or (clause == "compound" and at.other_arms is None)
         clause, at = at.clause_in_parent, at.parent
     return None if unknown else False
 
@@ -247,11 +256,12 @@ def _enter_query(
             known[name] = frozenset(listed) if listed else columns
     if isinstance(node, exp.SetOperation):
         columns, scope = _enter_query(node.left, parent, clause, known, schema, scopes)
-        _, other = _enter_query(node.right, parent, clause, known, schema, scopes)
+        others, other = _enter_query(node.right, parent, clause, known, schema, scopes)
         if scope is not None:
             for name, meanings in (other.aliases if other else {}).items():
                 # The ORDER BY of a compound sees the aliases of all its arms.
                 scope.aliases.setdefault(name, []).extend([*meanings, None])
+            scope.other_arms = None if others is None or scope.other_arms is None else scope.other_arms | others
             for part in ("order", "limit", "offset"):
                 if node.args.get(part) is not None:
                     _enter(node.args[part], scope, "compound", schema, scopes)

@@ -486,6 +486,27 @@ def test_a_wrong_query_does_not_become_right(database: Path, sql: str) -> None:
     assert execute(database, canonical(sql, GEOGRAPHY)).error
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM city JOIN (VALUES (1), (2)) ON city_name = 'reno'",
+        "SELECT * FROM city, (VALUES (1), (2))",
+        "SELECT * FROM city JOIN (VALUES (1), (2)) AS v ON v.column1 = 1",
+        'SELECT city_name FROM city UNION SELECT capital FROM state ORDER BY "CAPITAL" DESC',
+        'SELECT city_name FROM city UNION SELECT * FROM (SELECT capital FROM state) ORDER BY "capital" DESC',
+        "SELECT city_name FROM city UNION SELECT border FROM border_info UNION SELECT s.capital FROM state AS s "
+        'ORDER BY "capital" DESC',
+        # Only the ORDER BY of the compound sees the other arm.
+        'SELECT city_name FROM city WHERE "capital" = \'capital\' UNION SELECT capital FROM state ORDER BY "capital"',
+    ],
+)
+def test_values_and_the_order_of_a_compound_keep_their_rows(database: Path, sql: str) -> None:
+    gold = execute(database, sql)
+    assert gold.error is None and len(gold.rows) > 1
+    for spelling in (normalise, canonical):
+        assert same_result(execute(database, spelling(sql, GEOGRAPHY)), gold, is_ordered(sql)), spelling(sql, GEOGRAPHY)
+
+
 def real_queries(source: str, *files: str) -> Iterator[tuple[str, Schema, Path]]:
     folder = TEXT2SQL / source
     if not folder.is_dir():
