@@ -1,4 +1,4 @@
-"""Questions made ready once: read, checked, linked and spelled by many processes, kept in Arrow, streamed from there.
+"""Questions prepared once: read, checked, linked and spelled by many processes, kept in Arrow, streamed from there.
 
 The cache lies in $RELAY_CACHE or ~/.cache/relay, under a hash of what the questions were made of: the entries, their
 databases and this recipe's code. A database counts by its content up to 16 MB; a larger one by its size and by its
@@ -60,7 +60,7 @@ def gather(names: Sequence[str], folder: str | None, split: str, evidence: bool,
                 raise DataError(f"{error}" + (f"\nWithout {name}: --{weight} 0." if len(names) > 1 else "")) from None
             if len(names) == 1:
                 raise
-            _say(f"{name} has no {split} split: {error}")
+            print_once(f"{name} has no {split} split: {error}")
             continue
         parts[name] = prepare(name, split, found, processes)
     if not parts:
@@ -110,10 +110,10 @@ def prepare(name: str, split: str, found: list[Entry], processes: int) -> Sequen
     else:
         reading = _cached(name, split, found, processes, folder)
     if reading.left_out:
-        _say(reading.told(f"{name} ({split})"))
+        print_once(reading.report(f"{name} ({split})"))
     if not len(reading.questions):
         examples = ", ".join(dict.fromkeys(entry["db_id"] for entry in found[:3] if entry["db_id"]))
-        raise DataError(f"{reading.told(f'{name} ({split})')}.\nNothing is left: check data.dir {examples}".rstrip())
+        raise DataError(f"{reading.report(f'{name} ({split})')}.\nNothing is left: check data.dir {examples}".rstrip())
     return reading.questions
 
 
@@ -246,6 +246,6 @@ def _digest(path: Path) -> bytes:
 
 
 @functools.cache
-def _say(line: str) -> None:
+def print_once(line: str) -> None:
     # Once in a process: a run asks for its questions more than once.
     print(line, file=sys.stderr, flush=True)

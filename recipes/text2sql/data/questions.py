@@ -96,7 +96,7 @@ class Reading:
     left_out: Counter[str] = dataclasses.field(default_factory=Counter)
     """Why an entry is no question -> how many there are."""
 
-    def told(self, name: str) -> str:
+    def report(self, name: str) -> str:
         """One line about it."""
         total = len(self.questions) + self.left_out.total()
         reasons = "; ".join(f"{number:,} {reason}" for reason, number in self.left_out.most_common())
