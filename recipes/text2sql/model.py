@@ -6,6 +6,8 @@ from runner.errors import ConfigError, DataError
 from runner.parts import adapters
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from recipes.text2sql.settings import LoraSettings, ModelSettings
 
 from collections.abc import Mapping, Sequence
@@ -14,9 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    pass
 
 
 class DroppingEmbedding(nn.Embedding):
@@ -61,7 +60,7 @@ def build(settings: "ModelSettings", vocab_size: int, max_seq_length: int, pad: 
     return transformers.Qwen3MoeForCausalLM(config)
 
 
-def drop_embeddings(model: Any, dropout: float) -> None:
+def drop_embeddings(model: "PreTrainedModel", dropout: float) -> None:
     """Dropout of the token embeddings, under their own name."""
     embedding: Any = model.get_input_embeddings()
     embedding.__class__, embedding.dropout = DroppingEmbedding, dropout
@@ -150,7 +149,7 @@ def with_adapters(model: Any, settings: "LoraSettings", new_tokens: list[int]) -
     return adapters.with_adapters(model, settings, _linear(model), parameters, new_tokens)
 
 
-def _linear(model: Any) -> list[str]:
+def _linear(model: "PreTrainedModel") -> list[str]:
     """The names of all matrices that are modules, but the output. PEFT's own "all-linear" adds experts and routers of
     some classes, with twice the rank.
     """

@@ -18,7 +18,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipes.text2sql.data import sources
 from recipes.text2sql.data.mixing import interleaved
@@ -31,6 +31,9 @@ from recipes.text2sql.sql.canonical import canonical
 from recipes.text2sql.sql.schema import Schema
 from runner.errors import DataError
 from runner.parts.cache import cache_folder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # The folders of the recipe whose code decides what is read.
 READING = ("data", "prompts", "sql")
@@ -129,7 +132,9 @@ def row_of(entry: Entry, made: Path) -> dict[str, Any]:
     return _row(result.text, result.query, schema, result.database, text, found, spelled)
 
 
-def _row(text: str, query: str, schema: str, database: str | None, linked: str, links: Any, canonical: str) -> Any:
+def _row(
+    text: str, query: str, schema: str, database: str | None, linked: str, links: list[list[object]], canonical: str
+) -> dict[str, str]:
     return {
         "text": text, "query": query, "schema": schema, "database": database or "", "linked": linked,
         "links": json.dumps(links), "canonical": canonical, "left_out": "",
@@ -152,7 +157,7 @@ def _schema(text: str) -> Schema:
 class CachedQuestions(Sequence[Question]):
     """Questions in an Arrow file, read from it when asked for."""
 
-    table: Any
+    table: Dataset
     """A `datasets.Dataset` with the rows of `row_of`."""
 
     def __len__(self) -> int:

@@ -22,9 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    pass
-
 FILES = {
     "spider": {"train": ("train_spider.json", "train_others.json"), "validation": ("dev.json",), "test": ("dev.json",)},
     "geography": {"train": ("train.json",), "validation": ("dev.json",), "test": ("test.json",)},

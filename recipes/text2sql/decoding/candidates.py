@@ -29,10 +29,6 @@ from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogits
 if TYPE_CHECKING:
     from torch import Tensor
 
-    pass
-    pass
-    pass
-
 
 def write(encoder: Encoder, settings: GenerationSettings, model: Any, examples: Sequence[Example]) -> list[str]:
     """One query for each example, with the database's own values and names in the placeholders' places."""
@@ -114,7 +110,7 @@ class SeededSampling(LogitsProcessor):
     def __init__(self, uniforms: Tensor, prompt_length: int) -> None:
         self.uniforms, self.prompt_length = uniforms, prompt_length
 
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(rows, time), (rows, vocabulary) -> (rows, vocabulary): minus infinity but for one token of each row."""
         numbers = self.uniforms[:, input_ids.shape[1] - self.prompt_length].to(scores.device)
         shares, order = scores.float().softmax(-1).sort(dim=-1, descending=True, stable=True)
@@ -154,6 +150,3 @@ def most_voted(candidates: Sequence[str], database: str | None, schema: Schema) 
 
 def _finds(run: Execution) -> bool:
     return run.error is None and any(value is not None for row in run.rows for value in row)
-
-
-# Only what the grammar allows -----------------------------------------------------------------------------

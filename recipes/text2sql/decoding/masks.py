@@ -34,10 +34,7 @@ from transformers import LogitsProcessor
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    pass
-    pass
-    pass
+    from transformers import PreTrainedTokenizerFast
 
 
 class OnlyGrammatical(LogitsProcessor):
@@ -49,7 +46,7 @@ class OnlyGrammatical(LogitsProcessor):
     def __init__(self, writers: Sequence[Writer], candidates: int, prompt_length: int, room: int) -> None:
         self.writers, self.candidates, self.prompt_length, self.room = writers, candidates, prompt_length, room
 
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(rows, time), (rows, vocabulary) -> (rows, vocabulary), minus infinity for what must not come."""
         written = input_ids[:, self.prompt_length :].tolist()
         masks = torch.stack(
@@ -222,7 +219,7 @@ def writer_of(encoder: Encoder, example: Example) -> Writer:
 
 
 @functools.lru_cache(maxsize=4)
-def _vocabulary(tokenizer: Any) -> Vocabulary:
+def _vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     return Vocabulary(tokenizer)
 
 

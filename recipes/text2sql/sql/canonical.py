@@ -11,9 +11,12 @@ import logging
 import re
 import sqlite3
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipes.text2sql.sql.schema import Schema, fold, quoted
+
+if TYPE_CHECKING:
+    from sqlglot import exp
 
 
 @functools.lru_cache(maxsize=20_000)
@@ -88,7 +91,7 @@ class _Source:
 
     name: str
     """What a prefix calls it, folded; empty where it has no name."""
-    node: Any
+    node: exp.Expr
     columns: frozenset[str] | None
     """Folded; None where they are not known."""
     inner_use: bool = False
@@ -100,7 +103,7 @@ class _Source:
 class _Use:
     """One column in a query, and the clause that it stands in."""
 
-    column: Any
+    column: exp.Column
     clause: str
     source: _Source | None = None
     scope: _Scope | None = None
@@ -125,7 +128,7 @@ class _Scope:
     """Something stands here that is not understood: change no name in this query."""
 
 
-def parsed(sql: str) -> Any:
+def parsed(sql: str) -> exp.Query | None:
     """The tree of one query, or None. Trees are changed by their users: never cached."""
     import sqlglot
     from sqlglot import exp
@@ -235,7 +238,7 @@ def _is_visible(name: str, clause: str, scope: _Scope) -> bool | None:
 
 
 def _enter_query(
-    node: Any,
+    node: exp.Expr,
     parent: _Scope | None,
     clause: str,
     known: Mapping[str, frozenset[str] | None],
@@ -298,7 +301,7 @@ def _enter_query(
     return _result_columns(node, scope), scope
 
 
-def _enter(node: Any, scope: _Scope, clause: str, schema: Schema, scopes: list[_Scope]) -> None:
+def _enter(node: exp.Expr, scope: _Scope, clause: str, schema: Schema, scopes: list[_Scope]) -> None:
     from sqlglot import exp
 
     if isinstance(node, exp.Column):
@@ -311,7 +314,7 @@ def _enter(node: Any, scope: _Scope, clause: str, schema: Schema, scopes: list[_
             _enter(child, scope, clause, schema, scopes)
 
 
-def _add_source(node: Any, scope: _Scope, schema: Schema, scopes: list[_Scope]) -> None:
+def _add_source(node: exp.Expr, scope: _Scope, schema: Schema, scopes: list[_Scope]) -> None:
     from sqlglot import exp
 
     columns = None
@@ -339,7 +342,7 @@ def _add_source(node: Any, scope: _Scope, schema: Schema, scopes: list[_Scope]) 
             _enter(join.args["on"], scope, "where", schema, scopes)
 
 
-def _result_columns(select: Any, scope: _Scope) -> frozenset[str] | None:
+def _result_columns(select: exp.Expr, scope: _Scope) -> frozenset[str] | None:
     from sqlglot import exp
 
     columns: set[str] = set()
@@ -412,7 +415,7 @@ def _shorten(scopes: list[_Scope], schema: Schema) -> None:
             source.node.set("alias", alias)
 
 
-def _has(source: _Source, column: Any) -> bool:
+def _has(source: _Source, column: exp.Column) -> bool:
     from sqlglot import exp
 
     known = source.columns is None or isinstance(column.this, exp.Star) or column.name in source.columns
@@ -437,7 +440,7 @@ def _can_be_bare(use: _Use, scope: _Scope) -> bool:
     return True
 
 
-def _unquote(tree: Any) -> None:
+def _unquote(tree: exp.Expr) -> None:
     """Take the quotes off names that SQLite and sqlglot read as names without them."""
     from sqlglot import exp
 

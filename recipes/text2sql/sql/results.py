@@ -8,7 +8,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from recipes.text2sql.sql.canonical import parsed
 from recipes.text2sql.sql.execution import Execution, execute
@@ -83,13 +83,13 @@ def _same_row(left: tuple[Any, ...], right: tuple[Any, ...]) -> bool:
     return len(left) == len(right) and all(map(_same_value, left, right))
 
 
-def _same_value(left: Any, right: Any) -> bool:
+def _same_value(left: object, right: object) -> bool:
     if isinstance(left, float) or isinstance(right, float):
         return _is_number(left) and _is_number(right) and math.isclose(left, right, rel_tol=1e-6)
     return left == right
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float)
 
 
