@@ -201,7 +201,7 @@ def converse(recipe: Any, model: Any, request: Any) -> str:
                 resolve(line[4:].strip(), [("?", None)], "/db")
                 place = line[4:].strip()
             elif line.startswith("/"):
-                recipe = _told(recipe, line[1:].split())
+                recipe = _with_setting(recipe, line[1:].split())
             elif line:
                 (question,) = resolve(place, [(line, None)], "the question")
                 print(shown(question, *answers(recipe, model, [question])[0]))
@@ -209,8 +209,8 @@ def converse(recipe: Any, model: Any, request: Any) -> str:
             print(error)
 
 
-def _told(recipe: Any, words: list[str]) -> Any:
-    """The recipe with what a line like `/num_beams 4` says. Raises ConfigError where that cannot be."""
+def _with_setting(recipe: Any, words: list[str]) -> Any:
+    """The recipe with the setting of a line like `/num_beams 4`. Raises ConfigError if the line is not one."""
     try:
         name, text = words
         kind = type(getattr(recipe.generation_settings, name)) if name in OVERRIDES else None

@@ -15,9 +15,6 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    pass
-
 # transformers' routers that are one matrix, a softmax and its top k, and return (logits, weights, choices).
 ROUTERS = ("MixtralTopKRouter", "Qwen2MoeTopKRouter", "Qwen3MoeTopKRouter", "OlmoeTopKRouter")
 

@@ -6,17 +6,16 @@ from runner.errors import ConfigError, DataError
 from runner.parts import adapters
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from recipes.text2sql.settings import LoraSettings, ModelSettings
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    pass
 
 
 class DroppingEmbedding(nn.Embedding):
@@ -61,7 +60,7 @@ def build(settings: "ModelSettings", vocab_size: int, max_seq_length: int, pad: 
     return transformers.Qwen3MoeForCausalLM(config)
 
 
-def drop_embeddings(model: Any, dropout: float) -> None:
+def drop_embeddings(model: "PreTrainedModel", dropout: float) -> None:
     """Dropout of the token embeddings, under their own name."""
     embedding: Any = model.get_input_embeddings()
     embedding.__class__, embedding.dropout = DroppingEmbedding, dropout
@@ -150,7 +149,7 @@ def with_adapters(model: Any, settings: "LoraSettings", new_tokens: list[int]) -
     return adapters.with_adapters(model, settings, _linear(model), parameters, new_tokens)
 
 
-def _linear(model: Any) -> list[str]:
+def _linear(model: "PreTrainedModel") -> list[str]:
     """The names of all matrices that are modules, but the output. PEFT's own "all-linear" adds experts and routers of
     some classes, with twice the rank.
     """
@@ -161,7 +160,7 @@ def _linear(model: Any) -> list[str]:
 
 
 @torch.no_grad()
-def inherit(model: Any, tensors: dict[str, Tensor]) -> None:
+def inherit(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put the weights of another stage into the model. Raises ConfigError where they are another model's."""
     persistent = model.state_dict(keep_vars=True)
     named = [*model.named_parameters(), *model.named_buffers()]

@@ -1,4 +1,4 @@
-"""Named settings; dimensions are those whose parameter counts tests/recipes/text2sql/test_recipe.py checks."""
+"""Named settings; dimensions are those whose parameter counts tests/recipes/text2sql/test_page.py checks."""
 
 from typing import Any
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from tyro.conf import Suppress
 
 import runner.recipe
 from recipes.text2sql.data.examples import Examples, MixedExamples, TrainingExamples
@@ -14,29 +20,25 @@ from recipes.text2sql.prompts.encoding import (
     repeated_words,
     train_tokenizer,
 )
-from recipes.text2sql.settings import DataSettings, GenerationSettings, LoraSettings, ModelSettings, TokenizerSettings
+from recipes.text2sql.settings import (
+    DataSettings,
+    GenerationSettings,
+    LoraSettings,
+    ModelSettings,
+    TokenizerSettings,
+    settings_without_effect,
+)
 from runner.errors import ConfigError
 from runner.recipe import Batch, Loss, Source
 
 if TYPE_CHECKING:
-    pass
-
-import dataclasses
-import functools
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
-
-from tyro.conf import Suppress
-
-if TYPE_CHECKING:
-    pass
-    pass
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe(runner.recipe.Recipe):
-    """Settings and verbs of text2sql."""
+    """The text2sql recipe: its settings and methods."""
 
     data_settings: DataSettings = DataSettings()
     model_settings: ModelSettings = ModelSettings()
@@ -44,11 +46,11 @@ class Recipe(runner.recipe.Recipe):
     generation_settings: GenerationSettings = GenerationSettings()
     lora: LoraSettings = LoraSettings()
     router_aux_loss_coef: float = 0.01
-    """Weight of the router's balance loss: mean over layers, 1 when balanced."""
+    """Coefficient of the router's load-balancing loss: a mean over layers, 1 when balanced."""
     router_z_loss_coef: float = 0.001
-    """Weight of the router's z-loss: mean over layers."""
+    """Coefficient of the router's z-loss: a mean over layers."""
     assets: Suppress[Path | None] = None
-    """Folder of the tokenizer; the runner's to set."""
+    """Folder of the tokenizer; the runner sets it."""
 
     best_metric: ClassVar[str] = "execution_accuracy"
 
@@ -61,13 +63,20 @@ class Recipe(runner.recipe.Recipe):
 
     @staticmethod
     def downloads() -> Mapping[str, Source]:
-        """Where Spider, BIRD, WikiSQL and Gretel's questions are."""
+        """The downloads of Spider, BIRD, WikiSQL and Gretel's questions."""
         from recipes.text2sql.data.downloads import downloads
 
         return downloads()
 
+    def setting_notes(self, explicit: frozenset[str]) -> list[str]:
+        """One line for each setting that the user gave and another setting switches off."""
+        found = settings_without_effect(
+            self.data_settings, self.model_settings, self.generation_settings, self.lora, self.router_aux_loss_coef
+        )
+        return [f"{name} has no effect {reason}." for name, reason in found if name in explicit]
+
     def prepare(self, folder: Path) -> Recipe:
-        """Train the tokenizer on the training split, or take the one that is there, or the pretrained model's."""
+        """Train the tokenizer on the training split, unless the folder has one or model.pretrained brings its own."""
         bound = dataclasses.replace(self, assets=folder)
         if not (folder / "tokenizer.json").is_file():
             from recipes.text2sql.data.cache import load_questions
@@ -85,7 +94,7 @@ class Recipe(runner.recipe.Recipe):
 
     @functools.cached_property
     def encoder(self) -> Encoder:
-        """What makes token ids of questions, with the tokenizer of `prepare`."""
+        """The encoder of questions, with the tokenizer of `prepare`."""
         return Encoder(self.data_settings, self.generation_settings.max_new_tokens, self.assets)
 
     @property
@@ -104,7 +113,7 @@ class Recipe(runner.recipe.Recipe):
         return (MixedExamples if is_mixed else TrainingExamples)(self.encoder, questions)
 
     def collate(self, examples: list[Example]) -> Batch:
-        """Right-padded prompts with their SQL; only the SQL is scored."""
+        """Right-pad prompts and SQL; the loss counts the tokens of the SQL only."""
         import torch
 
         longest = max(len(example.prompt) + len(example.target) for example in examples)
@@ -122,8 +131,8 @@ class Recipe(runner.recipe.Recipe):
         extra = {"examples": examples, "prompts": min(len(example.prompt) for example in examples)}
         return Batch(tensors, weight=weight, tokens=int(mask.sum()), extra=extra)
 
-    def model(self) -> Any:
-        """A fresh or pretrained decoder, whose tokens are routed as the settings say, with adapters where asked for."""
+    def model(self) -> PreTrainedModel:
+        """A fresh or pretrained decoder with the routers, experts and adapters of the settings."""
         from recipes.text2sql import experts
         from recipes.text2sql import model as parts
 
@@ -143,14 +152,14 @@ class Recipe(runner.recipe.Recipe):
         experts.route(model, settings)
         return parts.with_adapters(model, self.lora, added) if self.lora.rank else model
 
-    def inherit(self, model: Any, tensors: dict[str, Any]) -> None:
-        """The weights of another stage; adapters, and the bias that balances, start fresh where it has none."""
+    def inherit(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Load the weights of another stage; adapters and the balance bias start fresh where it has none."""
         from recipes.text2sql.model import inherit
 
         inherit(model, tensors)
 
-    def export(self, model: Any, folder: Path) -> None:
-        """Write the model as `from_pretrained` reads it; adapters are in its weights by now."""
+    def export(self, model: PreTrainedModel, folder: Path) -> None:
+        """Write the model for `from_pretrained`; the runner has merged adapters into its weights."""
         # Beside whole weights it would make transformers look for adapters.
         for name in ("adapter_config.json", "base_config.json"):
             (folder / name).unlink(missing_ok=True)
@@ -158,12 +167,12 @@ class Recipe(runner.recipe.Recipe):
 
     @property
     def needs_step_statistics(self) -> bool:
-        """Whether the loss needs the choices of the whole step."""
+        """Whether the balance loss needs the expert counts of the whole step."""
         settings = self.model_settings
         return settings.balance == "aux" and settings.balance_scope == "global" and self.router_aux_loss_coef > 0
 
-    def loss(self, model: Any, batch: Batch) -> Loss:
-        """Summed cross-entropy of the SQL's tokens, and the router's losses as means over the layers."""
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        """Cross-entropy summed over the SQL's tokens, and the router losses averaged over the layers."""
         import torch
 
         from recipes.text2sql import experts
@@ -175,7 +184,7 @@ class Recipe(runner.recipe.Recipe):
             router.mask = mask
         config = parts.config_of(model)
         asked = {"output_router_logits": True} if hasattr(config, "output_router_logits") else {}
-        # Of prompts nothing is scored, and their logits would be most of the memory: kept are the last places.
+        # Prompts are not scored and their logits would take most of the memory: compute only the last positions'.
         ids, kept = batch["input_ids"], batch["input_ids"].shape[1] - batch.extra.get("prompts", 1) + 1
         output = model(
             input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False, logits_to_keep=kept, **asked
@@ -214,22 +223,22 @@ class Recipe(runner.recipe.Recipe):
         is_counted = settings.balance == "bias" or self.needs_step_statistics
         return Loss(total, logs=logs, auxiliary=auxiliary, statistics=counts if is_counted else None)
 
-    def end_step(self, model: Any, statistics: Any) -> None:
-        """Move the bias that balances the experts."""
+    def end_step(self, model: nn.Module, statistics: Tensor) -> None:
+        """Update the balance bias of the routers."""
         from recipes.text2sql.experts import move_bias
 
         if self.model_settings.balance == "bias":
             move_bias(model, statistics, self.model_settings.balance_bias_rate)
 
     def remark(self, step: int, values: Mapping[str, Any]) -> str | None:
-        """That experts collapse, where they do; in the first steps, it is nothing yet."""
+        """Warn of collapsed experts, from step 20 on."""
         from recipes.text2sql.experts import collapse
 
         counts = values.get("expert/tokens_per_expert")
         return collapse(counts, self.model_settings.balance) if counts and step >= 20 else None
 
-    def predict(self, model: Any, batch: Batch) -> list[Any]:
-        """SQL for each question, written as `generation` says, with what scoring needs."""
+    def predict(self, model: PreTrainedModel, batch: Batch) -> list[Any]:
+        """Generate SQL for each question; each row also holds what `score` needs."""
         from recipes.text2sql.sql.canonical import plain
 
         examples: list[Example] = batch.extra["examples"]
@@ -256,19 +265,19 @@ class Recipe(runner.recipe.Recipe):
         """Questions to answer."""
 
         db: str = "demo:bookshop"
-        """SQLite file to ask, or a folder of them; demo:NAME is one of the embedded databases."""
+        """SQLite file, folder of SQLite files, or demo:NAME for an embedded database."""
         question: str = "which author has the most books ?"
         """The question, in English."""
         questions: str | None = None
-        """A file instead of question: one on each line (QUESTION<TAB>NAME for a folder), or .json(l) as Spider's."""
+        """File of questions: one per line (QUESTION<TAB>NAME if --db is a folder), or .json(l) in Spider's format."""
         output: str | None = None
-        """File for the answers, .jsonl or .csv, instead of printing them."""
+        """Write the answers to this .jsonl or .csv file instead of printing them."""
         interactive: bool = False
-        """Ask for questions until the input ends; /num_beams 4 and the like change what stands below."""
+        """Prompt for questions until the input ends; /num_beams 4 changes a setting below."""
         batch_size: int = 16
-        """Questions that are answered at a time."""
+        """Questions per batch."""
         constrained: bool | None = None
-        """generation.constrained; what was trained with when not given, as with those below."""
+        """generation.constrained; the checkpoint's value if not given, as for the settings below."""
         num_beams: int | None = None
         """generation.num_beams"""
         temperature: float | None = None
@@ -290,7 +299,7 @@ class Recipe(runner.recipe.Recipe):
             if self.output is not None and self.questions is None:
                 raise ConfigError("--output is for the answers to a file: type --questions FILE as well.")
 
-    def answer(self, model: Any, request: Request) -> str:
+    def answer(self, model: PreTrainedModel, request: Request) -> str:
         """The SQL for each question, and its rows as a table."""
         from recipes.text2sql import answering
 
@@ -301,27 +310,27 @@ class Recipe(runner.recipe.Recipe):
         """Prediction files to score, without a model; --data.dir names the folder with the databases."""
 
         metric: Literal["spider_em", "spider_exec", "test_suite", "bird_ex", "bird_ves", "wikisql_lf"]
-        """The official definition to score by."""
+        """Official metric to compute."""
         gold: str
-        """File of the right queries: SQL<TAB>db_id on each line; WikiSQL: jsonl."""
+        """File of the gold queries: SQL<TAB>db_id per line; WikiSQL: jsonl."""
         pred: str
-        """File of the predictions: one on each line; BIRD: a JSON object or list; WikiSQL: jsonl."""
+        """File of the predictions: one per line; BIRD: a JSON object or list; WikiSQL: jsonl."""
         output: str | None = None
-        """File for the rows, one JSON object per pair."""
+        """Write one JSON object per pair to this file."""
         keep_distinct: bool = False
-        """test_suite: compare DISTINCT as well; the official default takes it out of both queries."""
+        """test_suite: also compare DISTINCT; the official default removes it from both queries."""
         repeats: int = 100
-        """bird_ves: how often both queries are timed."""
+        """bird_ves: number of timings of each query."""
 
     def score_files(self, files: Files) -> tuple[str, list[Any]]:
-        """The table by hardness, and a row per pair."""
+        """The table of scores by hardness, and one row per pair."""
         from recipes.text2sql.scoring.official import score_files
 
         return score_files(
             files.metric, files.gold, files.pred, self.data_settings.dir, files.keep_distinct, files.repeats
         )
 
-    def write(self, model: Any, examples: list[Example]) -> list[str]:
+    def write(self, model: PreTrainedModel, examples: list[Example]) -> list[str]:
         """One query for each example."""
         from recipes.text2sql.decoding.candidates import write
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
 
 from runner.errors import ConfigError
 from runner.parts import adapters
@@ -10,62 +12,58 @@ from runner.parts import adapters
 if TYPE_CHECKING:
     from recipes.text2sql.prompts.schema_text import Style
 
-import dataclasses
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    pass
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """What to train on."""
 
     source: str = "demo"
-    """Where the questions are from: demo (made here), spider, bird, wikisql, gretel, geography, atis; or several of
-    spider,bird,wikisql,gretel with commas, or mix for those four."""
+    """Where the questions are from: demo (made by Relay), spider, bird, wikisql, gretel, geography or atis; several of
+    spider,bird,wikisql,gretel, separated by commas; or mix for those four."""
     dir: str | None = None
-    """Folder that holds spider/, bird/, wikisql/, gretel/, geography/ or atis/."""
+    """Folder that contains spider/, bird/, wikisql/, gretel/, geography/ or atis/."""
     spider_weight: float = 0.4
-    """Share of Spider among mixed sources, in proportion to the other weights; 0 leaves it out."""
+    """Weight of Spider in a mixture, relative to the other weights; 0 leaves it out."""
     bird_sql_weight: float = 0.3
-    """Share of BIRD among mixed sources."""
+    """Weight of BIRD in a mixture."""
     wiki_sql_weight: float = 0.2
-    """Share of WikiSQL among mixed sources."""
+    """Weight of WikiSQL in a mixture."""
     gretel_synthetic_weight: float = 0.1
-    """Share of Gretel's synthetic questions among mixed sources."""
+    """Weight of Gretel's synthetic questions in a mixture."""
     max_source_epochs: float = 16.0
-    """Passes over a mixed source after which its share goes to the others; 0: no limit. More are warned of."""
+    """Maximum epochs over one source of a mixture; then the other sources take its share. 0: no limit. A warning says
+    when a source exceeds this."""
     evidence: bool = True
-    """Put BIRD's hint behind its question."""
+    """Append BIRD's hint to its question."""
     preprocessing_num_workers: int = 0
-    """Processes that prepare a large source once; 0: one per core."""
+    """Processes that prepare a large source, once, for the cache; 0: one per core."""
     max_seq_length: int = 768
-    """Longest prompt with its SQL, in tokens; longer prompts lose the columns that match the question least."""
+    """Maximum length of prompt and SQL, in tokens; a longer prompt drops the columns that match the question least."""
     schema_in_prompt: bool = True
-    """Show the schema to the model; without it, a model knows only the databases it was trained on."""
+    """Include the schema in the prompt; without it, a model can answer only about databases it was trained on."""
     schema_style: Literal["auto", "names", "full"] = "auto"
-    """What the prompt says of a schema: names alone, or with types and keys; auto: full for all but demo, geography
-    and atis."""
+    """Schema in the prompt: names only, or full (with types and keys); auto: full except for demo, geography and
+    atis."""
     schema_samples: int = 0
-    """Values of each column that the prompt shows."""
+    """Sample values per column in the prompt."""
     schema_descriptions: bool = False
-    """Show what BIRD's database_description/ says of the columns."""
+    """Include BIRD's column descriptions (database_description/) in the prompt."""
     schema_tokens: bool = False
-    """Write tables and columns as tokens, <t0> <c0> ..., that the prompt explains: databases never seen need it."""
+    """Write tables and columns as tokens (<t0>, <c0>, ...) that the prompt explains; needed for databases not seen in
+    training."""
     question_repeats: int = 1
-    """How often the prompt says the question: at its second reading, each word sees all others."""
+    """Copies of the question in the prompt; in the second copy, each word can attend to the whole question."""
     word_dropout: float = 0.0
-    """Share of the question's words that training hides; above 0, words that it has only once are always hidden."""
+    """Fraction of question words masked in training; above 0, words that occur in one question only are always
+    masked."""
     recombination_prob: float = 0.0
-    """Share of the training examples that are new pairs, made by exchanging phrases between pairs."""
+    """Fraction of training examples replaced by new pairs that exchange phrases between two pairs."""
     value_swap_prob: float = 0.0
-    """Share of the training examples whose values are exchanged for others of the same column."""
-
+    """Fraction of training examples whose values are replaced by others of the same column."""
     augmentation_prob: float = 0.0
-    """Share of the training examples whose question is put in other words; half of those get other SQL, too."""
+    """Fraction of training examples whose question is paraphrased; half of these also get equivalent SQL."""
     schema_perturbation_prob: float = 0.0
-    """Share of the training examples whose tables and columns get other names, in schema and SQL alike."""
+    """Fraction of training examples whose tables and columns are renamed, in schema and SQL."""
 
     def __post_init__(self) -> None:
         from recipes.text2sql.data.questions import SOURCES, WEIGHTED
@@ -87,7 +85,7 @@ class DataSettings:
 
     @property
     def style(self) -> Style:
-        """How schemas are written."""
+        """How the prompt writes schemas."""
         from recipes.text2sql.data.questions import WEIGHTED
         from recipes.text2sql.prompts.schema_text import Style
 
@@ -110,37 +108,39 @@ class ModelSettings:
     """The decoder, a mixture of experts."""
 
     family: Literal["mixtral", "qwen3_moe"] = "mixtral"
-    """Architecture of a fresh model; Qwen3's normalises queries and keys as well."""
+    """Architecture of a fresh model; qwen3_moe also normalises queries and keys."""
     pretrained: str | None = None
-    """Folder of a trained decoder of any class, with its dimensions, dropout and tokenizer; none: fresh weights."""
+    """Folder of a trained decoder, whose dimensions, dropout and tokenizer are used; none: train a fresh model."""
     hidden_size: int = 128
     """Width of the residual stream."""
     num_hidden_layers: int = 2
-    """Decoder layers."""
+    """Number of decoder layers."""
     num_attention_heads: int = 4
-    """Query heads."""
+    """Number of query heads."""
     num_key_value_heads: int = 2
-    """Key and value heads."""
+    """Number of key and value heads."""
     intermediate_size: int = 128
-    """Width of an expert."""
+    """Hidden width of each expert."""
     num_local_experts: int = 4
-    """Experts per layer."""
+    """Number of experts per layer."""
     num_experts_per_tok: int = 2
-    """Experts that each token is sent to."""
+    """Number of experts that process each token (top k)."""
     dropout: float = 0.1
-    """Dropout of embeddings and of attention, as a share."""
+    """Dropout rate of embeddings and attention."""
     expert_dropout: float = 0.0
-    """Dropout inside the experts, between their matrices, as a share."""
+    """Dropout rate inside the experts, between their two matrices."""
     expert_capacity: float | None = None
-    """In training, what an expert takes at most, as a factor of its fair share of a micro-batch; none: everything."""
+    """Capacity factor in training: an expert takes at most this many times its equal share of a micro-batch; none: no
+    limit."""
     router_jitter_noise: float = 0.0
-    """In training, the router's input is multiplied by numbers from 1 - this to 1 + this."""
+    """In training, multiply the router's input by random numbers between 1 - this and 1 + this."""
     balance: Literal["aux", "bias"] = "aux"
-    """Balance the experts by router_aux_loss_coef, or without a loss, by a bias that follows their load."""
+    """Load balancing of experts: aux, by a loss (router_aux_loss_coef); bias, by a bias per expert that follows its
+    load."""
     balance_scope: Literal["micro", "global"] = "micro"
-    """Of balance aux: each micro-batch is to be balanced, or the whole step, for a third more time."""
+    """With balance aux: balance each micro-batch (micro) or the whole step (global, about a third slower)."""
     balance_bias_rate: float = 0.001
-    """Of balance bias: how far the bias moves at each step."""
+    """With balance bias: change of the bias per step."""
 
     def __post_init__(self) -> None:
         if self.expert_capacity is not None and self.expert_capacity <= 0:
@@ -151,12 +151,12 @@ class ModelSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraSettings(adapters.LoraSettings):
-    """Low-rank adapters on frozen weights: those of model.pretrained, or of init_from. Experts take no dropout."""
+    """Low-rank adapters on the frozen weights of model.pretrained or init_from. With experts, dropout must be 0."""
 
     experts: bool = True
-    """Adapt the experts' matrices as well, where there are experts."""
+    """Also adapt the experts' matrices, where the model has experts."""
     router: bool = False
-    """Adapt the routers as well."""
+    """Also adapt the routers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,31 +164,31 @@ class TokenizerSettings:
     """The byte-level BPE tokenizer, trained on the training split."""
 
     vocab_size: int = 2048
-    """Tokens, the special ones included."""
+    """Vocabulary size in tokens, including special tokens."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationSettings:
-    """Writing SQL."""
+    """How the model generates SQL."""
 
     max_new_tokens: int = 128
-    """Longest SQL, in tokens."""
+    """Maximum length of the SQL, in tokens."""
     num_beams: int = 1
-    """Candidates that beam search follows; 1 writes greedily."""
+    """Beams of the beam search; 1: greedy decoding."""
     temperature: float = 0.0
-    """Above 0, candidates are drawn instead: below 1 the likely becomes likelier."""
+    """0: greedy decoding or beam search; above 0: sampling. Values below 1 sharpen the distribution."""
     top_p: float = 1.0
-    """Draw from the likeliest tokens that have this share of the probability together."""
+    """Sample from the smallest set of tokens whose total probability is at least this (nucleus sampling)."""
     num_candidates: int = 1
-    """Candidates to draw; the first of several is not drawn, but the likeliest."""
+    """Candidates to generate when sampling; the first of several is decoded greedily."""
     execution_guided: bool = False
-    """Of the candidates, take the likeliest that runs and finds something."""
+    """Choose the most likely candidate that runs and returns a value."""
     voting: bool = False
-    """Of the candidates, take one whose rows most of them give."""
+    """Choose the result that most candidates return."""
     constrained: bool = False
-    """Write only names of the schema, and only SQL that can still be completed."""
+    """Constrained decoding: allow only names of the schema and SQL that can still be completed."""
     seed: int = 0
-    """The same seed draws the same candidates."""
+    """Seed of the sampling."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1 or min(self.num_beams, self.num_candidates) < 1:
@@ -208,3 +208,56 @@ class GenerationSettings:
             )
         if self.voting and self.execution_guided:
             raise ConfigError("Type --generation.voting true or --generation.execution_guided true, not both.")
+
+
+DIMENSIONS = ("family", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+              "intermediate_size", "num_local_experts", "num_experts_per_tok", "dropout")  # fmt: skip
+"""Settings of a fresh model, which a pretrained one brings itself."""
+
+
+def settings_without_effect(
+    data: DataSettings,
+    model: ModelSettings,
+    generation: GenerationSettings,
+    lora: LoraSettings,
+    router_aux_loss_coef: float,
+) -> Iterator[tuple[str, str]]:
+    """(setting, why it has no effect) for each setting that another setting switches off."""
+    yield from _data_without_effect(data)
+    if model.pretrained:
+        reason = "beside model.pretrained: the trained model brings its own"
+        yield from ((name, reason) for name in (*(f"model.{name}" for name in DIMENSIONS), "tokenizer.vocab_size"))
+    if model.balance == "bias":
+        yield "model.balance_scope", "with model.balance bias"
+        yield "router_aux_loss_coef", "with model.balance bias"
+    else:
+        yield "model.balance_bias_rate", "with model.balance aux"
+    if model.balance == "aux" and router_aux_loss_coef == 0:
+        yield "model.balance_scope", "with router_aux_loss_coef 0"
+    if lora.rank == 0:
+        names = [field.name for field in dataclasses.fields(lora) if field.name != "rank"]
+        yield from ((f"lora.{name}", "with lora.rank 0: type --lora.rank 8 to train adapters") for name in names)
+    if generation.temperature == 0:
+        for name in ("top_p", "num_candidates", "seed"):
+            yield f"generation.{name}", "at generation.temperature 0: nothing is sampled"
+    if (generation.num_candidates if generation.temperature > 0 else generation.num_beams) == 1:
+        yield "generation.execution_guided", "with one candidate: raise generation.num_beams"
+
+
+def _data_without_effect(data: DataSettings) -> Iterator[tuple[str, str]]:
+    from recipes.text2sql.data.questions import WEIGHTED
+
+    if data.source == "demo":
+        yield "data.dir", "with data.source demo, which Relay makes itself"
+    names = [*WEIGHTED] if data.source == "mix" else data.source.split(",")
+    for name, weight in WEIGHTED.items():
+        if len(names) == 1 or name not in names:
+            yield f"data.{weight}_weight", f"with data.source {data.source}"
+    if not {*data.sources} & {*WEIGHTED}:
+        for name in ("max_source_epochs", "preprocessing_num_workers"):
+            yield f"data.{name}", f"with data.source {data.source}"
+    if "bird" not in data.sources:
+        yield "data.evidence", "without the source bird"
+    if not data.schema_in_prompt:
+        for name in ("schema_style", "schema_samples", "schema_descriptions"):
+            yield f"data.{name}", "with data.schema_in_prompt false"

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipes.text2sql.prompts import prompt
 from recipes.text2sql.prompts.prompt import Link
@@ -19,6 +19,9 @@ from recipes.text2sql.sql.canonical import canonical, keywords, parsed
 from recipes.text2sql.sql.execution import execute
 from recipes.text2sql.sql.results import is_ordered, is_valid, same_result
 from recipes.text2sql.sql.schema import Schema
+
+if TYPE_CHECKING:
+    from sqlglot import exp
 
 # The question ----------------------------------------------------------------------------------------------
 
@@ -143,7 +146,7 @@ def _candidates(query: str) -> Iterator[str]:
             yield copied.sql(dialect="sqlite")
 
 
-def _between(node: Any) -> Any:
+def _between(node: exp.Expr) -> exp.Expr | None:
     """x BETWEEN a AND b: x >= a AND x <= b."""
     from sqlglot import exp
 
@@ -155,7 +158,7 @@ def _between(node: Any) -> Any:
     return both if isinstance(node.parent, exp.Where | exp.And | None) else exp.Paren(this=both)
 
 
-def _either(node: Any) -> Any:
+def _either(node: exp.Expr) -> exp.Expr | None:
     """x IN (a, b): x = a OR x = b."""
     from sqlglot import exp
 
@@ -168,7 +171,7 @@ def _either(node: Any) -> Any:
     return one_of if isinstance(node.parent, exp.Where | None) else exp.Paren(this=one_of)
 
 
-def _swapped(node: Any) -> Any:
+def _swapped(node: exp.Expr) -> exp.Expr | None:
     """a AND b: b AND a; so for OR, for the two columns of a join, for INTERSECT and UNION."""
     from sqlglot import exp
 
@@ -184,7 +187,7 @@ def _swapped(node: Any) -> Any:
     return node
 
 
-def _grouped(node: Any) -> Any:
+def _grouped(node: exp.Expr) -> exp.Expr | None:
     """SELECT DISTINCT a: SELECT a ... GROUP BY a."""
     from sqlglot import exp
 
@@ -199,7 +202,7 @@ def _grouped(node: Any) -> Any:
     return node
 
 
-def _joined_from_the_other_end(node: Any) -> Any:
+def _joined_from_the_other_end(node: exp.Expr) -> exp.Expr | None:
     """FROM a JOIN b: FROM b JOIN a."""
     from sqlglot import exp
 
@@ -214,7 +217,13 @@ def _joined_from_the_other_end(node: Any) -> Any:
     return node
 
 
-RULES: Sequence[Callable[[Any], Any]] = (_between, _either, _swapped, _grouped, _joined_from_the_other_end)
+RULES: Sequence[Callable[[exp.Expr], exp.Expr | None]] = (
+    _between,
+    _either,
+    _swapped,
+    _grouped,
+    _joined_from_the_other_end,
+)
 
 # The schema ------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Questions made ready once: read, checked, linked and spelled by many processes, kept in Arrow, streamed from there.
+"""Questions prepared once: read, checked, linked and spelled by many processes, kept in Arrow, streamed from there.
 
 The cache lies in $RELAY_CACHE or ~/.cache/relay, under a hash of what the questions were made of: the entries, their
 databases and this recipe's code. A database counts by its content up to 16 MB; a larger one by its size and by its
@@ -18,7 +18,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipes.text2sql.data import sources
 from recipes.text2sql.data.mixing import interleaved
@@ -31,6 +31,9 @@ from recipes.text2sql.sql.canonical import canonical
 from recipes.text2sql.sql.schema import Schema
 from runner.errors import DataError
 from runner.parts.cache import cache_folder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # The folders of the recipe whose code decides what is read.
 READING = ("data", "prompts", "sql")
@@ -60,7 +63,7 @@ def gather(names: Sequence[str], folder: str | None, split: str, evidence: bool,
                 raise DataError(f"{error}" + (f"\nWithout {name}: --{weight} 0." if len(names) > 1 else "")) from None
             if len(names) == 1:
                 raise
-            _say(f"{name} has no {split} split: {error}")
+            print_once(f"{name} has no {split} split: {error}")
             continue
         parts[name] = prepare(name, split, found, processes)
     if not parts:
@@ -110,10 +113,10 @@ def prepare(name: str, split: str, found: list[Entry], processes: int) -> Sequen
     else:
         reading = _cached(name, split, found, processes, folder)
     if reading.left_out:
-        _say(reading.told(f"{name} ({split})"))
+        print_once(reading.report(f"{name} ({split})"))
     if not len(reading.questions):
         examples = ", ".join(dict.fromkeys(entry["db_id"] for entry in found[:3] if entry["db_id"]))
-        raise DataError(f"{reading.told(f'{name} ({split})')}.\nNothing is left: check data.dir {examples}".rstrip())
+        raise DataError(f"{reading.report(f'{name} ({split})')}.\nNothing is left: check data.dir {examples}".rstrip())
     return reading.questions
 
 
@@ -129,7 +132,9 @@ def row_of(entry: Entry, made: Path) -> dict[str, Any]:
     return _row(result.text, result.query, schema, result.database, text, found, spelled)
 
 
-def _row(text: str, query: str, schema: str, database: str | None, linked: str, links: Any, canonical: str) -> Any:
+def _row(
+    text: str, query: str, schema: str, database: str | None, linked: str, links: list[list[object]], canonical: str
+) -> dict[str, str]:
     return {
         "text": text, "query": query, "schema": schema, "database": database or "", "linked": linked,
         "links": json.dumps(links), "canonical": canonical, "left_out": "",
@@ -152,7 +157,7 @@ def _schema(text: str) -> Schema:
 class CachedQuestions(Sequence[Question]):
     """Questions in an Arrow file, read from it when asked for."""
 
-    table: Any
+    table: Dataset
     """A `datasets.Dataset` with the rows of `row_of`."""
 
     def __len__(self) -> int:
@@ -246,6 +251,6 @@ def _digest(path: Path) -> bytes:
 
 
 @functools.cache
-def _say(line: str) -> None:
+def print_once(line: str) -> None:
     # Once in a process: a run asks for its questions more than once.
     print(line, file=sys.stderr, flush=True)

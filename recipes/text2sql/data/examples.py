@@ -16,11 +16,6 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    pass
-    pass
-    pass
-
 
 @dataclasses.dataclass(frozen=True)
 class Examples:

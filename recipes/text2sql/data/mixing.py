@@ -76,12 +76,12 @@ class MixedOrder:
 
     def warnings(self, examples: int) -> list[str]:
         """What to tell before a run of so many examples."""
-        said = []
+        notes = []
         for phase, following in zip(self.phases, self.phases[1:], strict=False):
             pairs = zip(self.names, phase.counts, following.counts, strict=True)
             gone = [name for name, now, then in pairs if now and not then]
             if gone and following.first_place < examples:
-                said.append(
+                notes.append(
                     f"{' and '.join(gone)} will have been seen {self.max_epochs:g} times (data.max_source_epochs) "
                     f"after {following.first_place:,} of {examples:,} examples; the others get the share from there on."
                 )
@@ -91,11 +91,11 @@ class MixedOrder:
             if self.max_epochs and given > self.max_epochs * size
         ]
         if repeated:
-            said.append(
+            notes.append(
                 f"{examples:,} examples repeat {', '.join(repeated)}, and data.max_source_epochs is "
                 f"{self.max_epochs:g}: lower --max_steps, or add sources."
             )
-        return said
+        return notes
 
     def _seen(self, places: int) -> list[int]:
         phase = self._phase(places)

@@ -22,9 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    pass
-
 FILES = {
     "spider": {"train": ("train_spider.json", "train_others.json"), "validation": ("dev.json",), "test": ("dev.json",)},
     "geography": {"train": ("train.json",), "validation": ("dev.json",), "test": ("test.json",)},
@@ -96,7 +93,7 @@ class Reading:
     left_out: Counter[str] = dataclasses.field(default_factory=Counter)
     """Why an entry is no question -> how many there are."""
 
-    def told(self, name: str) -> str:
+    def report(self, name: str) -> str:
         """One line about it."""
         total = len(self.questions) + self.left_out.total()
         reasons = "; ".join(f"{number:,} {reason}" for reason, number in self.left_out.most_common())

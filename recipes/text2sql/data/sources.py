@@ -211,7 +211,7 @@ def wikisql_query(structure: dict[str, Any], columns: Sequence[str], types: Sequ
     return f"{query} WHERE {' AND '.join(conditions)}" if conditions else query
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     """A condition's value as the number that the official script reads in it."""
     if isinstance(value, int | float):
         return float(value)

@@ -29,10 +29,6 @@ from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogits
 if TYPE_CHECKING:
     from torch import Tensor
 
-    pass
-    pass
-    pass
-
 
 def write(encoder: Encoder, settings: GenerationSettings, model: Any, examples: Sequence[Example]) -> list[str]:
     """One query for each example, with the database's own values and names in the placeholders' places."""
@@ -94,7 +90,7 @@ def as_sql(encoder: Encoder, text: str, example: Example) -> str:
 
 
 def uniforms(examples: Sequence[Example], count: int, steps: int, seed: int) -> Tensor:
-    """(examples * count, steps) numbers in [0, 1): the dice of each candidate. Those of the first of several are 2."""
+    """(examples * count, steps): uniform numbers in [0, 1) for each candidate; 2 for the first of several."""
     rows = []
     for example in examples:
         for number in range(count):
@@ -105,23 +101,23 @@ def uniforms(examples: Sequence[Example], count: int, steps: int, seed: int) -> 
 
 
 class SeededSampling(LogitsProcessor):
-    """Leaves one token for each row: the one that its number picks from the distribution, or the likeliest for a 2.
+    """Leaves one token for each row: the one that its number picks from the distribution, or the most likely for a 2.
 
-    `dice` is (rows, steps). Greedy search then takes what is left; so a row's draw does not depend on other rows, as
-    it does where `generate` draws for the whole batch from one generator.
+    `uniforms` is (rows, steps). Greedy search then takes that token. So the sample of a row does not depend on other
+    rows, as it does where `generate` samples the whole batch from one generator.
     """
 
-    def __init__(self, dice: Tensor, prompt_length: int) -> None:
-        self.dice, self.prompt_length = dice, prompt_length
+    def __init__(self, uniforms: Tensor, prompt_length: int) -> None:
+        self.uniforms, self.prompt_length = uniforms, prompt_length
 
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(rows, time), (rows, vocabulary) -> (rows, vocabulary): minus infinity but for one token of each row."""
-        dice = self.dice[:, input_ids.shape[1] - self.prompt_length].to(scores.device)
+        numbers = self.uniforms[:, input_ids.shape[1] - self.prompt_length].to(scores.device)
         shares, order = scores.float().softmax(-1).sort(dim=-1, descending=True, stable=True)
-        place = (shares.double().cumsum(-1) < dice.double()[:, None]).sum(-1)
+        place = (shares.double().cumsum(-1) < numbers.double()[:, None]).sum(-1)
         # Rounding may leave the sum below the number: then the last token that has a share.
         place = torch.minimum(place, (shares > 0).sum(-1) - 1)
-        place[dice == 2.0] = 0
+        place[numbers == 2.0] = 0
         drawn = order.gather(-1, place[:, None])
         return torch.full_like(scores, -torch.inf).scatter(-1, drawn, scores.gather(-1, drawn))
 
@@ -154,6 +150,3 @@ def most_voted(candidates: Sequence[str], database: str | None, schema: Schema) 
 
 def _finds(run: Execution) -> bool:
     return run.error is None and any(value is not None for row in run.rows for value in row)
-
-
-# Only what the grammar allows -----------------------------------------------------------------------------

@@ -34,10 +34,7 @@ from transformers import LogitsProcessor
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    pass
-    pass
-    pass
+    from transformers import PreTrainedTokenizerFast
 
 
 class OnlyGrammatical(LogitsProcessor):
@@ -49,7 +46,7 @@ class OnlyGrammatical(LogitsProcessor):
     def __init__(self, writers: Sequence[Writer], candidates: int, prompt_length: int, room: int) -> None:
         self.writers, self.candidates, self.prompt_length, self.room = writers, candidates, prompt_length, room
 
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(rows, time), (rows, vocabulary) -> (rows, vocabulary), minus infinity for what must not come."""
         written = input_ids[:, self.prompt_length :].tolist()
         masks = torch.stack(
@@ -126,7 +123,7 @@ class Writer:
         self.spelling, self.vocabulary = spelling, vocabulary
         self._states: dict[tuple[int, ...], State | None] = {(): State()}
         self._masks: dict[State, Tensor] = {}
-        self._endings: dict[State, list[int]] = {}
+        self._completions: dict[State, list[int]] = {}
         self._needs: dict[State, Tensor] = {}
         """(vocabulary,): how many tokens a short end takes after each token."""
 
@@ -134,7 +131,7 @@ class Writer:
         """Where the tokens lead; None where no query begins so."""
         if tokens not in self._states:
             if len(self._states) > 200_000:
-                self._states, self._masks, self._endings, self._needs = {(): State()}, {}, {}, {}
+                self._states, self._masks, self._completions, self._needs = {(): State()}, {}, {}, {}
             state = self.state(tokens[:-1])
             self._states[tokens] = state and self._after(state, tokens[-1])
         return self._states[tokens]
@@ -154,13 +151,13 @@ class Writer:
         if state not in self._masks:
             self._masks[state] = self._mask(state)
         mask = self._masks[state]
-        if len(self.ending(state)) + SPARE < room:
+        if len(self.short_completion(state)) + SPARE < room:
             return mask
         if state not in self._needs:
             self._needs[state] = torch.zeros(len(mask), dtype=torch.int64)
             for token in mask.nonzero().flatten().tolist():
                 if token != self.vocabulary.end:
-                    self._needs[state][token] = len(self.ending(self._after(state, token)))
+                    self._needs[state][token] = len(self.short_completion(self._after(state, token)))
         needs = self._needs[state]
         for spare in (8, 0):  # The way to the end that is looked for is short, not always the shortest.
             fitting = mask & (needs + spare < room)
@@ -190,11 +187,11 @@ class Writer:
         mask[self.vocabulary.end] = self.spelling.can_end(state)
         return mask
 
-    def ending(self, state: State | None) -> list[int]:
+    def short_completion(self, state: State | None) -> list[int]:
         """Tokens of a short way to end the query, the end included."""
         assert state is not None
-        if state not in self._endings:
-            symbols, tokens = self.spelling.ending(state), []
+        if state not in self._completions:
+            symbols, tokens = self.spelling.short_completion(state), []
             while symbols:
                 node, length, token = self.vocabulary.whole, 0, None
                 for place, symbol in enumerate(symbols, 1):
@@ -207,8 +204,8 @@ class Writer:
                     raise AssertionError("every byte is a token")
                 tokens.append(token)
                 symbols = symbols[length:]
-            self._endings[state] = [*tokens, self.vocabulary.end]
-        return self._endings[state]
+            self._completions[state] = [*tokens, self.vocabulary.end]
+        return self._completions[state]
 
 
 SPARE = 64
@@ -222,7 +219,7 @@ def writer_of(encoder: Encoder, example: Example) -> Writer:
 
 
 @functools.lru_cache(maxsize=4)
-def _vocabulary(tokenizer: Any) -> Vocabulary:
+def _vocabulary(tokenizer: PreTrainedTokenizerFast) -> Vocabulary:
     return Vocabulary(tokenizer)
 
 
@@ -435,7 +432,7 @@ class Spelling:
             else None
         )
 
-    def ending(self, state: State) -> list[int]:
+    def short_completion(self, state: State) -> list[int]:
         """The symbols of a short way to the end of the query."""
         symbols: list[int] = []
         lexemes, at, _ = state

@@ -262,8 +262,8 @@ def prompt(question: str, links: list[Link], schema: Schema, repeats: int = 1, w
 
     With tokens for the schema's names: `mark` has put them into the question.
     """
-    said = mentioned(links, schema if with_tokens else None)
-    return f"<query>{question} ; {said}" * repeats + "<sql>"
+    values = mentioned(links, schema if with_tokens else None)
+    return f"<query>{question} ; {values}" * repeats + "<sql>"
 
 
 def target(query: str, links: list[Link], schema: Schema) -> str:

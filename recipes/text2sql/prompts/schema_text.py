@@ -99,10 +99,10 @@ def fitting(
             shown.add(table)
             room -= cost
     while True:
-        said = _written(schema, style, {(columns[n].table, columns[n].name): texts[n] for n in kept})
+        text = _written(schema, style, {(columns[n].table, columns[n].name): texts[n] for n in kept})
         # A tokenizer may need more for all of it than for its parts.
-        if not kept or surplus(said) <= 0:
-            return said
+        if not kept or surplus(text) <= 0:
+            return text
         kept.pop()
 
 
@@ -202,15 +202,15 @@ def samples_of(database: str, most: int) -> dict[tuple[str, str], list[str]]:
 
 @functools.lru_cache(maxsize=512)
 def descriptions_of(database: str) -> dict[tuple[str, str], str]:
-    """(table, column) in lower case -> what the files of BIRD's database_description/ say of it, in a few words."""
+    """(table, column) in lower case -> its description in BIRD's database_description/, cut to a few words."""
     found: dict[tuple[str, str], str] = {}
     for file in sorted((Path(database).parent / "database_description").glob("*.csv")):
         text = file.read_bytes().decode("utf-8-sig", errors="replace")
         for row in csv.DictReader(io.StringIO(text)):
             fields = {(name or "").strip().lower(): (row[name] or "") for name in row if isinstance(name, str)}
             column = fields.get("original_column_name", "").strip()
-            said = fields.get("column_description", "").strip() or fields.get("column_name", "").strip()
-            words = re.sub(r"[<>\"|]", " ", said).split()[:DESCRIPTION_WORDS]
+            description = fields.get("column_description", "").strip() or fields.get("column_name", "").strip()
+            words = re.sub(r"[<>\"|]", " ", description).split()[:DESCRIPTION_WORDS]
             if column and words and " ".join(words).lower() != column.lower():
                 found[file.stem.lower(), column.lower()] = " ".join(words)
     return found

@@ -146,5 +146,5 @@ def spaced(text: str) -> str:
     return " ".join(text.split())
 
 
-def scoring_limits(**changes: Any) -> Limits:
+def scoring_limits(**changes: object) -> Limits:
     return dataclasses.replace(MANY, **changes)

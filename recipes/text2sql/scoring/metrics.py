@@ -1,15 +1,15 @@
-"""How good predicted SQL is: four metrics as `evaluate` modules, without a network, and `score` over rows.
+"""The metrics of generated SQL, over the rows that `Recipe.predict` returns.
 
-`exact_match`         the two texts are equal in the canonical spelling of `recipes.text2sql.sql.canonical`.
-                      It compares literals, join conditions and the order of conditions; it is not Spider's
-                      exact set match, which ignores those, and the two numbers must not be compared.
-`exact_set_match`     Spider's exact set match (`recipes.text2sql.spider_match`), with the foreign keys of the
+`exact_match`         the two queries have the same canonical spelling (`recipes.text2sql.sql.canonical`). It compares
+                      literals, join conditions and the order of conditions. Spider's exact set match ignores those,
+                      so the two numbers are not comparable.
+`exact_set_match`     Spider's exact set match (`recipes.text2sql.scoring.spider_match`), with the foreign keys of the
                       schema, over the gold queries that its grammar can read.
-`valid_sql`           SQLite prepares the prediction, as a query that only reads, on the database (or on an
-                      empty one with its schema).
-`execution_accuracy`  both queries run on the database and give the same rows as
-                      `recipes.text2sql.sql.same_result` defines it, in order where the gold query has an
-                      outermost ORDER BY. Neither may fail.
+`valid_sql`           SQLite prepares the prediction, as a query that only reads, on the database (or on an empty one
+                      with its schema).
+`execution_accuracy`  both queries run on the database without an error and return the same rows, as
+                      `recipes.text2sql.sql.results.same_result` defines it: in order if the gold query has an
+                      outermost ORDER BY.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypedDict
 
 from recipes.text2sql.scoring import spider_match
 from recipes.text2sql.sql.canonical import canonical
@@ -27,9 +27,6 @@ from recipes.text2sql.sql.execution import Execution, execute
 from recipes.text2sql.sql.results import is_ordered, is_valid, same_result
 from recipes.text2sql.sql.schema import Schema
 from runner.errors import DataError
-
-if TYPE_CHECKING:
-    import evaluate
 
 
 def score(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -41,117 +38,45 @@ def score(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     the others, and absent where there is none. "gold_errors", only where not zero, counts gold queries that
     fail: they score 0.
     """
-    parts: dict[str, list[dict[str, Any]]] = {"": [_completed(row) for row in rows]}
-    for row in parts[""]:
+    groups: dict[str, list[CompleteRow]] = {"": [_completed(row) for row in rows]}
+    for row in groups[""]:
         if row["group"]:
-            parts.setdefault(f"/{row['group']}", []).append(row)
+            groups.setdefault(f"/{row['group']}", []).append(row)
     result: dict[str, float] = {}
-    for ending, members in parts.items():
-        if not members:
-            continue
-        predicted, gold = [row["predicted"] for row in members], [row["gold"] for row in members]
-        schemas, databases = [row["schema"] for row in members], [row["database"] or "" for row in members]
-        found = metrics()
-        result |= _named(found["exact_match"].compute(predictions=predicted, references=gold, schemas=schemas), ending)
-        texts = {"predictions": predicted, "references": gold, "schemas": schemas}
-        result |= _named(found["exact_set_match"].compute(**texts), ending)
-        if not ending:
-            by_hardness: dict[str, list[bool]] = {}
-            for level, hit in filter(None, map(set_match, predicted, gold, schemas)):
-                by_hardness.setdefault(level, []).append(hit)
-            result |= {f"exact_set_match/{level}": _mean(hits) for level, hits in sorted(by_hardness.items())}
-        result |= _named(
-            found["valid_sql"].compute(predictions=predicted, schemas=schemas, databases=databases), ending
-        )
-        run = [row for row in members if row["database"]]
-        if run:
-            value = found["execution_accuracy"].compute(
-                predictions=[row["predicted"] for row in run],
-                references=[row["gold"] for row in run],
-                databases=[row["database"] for row in run],
-            )
-            result |= _named(value, ending)
-    result["without_database"] = float(sum(not row["database"] for row in parts[""]))
-    failed = sum(_run(row["database"], row["gold"]).error is not None for row in parts[""] if row["database"])
+    for suffix, members in groups.items():
+        if members:
+            result |= {f"{name}{suffix}": value for name, value in _metrics(members, by_hardness=not suffix).items()}
+    result["without_database"] = float(sum(not row["database"] for row in groups[""]))
+    failed = sum(_run(row["database"], row["gold"]).error is not None for row in groups[""] if row["database"])
     return result | ({"gold_errors": float(failed)} if failed else {})
 
 
-@functools.cache
-def metrics() -> dict[str, evaluate.Metric]:
-    """The four metrics by name, each with `.compute(predictions=..., ...)` as `evaluate` has it.
+class CompleteRow(TypedDict):
+    """A row with everything that the metrics read."""
 
-    `schemas` are JSON texts of `Schema.to_json`, `databases` paths of SQLite files, empty where there is none.
-    Made on the first call, since importing `evaluate` takes seconds.
-    """
-    import datasets
-    import evaluate
+    predicted: str
+    gold: str
+    schema: str
+    """JSON text of `Schema.to_json`."""
+    database: str | None
+    """Path of the SQLite file; None if it does not exist."""
+    group: str | None
 
-    def describe(description: str, *names: str) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=description,
-            citation="",
-            inputs_description=", ".join(names) + ": lists of texts of one length.",
-            features=datasets.Features({name: datasets.Value("string") for name in names}),
-        )
 
-    class ExactMatch(evaluate.Metric):
-        """The fraction of predictions that spell the gold query, both in canonical spelling."""
-
-        def _info(self) -> evaluate.MetricInfo:
-            return describe(
-                "Equality of the canonical spellings of two queries. Not Spider's exact set match.",
-                "predictions", "references", "schemas",
-            )  # fmt: skip
-
-        def _compute(self, predictions: list[str], references: list[str], schemas: list[str]) -> dict[str, float]:
-            return {"exact_match": _mean(map(is_exact_match, predictions, references, schemas))}
-
-    class ExactSetMatch(evaluate.Metric):
-        """The fraction of predictions whose components are the gold query's; nothing where no gold query is read."""
-
-        def _info(self) -> evaluate.MetricInfo:
-            return describe(
-                "Spider's exact set match, over the gold queries that its grammar can read.",
-                "predictions", "references", "schemas",
-            )  # fmt: skip
-
-        def _compute(self, predictions: list[str], references: list[str], schemas: list[str]) -> dict[str, float]:
-            found = [pair for pair in map(set_match, predictions, references, schemas) if pair]
-            return {"exact_set_match": _mean(hit for _, hit in found)} if found else {}
-
-    class ValidSql(evaluate.Metric):
-        """The fraction of predictions that SQLite prepares."""
-
-        def _info(self) -> evaluate.MetricInfo:
-            return describe(
-                "Whether SQLite prepares the query, as one that only reads, on the database or its schema.",
-                "predictions", "schemas", "databases",
-            )  # fmt: skip
-
-        def _compute(self, predictions: list[str], schemas: list[str], databases: list[str]) -> dict[str, float]:
-            places = [database or _schema(schema) for database, schema in zip(databases, schemas, strict=True)]
-            return {"valid_sql": _mean(map(is_valid, places, predictions))}
-
-    class ExecutionAccuracy(evaluate.Metric):
-        """The fraction of predictions whose rows are those of the gold query."""
-
-        def _info(self) -> evaluate.MetricInfo:
-            return describe(
-                "Equality of the rows that two queries give on a SQLite database.",
-                "predictions", "references", "databases",
-            )  # fmt: skip
-
-        def _compute(self, predictions: list[str], references: list[str], databases: list[str]) -> dict[str, float]:
-            return {"execution_accuracy": _mean(map(is_same_execution, predictions, references, databases))}
-
-    made = {
-        "exact_match": ExactMatch,
-        "exact_set_match": ExactSetMatch,
-        "valid_sql": ValidSql,
-        "execution_accuracy": ExecutionAccuracy,
-    }
-    # In memory: the usual way writes a file into the home folder and takes a lock on it, per process.
-    return {name: kind(config_name=name, keep_in_memory=True) for name, kind in made.items()}
+def _metrics(rows: Sequence[CompleteRow], by_hardness: bool) -> dict[str, float]:
+    """The metrics of some rows; a metric that none of them has is left out."""
+    matched = [found for row in rows if (found := set_match(row["predicted"], row["gold"], row["schema"]))]
+    run = [(row["predicted"], row["gold"], row["database"]) for row in rows if row["database"]]
+    result = {"exact_match": _mean(is_exact_match(row["predicted"], row["gold"], row["schema"]) for row in rows)}
+    if matched:
+        result["exact_set_match"] = _mean(hit for _, hit in matched)
+    if by_hardness:
+        for level in sorted({level for level, _ in matched}):
+            result[f"exact_set_match/{level}"] = _mean(hit for own, hit in matched if own == level)
+    result["valid_sql"] = _mean(is_valid(row["database"] or _schema(row["schema"]), row["predicted"]) for row in rows)
+    if run:
+        result["execution_accuracy"] = _mean(is_same_execution(*each) for each in run)
+    return result
 
 
 def is_exact_match(predicted: str, gold: str, schema: str) -> bool:
@@ -183,7 +108,7 @@ def is_same_execution(predicted: str, gold: str, database: str) -> bool:
     return wanted.error is None and same_result(_run(database, predicted), wanted, is_ordered(gold))
 
 
-def _completed(row: Mapping[str, Any]) -> dict[str, Any]:
+def _completed(row: Mapping[str, Any]) -> CompleteRow:
     """The row with its schema as text, and its database only if there is one."""
     database = row.get("database")
     database = str(database) if database and Path(database).is_file() else None
@@ -243,10 +168,6 @@ def _schema_of(database: str) -> Schema:
     return Schema.from_database(database)
 
 
-def _named(values: Mapping[str, float] | None, ending: str) -> dict[str, float]:
-    return {f"{name}{ending}": value for name, value in (values or {}).items()}
-
-
-def _mean(hits: Any) -> float:
-    hits = list(hits)
-    return sum(hits) / len(hits)
+def _mean(hits: Iterable[bool]) -> float:
+    values = list(hits)
+    return sum(values) / len(values)

@@ -166,12 +166,12 @@ def _counts(pred: Path, predictions: int, gold: Path, queries: int, advice: str)
 
 def _named_otherwise(names: Sequence[tuple[str | None, str]]) -> list[str]:
     """A note where predictions say that they are about another database than the gold query in their place."""
-    wrong = [index for index, (said, name) in enumerate(names) if said and said != name]
+    wrong = [index for index, (named, name) in enumerate(names) if named and named != name]
     if not wrong:
         return []
-    said, name = names[wrong[0]]
+    named, name = names[wrong[0]]
     return [
-        f"{len(wrong):,} predictions name another database than their gold query, first pair {wrong[0]} ({said}, not "
+        f"{len(wrong):,} predictions name another database than their gold query, first pair {wrong[0]} ({named}, not "
         f"{name}): are the files in one order?"
     ]
 
@@ -208,8 +208,8 @@ def spider(gold: Path, pred: Path) -> Pairs:
             parts = query.split("\t")
             if len(parts) < 2:
                 raise _no_database(gold, number, query)
-            written, _, said = line.partition("\t")
-            names.append((said.strip() or None, parts[1]))
+            written, _, named = line.partition("\t")
+            names.append((named.strip() or None, parts[1]))
             found.pairs.append((written, parts[0], parts[1]))
     found.notes += _named_otherwise(names)
     return found
@@ -267,7 +267,7 @@ def bird(gold: Path, pred: Path) -> Pairs:
         advice = "Give one prediction\nfor each query, in their order; an empty text is an empty prediction."
         raise _counts(pred, len(own), gold, len(queries), advice)
     found.pairs = [(written, query, name) for (written, _), (query, name) in zip(own, queries, strict=True)]
-    found.notes += _named_otherwise([(said, name) for (_, said), (_, name) in zip(own, queries, strict=True)])
+    found.notes += _named_otherwise([(named, name) for (_, named), (_, name) in zip(own, queries, strict=True)])
     return found
 
 

@@ -121,7 +121,7 @@ def _as_number(text: str) -> float:
         return float(_NUMBER.findall(text)[0])
 
 
-def _literal(value: Any) -> str:
+def _literal(value: object) -> str:
     """The value as SQLite binds it."""
     if isinstance(value, str):
         return "'" + value.replace("'", "''") + "'"

@@ -1,7 +1,6 @@
-"""SQL on SQLite: schemas, what a query's result says, and spellings that keep it.
+"""Spellings of SQL that keep a query's result: normalised, canonical (the target of training), and Spider's words.
 
-Queries run in `recipes.text2sql.execution`. Normalising changes spelling only; literals stay as they are, because
-lower-casing them changes the result of one query in five.
+Only the spelling changes. Literals stay as they are, because lower-casing them changes the result of one query in five.
 """
 
 from __future__ import annotations
@@ -12,33 +11,12 @@ import logging
 import re
 import sqlite3
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from recipes.text2sql.sql.schema import Schema, _table_statements, fold, quoted
-from runner.errors import DataError
+from recipes.text2sql.sql.schema import Schema, fold, quoted
 
-# Schemas -----------------------------------------------------------------------------------------------
-
-
-def create_empty_database(schema: Schema, path: Path | str) -> None:
-    """Write a SQLite file with the schema's tables, without rows. Raises DataError where `path` exists."""
-    path = Path(path)
-    if path.exists():
-        raise DataError(f"{path} exists already: give a path where nothing stands.")
-    connection = sqlite3.connect(path)
-    try:
-        for statement in _table_statements(schema):
-            connection.execute(statement)
-        connection.commit()
-    finally:
-        connection.close()
-
-
-# Results -----------------------------------------------------------------------------------------------
-
-
-# Spelling ----------------------------------------------------------------------------------------------
+if TYPE_CHECKING:
+    from sqlglot import exp
 
 
 @functools.lru_cache(maxsize=20_000)
@@ -113,7 +91,7 @@ class _Source:
 
     name: str
     """What a prefix calls it, folded; empty where it has no name."""
-    node: Any
+    node: exp.Expr
     columns: frozenset[str] | None
     """Folded; None where they are not known."""
     inner_use: bool = False
@@ -125,7 +103,7 @@ class _Source:
 class _Use:
     """One column in a query, and the clause that it stands in."""
 
-    column: Any
+    column: exp.Column
     clause: str
     source: _Source | None = None
     scope: _Scope | None = None
@@ -144,11 +122,13 @@ class _Scope:
     aliases: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
     """Names given to result columns -> what they stand for; None for those of a compound's other arms."""
     uses: list[_Use] = dataclasses.field(default_factory=list)
+    other_arms: frozenset[str] | None = frozenset()
+    """Result columns of a compound's other arms, which only its ORDER BY can name; None where they are not known."""
     odd: bool = False
     """Something stands here that is not understood: change no name in this query."""
 
 
-def parsed(sql: str) -> Any:
+def parsed(sql: str) -> exp.Query | None:
     """The tree of one query, or None. Trees are changed by their users: never cached."""
     import sqlglot
     from sqlglot import exp
@@ -168,6 +148,10 @@ def parsed(sql: str) -> Any:
     # without parentheses (`a = b NOT IN (...)`; SQLite goes from left to right).
     if tree.find(exp.Concat) and "concat" not in sql.lower():
         return None
+    for join in tree.find_all(exp.Join):
+        # sqlglot prints VALUES without an alias in a JOIN without its parentheses.
+        if isinstance(join.this, exp.Values) and not join.this.alias:
+            join.set("this", exp.Subquery(this=join.this.copy()))
     if "cross" not in sql.lower():
         # sqlglot turns a comma into CROSS JOIN, which forbids SQLite to reorder the tables.
         for join in tree.find_all(exp.Join):
@@ -245,13 +229,16 @@ def _is_visible(name: str, clause: str, scope: _Scope) -> bool | None:
         # A SELECT list does not see its own aliases; every other clause does.
         if clause != "select" and name in at.aliases:
             return True
+        if clause == "compound" and at.other_arms is not None and name in at.other_arms:
+            return True
         unknown = unknown or any(source.columns is None for source in at.sources)
+        unknown = unknown or (clause == "compound" and at.other_arms is None)
         clause, at = at.clause_in_parent, at.parent
     return None if unknown else False
 
 
 def _enter_query(
-    node: Any,
+    node: exp.Expr,
     parent: _Scope | None,
     clause: str,
     known: Mapping[str, frozenset[str] | None],
@@ -272,11 +259,12 @@ def _enter_query(
             known[name] = frozenset(listed) if listed else columns
     if isinstance(node, exp.SetOperation):
         columns, scope = _enter_query(node.left, parent, clause, known, schema, scopes)
-        _, other = _enter_query(node.right, parent, clause, known, schema, scopes)
+        others, other = _enter_query(node.right, parent, clause, known, schema, scopes)
         if scope is not None:
             for name, meanings in (other.aliases if other else {}).items():
                 # The ORDER BY of a compound sees the aliases of all its arms.
                 scope.aliases.setdefault(name, []).extend([*meanings, None])
+            scope.other_arms = None if others is None or scope.other_arms is None else scope.other_arms | others
             for part in ("order", "limit", "offset"):
                 if node.args.get(part) is not None:
                     _enter(node.args[part], scope, "compound", schema, scopes)
@@ -313,7 +301,7 @@ def _enter_query(
     return _result_columns(node, scope), scope
 
 
-def _enter(node: Any, scope: _Scope, clause: str, schema: Schema, scopes: list[_Scope]) -> None:
+def _enter(node: exp.Expr, scope: _Scope, clause: str, schema: Schema, scopes: list[_Scope]) -> None:
     from sqlglot import exp
 
     if isinstance(node, exp.Column):
@@ -326,7 +314,7 @@ def _enter(node: Any, scope: _Scope, clause: str, schema: Schema, scopes: list[_
             _enter(child, scope, clause, schema, scopes)
 
 
-def _add_source(node: Any, scope: _Scope, schema: Schema, scopes: list[_Scope]) -> None:
+def _add_source(node: exp.Expr, scope: _Scope, schema: Schema, scopes: list[_Scope]) -> None:
     from sqlglot import exp
 
     columns = None
@@ -354,7 +342,7 @@ def _add_source(node: Any, scope: _Scope, schema: Schema, scopes: list[_Scope]) 
             _enter(join.args["on"], scope, "where", schema, scopes)
 
 
-def _result_columns(select: Any, scope: _Scope) -> frozenset[str] | None:
+def _result_columns(select: exp.Expr, scope: _Scope) -> frozenset[str] | None:
     from sqlglot import exp
 
     columns: set[str] = set()
@@ -427,7 +415,7 @@ def _shorten(scopes: list[_Scope], schema: Schema) -> None:
             source.node.set("alias", alias)
 
 
-def _has(source: _Source, column: Any) -> bool:
+def _has(source: _Source, column: exp.Column) -> bool:
     from sqlglot import exp
 
     known = source.columns is None or isinstance(column.this, exp.Star) or column.name in source.columns
@@ -452,7 +440,7 @@ def _can_be_bare(use: _Use, scope: _Scope) -> bool:
     return True
 
 
-def _unquote(tree: Any) -> None:
+def _unquote(tree: exp.Expr) -> None:
     """Take the quotes off names that SQLite and sqlglot read as names without them."""
     from sqlglot import exp
 

@@ -8,11 +8,11 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from recipes.text2sql.sql.canonical import parsed
 from recipes.text2sql.sql.execution import Execution, execute
-from recipes.text2sql.sql.schema import Schema, _table_statements
+from recipes.text2sql.sql.schema import Schema, table_statements
 
 
 def first_that_finds(candidates: Sequence[str], database: Path | str) -> str:
@@ -32,7 +32,7 @@ def first_that_finds(candidates: Sequence[str], database: Path | str) -> str:
 
 def is_valid(database: Path | str | Schema, sql: str) -> bool:
     """Whether SQLite prepares the query as one that only reads, on a file or on an empty database."""
-    place = _table_statements(database) if isinstance(database, Schema) else database
+    place = table_statements(database) if isinstance(database, Schema) else database
     # With QUERY PLAN, neither "EXPLAIN SELECT 1" nor "QUERY PLAN SELECT 1" passes for a query.
     return execute(place, f"EXPLAIN QUERY PLAN {sql}").error is None
 
@@ -83,13 +83,13 @@ def _same_row(left: tuple[Any, ...], right: tuple[Any, ...]) -> bool:
     return len(left) == len(right) and all(map(_same_value, left, right))
 
 
-def _same_value(left: Any, right: Any) -> bool:
+def _same_value(left: object, right: object) -> bool:
     if isinstance(left, float) or isinstance(right, float):
         return _is_number(left) and _is_number(right) and math.isclose(left, right, rel_tol=1e-6)
     return left == right
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float)
 
 

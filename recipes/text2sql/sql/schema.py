@@ -137,7 +137,7 @@ class Schema:
         return {fold(table): frozenset(map(fold, columns)) | rowid for table, columns in self.tables.items()}
 
 
-def _table_statements(schema: Schema) -> tuple[str, ...]:
+def table_statements(schema: Schema) -> tuple[str, ...]:
     """CREATE TABLE for each of the schema's tables."""
     declared = {"number": "NUMERIC", "text": "TEXT", "time": "TEXT", "boolean": "BOOLEAN"}
     statements = []

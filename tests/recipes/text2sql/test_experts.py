@@ -326,8 +326,8 @@ def test_gradient_checkpointing_changes_no_gradient(settings: dict[str, Any]) ->
 def test_a_collapse_is_said_with_the_setting_to_change() -> None:
     recipe = recipe_of()
     values = {"expert/tokens_per_expert": [[9.0, 9.0, 9.0, 0.0, 0.0, 0.0], [26.0, 1.0, 0.0, 0.0, 0.0, 0.0]]}
-    said = recipe.remark(20, values)
-    assert said is not None and "layer 1:" in said and "33%" in said and "--router_aux_loss_coef" in said
+    remark = recipe.remark(20, values)
+    assert remark is not None and "layer 1:" in remark and "33%" in remark and "--router_aux_loss_coef" in remark
     assert "--model.balance_bias_rate" in (recipe_of(balance="bias").remark(20, values) or "")
     assert recipe.remark(10, values) is None and recipe.remark(20, {}) is None
     # Two tokens reach no more than four experts.
@@ -411,12 +411,12 @@ def logits_of(model: Any, batch: Batch) -> Tensor:
 
 
 def test_settings_of_adapters_that_do_not_fit_are_said() -> None:
-    for lora, said in (
+    for lora, message in (
         ({"dropout": 0.1}, "lora.dropout is 0.1"),
         ({"dropout": 0.1, "experts": False, "router": True}, "lora.dropout is 0.1"),
         ({"target_modules": "nothing"}, "lora.target_modules"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             adapted(recipe_of(), **lora).model()
     model = adapted(recipe_of(), dropout=0.1, experts=False).model()
     assert not any("experts" in name for name, each in model.named_parameters() if each.requires_grad)

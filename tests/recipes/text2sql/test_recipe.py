@@ -1,18 +1,10 @@
-"""The recipe text2sql: sizes, the router's losses, the embedded data, prompts, batches, reading, mistakes, its page.
-
-The SQL engine has sql/test_canonical.py, the command line tests/runner/test_mistakes.py.
-"""
+"""The recipe text2sql: prompts, batches, the loss, generated SQL, mistakes and answers."""
 
 import dataclasses
 import json
-import math
-import os
 import re
 import shutil
 import sqlite3
-import subprocess
-import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,151 +15,17 @@ from torch import Tensor
 
 from recipes.text2sql.data import demo
 from recipes.text2sql.data.questions import Question, read_questions
-from recipes.text2sql.experts import balance_loss, expert_counts, expert_logs, z_loss
 from recipes.text2sql.prompts import prompt
 from recipes.text2sql.prompts.encoding import Example
 from recipes.text2sql.recipe import Recipe
 from recipes.text2sql.sql.execution import execute
 from recipes.text2sql.sql.results import is_ordered, is_valid, same_result
 from recipes.text2sql.sql.schema import Schema
-from runner.commands.plan import count_parameters
-from runner.config import parse, settings_of
 from runner.errors import DataError
-from runner.settings import RunSettings
 from tests.launching import REPOSITORY
+from tests.recipes.text2sql.slow_forms import slowly
 
 SHARED = REPOSITORY.parent / "shared" / "data" / "text2sql"
-PAGE = REPOSITORY / "docs" / "recipes" / "text2sql.md"
-
-# What the presets are called after: all parameters, and those that one token meets.
-SIZES = {
-    "default": (755_328, 558_720),
-    "nano": (755_328, 558_720),
-    "tiny": (8_005_888, 3_287_296),
-    "mini": (59_810_304, 22_061_568),
-    "small-2b": (1_979_025_408, 525_699_072),
-    "medium-8b": (7_920_160_768, 1_880_363_008),
-    "large-24b": (23_617_050_624, 4_601_124_864),
-}
-
-
-# Sizes -------------------------------------------------------------------------------------------------
-
-
-def test_the_presets_are_as_large_as_they_are_called() -> None:
-    billions = {name: tuple(count / 1e9 for count in SIZES[name]) for name in ("small-2b", "medium-8b", "large-24b")}
-    assert [f"{total:.2f} {active:.2f}" for total, active in billions.values()] == [
-        "1.98 0.53",
-        "7.92 1.88",
-        "23.62 4.60",
-    ]
-    assert Recipe.presets().keys() >= SIZES.keys()
-
-
-@pytest.mark.parametrize("preset", Recipe.presets())
-def test_the_parameters_of_a_preset(preset: str) -> None:
-    recipe = parse(["--recipe", "text2sql", "--preset", preset]).recipe
-    with torch.device("meta"):
-        model = recipe.model()
-    sizes, vocab_size = recipe.model_settings, recipe.tokenizer_settings.vocab_size
-    total, active = (
-        by_formula(sizes, vocab_size, experts) for experts in (sizes.num_local_experts, sizes.num_experts_per_tok)
-    )
-    assert count_parameters(model) == (total, active, total)
-    assert SIZES.get(preset, (total, active)) == (total, active)
-
-
-def by_formula(sizes: Any, vocab_size: int, experts: int) -> int:
-    """Parameters of a Mixtral with tied embeddings that has, or uses, so many experts (research, 5.6)."""
-    hidden, head = sizes.hidden_size, sizes.hidden_size // sizes.num_attention_heads
-    attention = 2 * hidden * (sizes.num_attention_heads + sizes.num_key_value_heads) * head
-    gate = hidden * sizes.num_local_experts
-    layer = attention + gate + 3 * experts * hidden * sizes.intermediate_size + 2 * hidden
-    return vocab_size * hidden + sizes.num_hidden_layers * layer + hidden
-
-
-# The router's losses -----------------------------------------------------------------------------------
-
-
-def slowly(router_logits: Tensor, mask: Tensor, top_k: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Balance loss, z-loss and counts of one layer, token by token."""
-    num_experts = router_logits.shape[-1]
-    counts, mean, z, tokens = [0] * num_experts, torch.zeros(num_experts, dtype=router_logits.dtype), 0.0, 0
-    for logits, is_there in zip(router_logits, mask.tolist(), strict=True):
-        if not is_there:
-            continue
-        tokens += 1
-        partition = torch.stack([torch.exp(logit) for logit in logits]).sum()
-        mean = mean + torch.stack([torch.exp(logit) / partition for logit in logits])
-        z = z + torch.log(partition) ** 2
-        for expert in sorted(range(num_experts), key=lambda each: -logits[each].item())[:top_k]:
-            counts[expert] += 1
-    balance = sum(num_experts * counts[e] / (tokens * top_k) * mean[e] / tokens for e in range(num_experts))
-    return torch.as_tensor(balance), torch.as_tensor(z / tokens), counts
-
-
-@pytest.mark.parametrize(("experts", "top_k"), [(4, 1), (4, 2), (8, 2), (16, 4)])
-def test_the_routers_losses_against_slow_forms(experts: int, top_k: int) -> None:
-    generator = torch.Generator().manual_seed(experts + top_k)
-    logits = 3 * torch.randn(30, experts, dtype=torch.float64, generator=generator)
-    logits.requires_grad_()
-    mask = (torch.rand(30, generator=generator) < 0.7).long()
-    balance, z, counts = slowly(logits, mask, top_k)
-    # Whatever comes in, the losses are computed in fp32.
-    fast = balance_loss(logits, mask, top_k), z_loss(logits, mask)
-    torch.testing.assert_close(fast[0].double(), balance, rtol=1e-6, atol=0)
-    torch.testing.assert_close(fast[1].double(), z, rtol=1e-6, atol=0)
-    assert expert_counts(logits, mask, top_k).tolist() == counts
-    for ours, theirs in zip(fast, (balance, z), strict=True):
-        (found,) = torch.autograd.grad(ours, logits)
-        (wanted,) = torch.autograd.grad(theirs, logits, retain_graph=True)
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-8)
-        assert wanted[mask == 1].abs().max() > 1e-4 and not found[mask == 0].any()
-
-
-def test_padding_changes_nothing() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits, mask = torch.randn(12, 8, generator=generator), torch.tensor([1] * 9 + [0] * 3)
-    garbage = logits.clone()
-    garbage[9:] = 50 * torch.randn(3, 8, generator=generator)
-    for padded in (logits, garbage):
-        ones = torch.ones(9, dtype=torch.int64)
-        assert torch.equal(expert_counts(padded, mask, 2), expert_counts(logits[:9], ones, 2))
-        torch.testing.assert_close(balance_loss(padded, mask, 2), balance_loss(logits[:9], ones, 2))
-        torch.testing.assert_close(z_loss(padded, mask), z_loss(logits[:9], ones))
-
-
-@pytest.mark.parametrize(("experts", "top_k"), [(4, 1), (4, 2), (16, 2)])
-def test_balanced_is_one_and_collapsed_is_experts_over_k(experts: int, top_k: int) -> None:
-    tokens = torch.arange(5 * experts)
-    # Token t likes the experts t, t + 1, ... best, all tokens as much.
-    liking = torch.zeros(len(tokens), experts, dtype=torch.float64)
-    for place in range(top_k):
-        liking[tokens, (tokens + place) % experts] = 2.0 - 0.1 * place
-    everyone = torch.ones(len(tokens))
-    assert balance_loss(liking, everyone, top_k).item() == pytest.approx(1, rel=1e-6)
-    collapsed = torch.full((len(tokens), experts), -60.0, dtype=torch.float64)
-    collapsed[:, :top_k] = 60.0
-    assert balance_loss(collapsed, everyone, top_k).item() == pytest.approx(experts / top_k, rel=1e-6)
-    # Layers are never pooled, where two collapsed ones on other experts would look balanced.
-    assert balance_loss(collapsed.flip(-1), everyone, top_k).item() == pytest.approx(experts / top_k, rel=1e-6)
-
-
-def test_expert_logs_against_slow_forms() -> None:
-    counts = torch.tensor([[3.0, 0.0, 5.0, 8.0], [4.0, 4.0, 4.0, 4.0], [0.0, 16.0, 0.0, 0.0]])
-    logs = expert_logs(counts)
-    for layer, row in enumerate(counts.tolist()):
-        mean = sum(row) / 4
-        entropy = -sum(n / sum(row) * math.log(n / sum(row)) for n in row if n) / math.log(4)
-        deviation = math.sqrt(sum((n - mean) ** 2 for n in row) / 4)
-        assert logs["expert/utilization"][layer].item() == sum(n > 0 for n in row) / 4
-        assert logs["expert/load_balance"][layer].item() == pytest.approx(deviation / mean, rel=1e-6)
-        assert logs["expert/entropy"][layer].item() == pytest.approx(entropy, rel=1e-6, abs=1e-6)
-        assert logs["expert/tokens_per_expert"][layer].tolist() == row
-    assert logs["expert/entropy"][1].item() == pytest.approx(1) and logs["expert/entropy"][2].item() == 0
-
-
-# The embedded data -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -175,91 +33,6 @@ def made() -> demo.DemoData:
     """The embedded data."""
     return demo.build()
 
-
-def test_the_databases_of_the_demo(made: demo.DemoData) -> None:
-    databases = {pair.db_id: pair.database for pair in made.train + made.dev + made.held_out}
-    assert len({pair.db_id for pair in made.train}) >= 12 and len(databases) == len(demo.DOMAINS)
-    schemas = set()
-    for database in databases.values():
-        schema = Schema.from_database(database)
-        schemas.add(json.dumps(schema.to_json()["tables"]))
-        assert len(schema.tables) == 2 and len(schema.foreign_keys) == 1
-        with sqlite3.connect(database) as connection:
-            rows = sum(connection.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0] for table in schema.tables)
-            assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
-        connection.close()
-        assert 100 <= rows <= 999
-    assert len(schemas) == len(databases), "two domains are the same"
-
-
-def test_every_pair_of_the_demo_has_an_answer(made: demo.DemoData) -> None:
-    pairs = made.train + made.dev + made.held_out
-    assert len(made.train) > 2000 and len(made.dev) >= 200 and len(made.held_out) >= 200
-    for database in {pair.database for pair in pairs}:
-        connection = sqlite3.connect(f"{Path(database).as_uri()}?mode=ro", uri=True)
-        for query in {pair.query for pair in pairs if pair.database == database}:
-            rows = connection.execute(query).fetchall()
-            assert rows and all(value not in (None, "") for row in rows for value in row), (database, query)
-        connection.close()
-
-
-def test_what_the_demo_asks_in_dev_is_not_in_train(made: demo.DemoData) -> None:
-    trained = {(pair.db_id, " ".join(pair.query.lower().split())) for pair in made.train}
-    asked = {(pair.db_id, pair.question) for pair in made.train}
-    for pair in made.dev:
-        assert (pair.db_id, " ".join(pair.query.lower().split())) not in trained, pair
-        assert (pair.db_id, pair.question) not in asked, pair
-    assert {pair.db_id for pair in made.dev} == {pair.db_id for pair in made.train}
-    held_out = {pair.db_id for pair in made.held_out}
-    assert len(held_out) == 2 and not held_out & {pair.db_id for pair in made.train + made.dev}
-    answers: dict[tuple[str, str], set[str]] = {}
-    for pair in made.train + made.dev + made.held_out:
-        answers.setdefault((pair.db_id, pair.question), set()).add(pair.query)
-    assert all(len(queries) == 1 for queries in answers.values()), "one question, two answers"
-
-
-def test_the_demo_is_the_same_for_its_seed(made: demo.DemoData, tmp_path: Path) -> None:
-    # Another process, with other hashes of texts; three domains stand for all, each of which has its own dice.
-    program = """
-import sys
-from pathlib import Path
-from recipes.text2sql.data import demo
-demo.DOMAINS = demo.DOMAINS[:1] + demo.DOMAINS[-2:]
-for seed in (0, 1):
-    demo.build(Path(sys.argv[1]) / str(seed), seed)
-"""
-    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(REPOSITORY)}
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, check=True)
-    first = Path(made.train[0].database).parents[2]
-    (again,), (other,) = ((tmp_path / seed).iterdir() for seed in ("0", "1"))
-    assert again.name == first.name != other.name
-    chosen = {path.name for path in (again / "database").iterdir()}
-    assert len(chosen) == 3
-    for split in ("train", "dev", "held_out"):
-        new, old, differing = (json.loads((folder / f"{split}.json").read_text()) for folder in (again, first, other))
-        assert new and new == [entry for entry in old if entry["db_id"] in chosen]
-        assert new != differing
-    for name in chosen:
-        assert contents(demo.database_path(again, name)) == contents(demo.database_path(first, name))
-        assert contents(demo.database_path(again, name)) != contents(demo.database_path(other, name))
-
-
-def contents(database: Path) -> list[str]:
-    """A database as SQL."""
-    connection = sqlite3.connect(database)
-    lines = list(connection.iterdump())
-    connection.close()
-    return lines
-
-
-def test_the_recipe_reads_the_demo_in_groups(made: demo.DemoData) -> None:
-    recipe = Recipe()
-    assert len(recipe.data("train")) == len(made.train)
-    groups = Counter(question.group for question in recipe.data("validation").questions)
-    assert groups == {"seen": len(made.dev), "held_out": len(made.held_out)}
-
-
-# A folder in Spider's format ----------------------------------------------------------------------------
 
 TABLES = """
 CREATE TABLE author (id INTEGER PRIMARY KEY, name TEXT, city TEXT);
@@ -363,9 +136,6 @@ def test_a_schema_without_a_database_is_enough(folder: Path) -> None:
 @pytest.mark.parametrize(("source", "split", "number"), [("geography", "train", 549), ("spider", "validation", 1034)])
 def test_the_real_folders_are_read(source: str, split: str, number: int) -> None:
     assert len(read_questions(source, str(SHARED), split)) == number
-
-
-# Prompts -----------------------------------------------------------------------------------------------
 
 
 def through_placeholders(question: str, query: str, database: str) -> str:
@@ -510,9 +280,6 @@ def test_a_prompt_without_the_schema(folder: Path) -> None:
         recipe_for(folder, schema_in_prompt=False).encoder.example(question).prompt
     )
     assert "book" in shown and "author" not in shown and shown.count("<query>") == 1
-
-
-# Batches, loss, writing --------------------------------------------------------------------------------
 
 
 def test_only_the_sql_is_scored(folder: Path) -> None:
@@ -662,9 +429,6 @@ def test_a_perfect_model_of_geoquery_is_read_rightly(tmp_path: Path) -> None:
     assert scored == 48
 
 
-# Mistakes ----------------------------------------------------------------------------------------------
-
-
 def says(call: Callable[[], Any], *words: str) -> None:
     """Asserts a DataError of at most three lines with the words."""
     with pytest.raises(DataError) as caught:
@@ -763,48 +527,3 @@ def test_an_answer_is_shown_as_a_table(folder: Path, monkeypatch: pytest.MonkeyP
     assert crowd[-1] == "... and 7 more rows" and len(crowd) == 2 + 1 + 20 + 1
     assert answer("SELECT shelf FROM book")[-1] == "error:    no such column: shelf"
     assert answer("DROP TABLE book")[-1].startswith("error:") and len(execute(database, "SELECT * FROM book").rows) == 3
-
-
-# The page ----------------------------------------------------------------------------------------------
-
-
-def rows_of(owner: type, only: str = "") -> list[str]:
-    """The beginning of the page's row for every setting: its flag, and what it is when nobody gives it."""
-    default = owner()
-    return [f"| `{each.flag}` | {shown(each.get(default))} |" for each in settings_of(owner) if only in each.flag]
-
-
-def shown(value: Any) -> str:
-    """A default as the page writes it."""
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
-
-
-def test_the_page_has_every_setting() -> None:
-    page = PAGE.read_text(encoding="utf-8").partition("\n## Settings\n")[2].partition("\n## ")[0]
-    missing = [row for row in (*rows_of(Recipe), *rows_of(RunSettings)) if row not in page]
-    assert not missing, "add to docs/recipes/text2sql.md:\n" + "\n".join(missing)
-    known = {each.flag for owner in (Recipe, RunSettings) for each in settings_of(owner)}
-    documented = re.findall(r"^\| `([a-z0-9_.]+)` \| [^|]* \| [^|]* \|$", page, re.MULTILINE)
-    assert set(documented) == known, "settings that are no more, or are not"
-
-
-def test_the_page_has_every_presets_size() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    assert [preset for preset in Recipe.presets() if f"`{preset}`" not in page] == []
-    for preset, (total, active) in SIZES.items():
-        assert re.search(rf"^\| `{preset}` \|.* {total:,} \| {active:,} \|", page, re.MULTILINE), preset
-
-
-def test_the_page_has_every_metric() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    names = [
-        "exact_match",
-        "exact_set_match",
-        "valid_sql",
-        "execution_accuracy",
-        "without_database",
-        "gold_errors",
-        "loss",
-    ]
-    names += ["router/balance_loss", "router/z_loss", *expert_logs(torch.ones(1, 4))]
-    assert [name for name in names if f"`{name}`" not in page] == []

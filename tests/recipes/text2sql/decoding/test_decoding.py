@@ -71,13 +71,13 @@ def candidates_of(recipe: Recipe, model: Any, examples: Sequence[Example]) -> li
 
 def test_a_draw_has_the_distributions_shares() -> None:
     shares = torch.tensor([0.1, 0.6, 0.0, 0.3])
-    dice = torch.rand(20_000, 1, generator=torch.Generator().manual_seed(0))
-    scores = shares.log().expand(len(dice), 4)
-    drawn = SeededSampling(dice, 5)(torch.zeros(len(dice), 5), scores).argmax(-1)
+    uniforms = torch.rand(20_000, 1, generator=torch.Generator().manual_seed(0))
+    scores = shares.log().expand(len(uniforms), 4)
+    drawn = SeededSampling(uniforms, 5)(torch.zeros(len(uniforms), 5), scores).argmax(-1)
     counts = Counter(drawn.tolist())
     assert counts[2] == 0
     for token, share in ((0, 0.1), (1, 0.6), (3, 0.3)):
-        assert counts[token] / len(dice) == pytest.approx(share, abs=0.012)
+        assert counts[token] / len(uniforms) == pytest.approx(share, abs=0.012)
     edges = SeededSampling(torch.tensor([[0.0], [1 - 2**-24], [2.0]]), 5)(torch.zeros(3, 5), scores[:3]).argmax(-1)
     assert edges.tolist() == [1, 0, 1]
 
@@ -200,24 +200,24 @@ def test_the_corpora_are_in_the_grammar(
     assert left_out == [] and refused in (None, broken)
 
 
-def drawn_at_random(writer: Writer, room: int, dice: random.Random) -> tuple[int, ...]:
+def drawn_at_random(writer: Writer, room: int, rng: random.Random) -> tuple[int, ...]:
     """Tokens, each drawn from those that are allowed."""
     tokens: tuple[int, ...] = ()
     while len(tokens) < room and writer.vocabulary.end not in tokens:
         allowed = writer.mask(tokens, room - len(tokens)).nonzero().flatten().tolist()
         assert allowed, "a dead end"
-        tokens += (dice.choice(allowed),)
+        tokens += (rng.choice(allowed),)
     return tokens
 
 
 def test_whatever_is_drawn_ends_in_sql_that_prepares(recipe: Recipe) -> None:
-    dice = random.Random(0)
+    rng = random.Random(0)
     questions = recipe.data("validation").questions
     queries, cut = set(), 0
     for question in questions:
         example = recipe.encoder.example(question)
         writer = writer_of(recipe.encoder, example)
-        tokens = drawn_at_random(writer, 96, dice)
+        tokens = drawn_at_random(writer, 96, rng)
         if tokens[-1] != writer.vocabulary.end:
             cut += 1
             continue
@@ -301,7 +301,7 @@ def test_a_name_that_sqlite_takes_for_a_keyword_is_quoted(recipe: Recipe, tmp_pa
     schema = Schema.from_database(database)
     names = {'"order"', '"no. of seats"', '"a""b"', " date"}
     for tokens in (False, True):
-        dice, unseen = random.Random(1), set(names)
+        rng, unseen = random.Random(1), set(names)
         settings = dataclasses.replace(recipe.data_settings, schema_tokens=tokens)
         asked = dataclasses.replace(recipe, data_settings=settings)
         writer = writer_of(asked.encoder, asked.encoder.example(Question("what ?", "SELECT 1", schema, None)))
@@ -310,7 +310,7 @@ def test_a_name_that_sqlite_takes_for_a_keyword_is_quoted(recipe: Recipe, tmp_pa
             if number >= 15 and not unseen:
                 break
             assert number < 300, f"never written: {unseen}"
-            drawn = drawn_at_random(writer, 80, dice)
+            drawn = drawn_at_random(writer, 80, rng)
             query = as_sql(asked.encoder, asked.tokenizer.decode(drawn[:-1]), Example(
                 Question("", "", schema, None), [], [], []))  # fmt: skip
             assert prepares(schema, query), query
@@ -320,16 +320,16 @@ def test_a_name_that_sqlite_takes_for_a_keyword_is_quoted(recipe: Recipe, tmp_pa
 # Asking --------------------------------------------------------------------------------------------------
 
 
-class Told(Recipe):
-    """Writes the query that its question says after a colon."""
+class Scripted(Recipe):
+    """Generates the query that stands in its question after a colon."""
 
     def write(self, model: Any, examples: list[Example]) -> list[str]:
         return [example.question.text.partition(": ")[2] for example in examples]
 
 
 @pytest.fixture(scope="module")
-def told(recipe: Recipe) -> Recipe:
-    return Told(assets=recipe.assets)
+def scripted(recipe: Recipe) -> Recipe:
+    return Scripted(assets=recipe.assets)
 
 
 @pytest.fixture
@@ -343,7 +343,7 @@ def databases(bookshop: tuple[Schema, str], tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_file_of_questions_about_a_folder_of_databases(told: Recipe, databases: Path, tmp_path: Path) -> None:
+def test_a_file_of_questions_about_a_folder_of_databases(scripted: Recipe, databases: Path, tmp_path: Path) -> None:
     asked = [
         ("all: SELECT name FROM member", "club"),
         ("few: SELECT COUNT(*) FROM book", "shop"),
@@ -356,7 +356,7 @@ def test_a_file_of_questions_about_a_folder_of_databases(told: Recipe, databases
     for file in (lines, spider):
         output = tmp_path / "answers.jsonl"
         request = Recipe.Request(db=str(databases), questions=str(file), output=str(output), batch_size=2)
-        assert told.answer(None, request).endswith("the SQL of 2 runs")
+        assert scripted.answer(None, request).endswith("the SQL of 2 runs")
         found.append([json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()])
     assert found[0] == found[1]
     assert [(row["db_id"], row["sql"], row["row_count"]) for row in found[0]] == [
@@ -366,12 +366,12 @@ def test_a_file_of_questions_about_a_folder_of_databases(told: Recipe, databases
     ]
     assert found[0][0]["rows"] == [["Ada"], ["Zoë"]] and "syntax error" in found[0][2]["error"]
     table = tmp_path / "answers.csv"
-    told.answer(None, Recipe.Request(db=str(databases), questions=str(lines), output=str(table)))
+    scripted.answer(None, Recipe.Request(db=str(databases), questions=str(lines), output=str(table)))
     assert (
         table.read_text(encoding="utf-8").splitlines()[1]
         == "all: SELECT name FROM member,club,SELECT name FROM member,,2"
     )
-    printed = told.answer(None, Recipe.Request(db=str(databases / "club.db"), questions=str(lines)))
+    printed = scripted.answer(None, Recipe.Request(db=str(databases / "club.db"), questions=str(lines)))
     assert printed.count("question: ") == 3 and "Zoë" in printed
 
 
@@ -388,42 +388,42 @@ def test_a_file_of_questions_about_a_folder_of_databases(told: Recipe, databases
         ("demo:bookshp", b"which ?", ("demo:bookshp", "bookshop")),
     ],
 )
-def test_mistakes_in_asking(told: Recipe, databases: Path, db: str, content: bytes, words: Sequence[str]) -> None:
+def test_mistakes_in_asking(scripted: Recipe, databases: Path, db: str, content: bytes, words: Sequence[str]) -> None:
     file = databases.parent / "asked.txt"
     file.write_bytes(content)
     place = db if db.startswith("demo:") else str(databases / db)
     with pytest.raises(DataError) as caught:
-        told.answer(None, Recipe.Request(db=place, questions=str(file)))
+        scripted.answer(None, Recipe.Request(db=place, questions=str(file)))
     assert all(word in str(caught.value) for word in words) and str(caught.value).count("\n") < 3, caught.value
 
 
-def test_more_mistakes_in_asking(told: Recipe, databases: Path, tmp_path: Path) -> None:
+def test_more_mistakes_in_asking(scripted: Recipe, databases: Path, tmp_path: Path) -> None:
     for content in ("[1]", "{}", "[]", "nonsense", '[{"question": 3}]'):
         file = tmp_path / "asked.json"
         file.write_text(content, encoding="utf-8")
         with pytest.raises(DataError, match="asked.json"):
-            told.answer(None, Recipe.Request(db=str(databases), questions=str(file)))
+            scripted.answer(None, Recipe.Request(db=str(databases), questions=str(file)))
     with pytest.raises(DataError, match="cannot be read"):
-        told.answer(None, Recipe.Request(questions=str(tmp_path / "none.txt")))
+        scripted.answer(None, Recipe.Request(questions=str(tmp_path / "none.txt")))
     with pytest.raises(DataError, match="holds no database"):
         (tmp_path / "bare").mkdir()
-        told.answer(None, Recipe.Request(db=str(tmp_path / "bare"), question="which ?"))
+        scripted.answer(None, Recipe.Request(db=str(tmp_path / "bare"), question="which ?"))
     with pytest.raises(ConfigError, match="--questions"):
         Recipe.Request(output="answers.jsonl")
     with pytest.raises(ConfigError, match="One candidate cannot vote"):
-        told.answer(None, Recipe.Request(voting=True))
+        scripted.answer(None, Recipe.Request(voting=True))
 
 
 def test_a_conversation(
-    told: Recipe, databases: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    scripted: Recipe, databases: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = ["all: SELECT name FROM member", "", "/num_beams 4", "/voting true", "/num_beams many", "/beams 2",
              f"/db {databases / 'none.sqlite'}", f"/db {databases / 'shop' / 'shop.sqlite'}",
              "few: SELECT COUNT(*) FROM book", "/quit", "never"]  # fmt: skip
-    said = iter(lines)
-    monkeypatch.setattr("builtins.input", lambda _: next(said))
-    assert told.answer(None, Recipe.Request(db=str(databases / "club.db"), interactive=True)) == ""
+    typed = iter(lines)
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
+    assert scripted.answer(None, Recipe.Request(db=str(databases / "club.db"), interactive=True)) == ""
     printed = capsys.readouterr().out
     for words in ("Zoë", "num_beams = 4", "voting = True", "There is no database file", "COUNT(*)"):
         assert words in printed
-    assert printed.count("Wanted: /db FILE") == 2 and next(said) == "never"
+    assert printed.count("Wanted: /db FILE") == 2 and next(typed) == "never"

@@ -3,6 +3,7 @@
 import os
 import signal
 import sqlite3
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from recipes.text2sql.sql import execution
 from recipes.text2sql.sql.execution import NOTHING, Limits, execute, time_ratios
+from tests.launching import REPOSITORY
 
 LONG_STEP = "SELECT instr(hex(zeroblob(490000)), hex(zeroblob(200000)) || '1')"
 """One step of SQLite that takes minutes, so that it never looks at the deadline."""
@@ -81,3 +83,15 @@ def test_two_queries_are_timed_against_each_other(letters: Path) -> None:
     assert time_ratios(letters, "SELECT nothing", slow, 5, 60.0) == []
     endless = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT max(n) FROM c"
     assert time_ratios(letters, "SELECT 1", endless, 5, 0.2) == []
+
+
+def test_the_worker_process_imports_no_heavy_library() -> None:
+    # As it starts, but isolated from nothing: what it could import is there.
+    program = (
+        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from recipes.text2sql.sql.execution import serve\n"
+        "print(*sorted(name.partition('.')[0] for name in sys.modules))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    assert "recipes" in loaded
+    assert not {"torch", "numpy", "sqlglot", "transformers", "tyro", "datasets"} & set(loaded)
+    assert (REPOSITORY / "recipes/text2sql/sql/__init__.py").read_text().count("import") == 0

@@ -1,0 +1,101 @@
+"""The presets' sizes, and that the recipe's page has every setting, preset and metric."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from recipes.text2sql.experts import expert_logs
+from recipes.text2sql.recipe import Recipe
+from runner.commands.plan import count_parameters
+from runner.config import parse, settings_of
+from runner.settings import RunSettings
+from tests.launching import REPOSITORY
+
+PAGE = REPOSITORY / "docs" / "recipes" / "text2sql.md"
+
+# What the presets are called after: all parameters, and those that one token meets.
+SIZES = {
+    "default": (755_328, 558_720),
+    "nano": (755_328, 558_720),
+    "tiny": (8_005_888, 3_287_296),
+    "mini": (59_810_304, 22_061_568),
+    "small-2b": (1_979_025_408, 525_699_072),
+    "medium-8b": (7_920_160_768, 1_880_363_008),
+    "large-24b": (23_617_050_624, 4_601_124_864),
+}
+
+
+def test_the_presets_are_as_large_as_they_are_called() -> None:
+    billions = {name: tuple(count / 1e9 for count in SIZES[name]) for name in ("small-2b", "medium-8b", "large-24b")}
+    assert [f"{total:.2f} {active:.2f}" for total, active in billions.values()] == [
+        "1.98 0.53",
+        "7.92 1.88",
+        "23.62 4.60",
+    ]
+    assert Recipe.presets().keys() >= SIZES.keys()
+
+
+@pytest.mark.parametrize("preset", Recipe.presets())
+def test_the_parameters_of_a_preset(preset: str) -> None:
+    recipe = parse(["--recipe", "text2sql", "--preset", preset]).recipe
+    with torch.device("meta"):
+        model = recipe.model()
+    sizes, vocab_size = recipe.model_settings, recipe.tokenizer_settings.vocab_size
+    total, active = (
+        by_formula(sizes, vocab_size, experts) for experts in (sizes.num_local_experts, sizes.num_experts_per_tok)
+    )
+    assert count_parameters(model) == (total, active, total)
+    assert SIZES.get(preset, (total, active)) == (total, active)
+
+
+def by_formula(sizes: Any, vocab_size: int, experts: int) -> int:
+    """Parameters of a Mixtral with tied embeddings that has, or uses, so many experts (research, 5.6)."""
+    hidden, head = sizes.hidden_size, sizes.hidden_size // sizes.num_attention_heads
+    attention = 2 * hidden * (sizes.num_attention_heads + sizes.num_key_value_heads) * head
+    gate = hidden * sizes.num_local_experts
+    layer = attention + gate + 3 * experts * hidden * sizes.intermediate_size + 2 * hidden
+    return vocab_size * hidden + sizes.num_hidden_layers * layer + hidden
+
+
+def rows_of(owner: type, only: str = "") -> list[str]:
+    """The beginning of the page's row for every setting: its flag, and what it is when nobody gives it."""
+    default = owner()
+    return [f"| `{each.flag}` | {shown(each.get(default))} |" for each in settings_of(owner) if only in each.flag]
+
+
+def shown(value: Any) -> str:
+    """A default as the page writes it."""
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
+
+
+def test_the_page_has_every_setting() -> None:
+    page = PAGE.read_text(encoding="utf-8").partition("\n## Settings\n")[2].partition("\n## ")[0]
+    missing = [row for row in (*rows_of(Recipe), *rows_of(RunSettings)) if row not in page]
+    assert not missing, "add to docs/recipes/text2sql.md:\n" + "\n".join(missing)
+    known = {each.flag for owner in (Recipe, RunSettings) for each in settings_of(owner)}
+    documented = re.findall(r"^\| `([a-z0-9_.]+)` \| [^|]* \| [^|]* \|$", page, re.MULTILINE)
+    assert set(documented) == known, "settings that are no more, or are not"
+
+
+def test_the_page_has_every_presets_size() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert [preset for preset in Recipe.presets() if f"`{preset}`" not in page] == []
+    for preset, (total, active) in SIZES.items():
+        assert re.search(rf"^\| `{preset}` \|.* {total:,} \| {active:,} \|", page, re.MULTILINE), preset
+
+
+def test_the_page_has_every_metric() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    names = [
+        "exact_match",
+        "exact_set_match",
+        "valid_sql",
+        "execution_accuracy",
+        "without_database",
+        "gold_errors",
+        "loss",
+    ]
+    names += ["router/balance_loss", "router/z_loss", *expert_logs(torch.ones(1, 4))]
+    assert [name for name in names if f"`{name}`" not in page] == []
