@@ -2,15 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from recipes.language_model import text, tokens
-from runner.errors import DataError
-
-if TYPE_CHECKING:
-    from recipes.language_model.settings import DataSettings
-    from recipes.language_model.text import Corpus, Passage
-
 import bisect
 import dataclasses
 import random
@@ -19,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from recipes.language_model import text, tokens
+from runner.errors import DataError
+
 if TYPE_CHECKING:
-    pass
-    pass
+    from recipes.language_model.settings import DataSettings
+    from recipes.language_model.text import Corpus, Passage
 
 
 @dataclasses.dataclass(frozen=True)

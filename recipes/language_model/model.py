@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from runner.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from recipes.language_model.settings import ModelSettings
-
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from runner.errors import ConfigError, DataError
+
 if TYPE_CHECKING:
-    pass
+    from recipes.language_model.settings import ModelSettings
 
 
 class DroppingEmbedding(nn.Embedding):

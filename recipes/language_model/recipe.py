@@ -2,18 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from recipes.language_model.settings import DataSettings, ModelSettings, TokenizerSettings
-from runner.errors import ConfigError, DataError
-from runner.parts.adapters import LoraSettings, with_adapters
-from runner.parts.cache import cache_folder
-from runner.recipe import Batch, Loss
-
-if TYPE_CHECKING:
-    from recipes.language_model.data import PackedRow
-    from recipes.language_model.text import Corpus
-
 import dataclasses
 import functools
 import json
@@ -25,16 +13,23 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tyro.conf import Suppress
 
+import runner.recipe
+from recipes.language_model.settings import DataSettings, ModelSettings, TokenizerSettings
+from runner.errors import ConfigError, DataError
+from runner.parts.adapters import LoraSettings, with_adapters
+from runner.parts.cache import cache_folder
+from runner.recipe import Batch, Loss
+
 if TYPE_CHECKING:
-    pass
-    pass
+    from recipes.language_model.data import PackedRow
+    from recipes.language_model.text import Corpus
 
 # Bytes up to which everything is tokenised before the first step.
 HELD_AT_ONCE = 64_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(runner.recipe.Recipe):
     """Settings and verbs of language_model."""
 
     data_settings: DataSettings = DataSettings()
@@ -256,7 +251,7 @@ class Recipe:
             "bits_per_byte": total / math.log(2) / batch["bytes"].sum().clamp(min=1),
             "perplexity": (total / max(1.0, batch.weight)).clamp(max=80).exp(),
         }
-        return Loss(sums.sum(), batch.weight, logs)
+        return Loss(sums.sum(), logs=logs)
 
     def predict(self, model: Any, batch: Batch) -> list[Any]:
         """What each row costs: nats, tokens, and the bytes that these stand for."""

@@ -6,13 +6,6 @@ is read from its start, document after document.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from runner.errors import DataError
-
-if TYPE_CHECKING:
-    from recipes.language_model.settings import DataSettings
-
 import csv
 import dataclasses
 import functools
@@ -28,8 +21,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from runner.errors import DataError
+
 if TYPE_CHECKING:
-    pass
+    from recipes.language_model.settings import DataSettings
 
 PIECE = 1 << 18
 """Bytes of a piece: what is read of plain text at a time."""

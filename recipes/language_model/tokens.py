@@ -6,13 +6,6 @@ seen. They are `tokenizers` files, so that `AutoTokenizer.from_pretrained` reads
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from runner.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from recipes.language_model.settings import TokenizerSettings
-
 import dataclasses
 import json
 import re
@@ -23,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runner.errors import ConfigError, DataError
+
 if TYPE_CHECKING:
-    pass
+    from recipes.language_model.settings import TokenizerSettings
 
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 UNKNOWN = "<unk>"

@@ -2,15 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from recipes.microbiome.files import read_fasta, read_metadata, read_table, read_tree
-from recipes.microbiome.unifrac import Phylogeny, as_rows
-from runner.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from recipes.microbiome.settings import DataSettings
-
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -20,8 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse
 
+from recipes.microbiome.files import read_fasta, read_metadata, read_table, read_tree
+from recipes.microbiome.unifrac import Phylogeny, as_rows
+from runner.errors import ConfigError, DataError
+
 if TYPE_CHECKING:
-    pass
+    from recipes.microbiome.settings import DataSettings
 
 # What stands in metadata where nothing was measured.
 MISSING = {"", "na", "nan", "n/a", "none", "null", "missing", "not applicable", "not collected", "not provided"}

@@ -2,15 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from recipes.microbiome.settings import DataSettings, ModelSettings
-from runner.errors import ConfigError
-from runner.recipe import Batch, Loss
-
-if TYPE_CHECKING:
-    from recipes.microbiome.data import Example, Examples, Fitted, Study
-
 import dataclasses
 import functools
 import json
@@ -20,8 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tyro.conf import Suppress
 
+import runner.recipe
+from recipes.microbiome.settings import DataSettings, ModelSettings
+from runner.errors import ConfigError
+from runner.recipe import Batch, Loss
+
 if TYPE_CHECKING:
-    pass
+    from recipes.microbiome.data import Example, Examples, Fitted, Study
 
 
 # Pairs of ASVs grow as their square: this many make half a million.
@@ -29,7 +25,7 @@ MOST_ASVS_ALONE = 1024
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(runner.recipe.Recipe):
     """Settings and verbs of microbiome."""
 
     stage: Literal["pretrain", "predict"] = "pretrain"
@@ -49,7 +45,6 @@ class Recipe:
     assets: Suppress[Path | None] = None
     """Folder of what was fitted; the runner's to set."""
 
-    best_metric: ClassVar[str] = "loss"
     couples_examples: ClassVar[bool] = True
     memory_advice: ClassVar[str] = (
         "Lower --micro_batch_size or --model.token_limit, or set --model.asv_chunk_size 64 (or lower)."
@@ -396,7 +391,7 @@ class Recipe:
             if not losses:
                 raise ConfigError("Every penalty is 0: there is nothing to learn. Give one of them a value above 0.")
             total = torch.stack(list(losses.values())).sum()
-        return Loss(total * size, batch.weight, logs)
+        return Loss(total * size, logs=logs)
 
     def _target_loss(self, guess: Any, target: Any) -> Any:
         import torch.nn.functional as F

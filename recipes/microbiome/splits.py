@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from recipes.microbiome.data import Study
-from runner.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from recipes.microbiome.settings import DataSettings
-
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recipes.microbiome.data import Study
+from runner.errors import ConfigError, DataError
+
 if TYPE_CHECKING:
-    pass
+    from recipes.microbiome.settings import DataSettings
 
 
 def partition(study: Study, settings: DataSettings) -> dict[str, np.ndarray]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 from recipes.tabular.files import read_frame
 from recipes.tabular.number_formats import Form
@@ -19,19 +24,9 @@ from recipes.tabular.table import (
 from runner.errors import DataError
 
 if TYPE_CHECKING:
-    from recipes.tabular.settings import DataSettings
-
-import dataclasses
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
-
-import numpy as np
-
-if TYPE_CHECKING:
     import pandas as pd
 
-    pass
+    from recipes.tabular.settings import DataSettings
 
 MOST_VALIDATION_ROWS = 1000
 TASKS = ("auto", "classification", "regression")

@@ -2,16 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from recipes.tabular.settings import DataSettings, LoraSettings, ModelSettings
-from runner.errors import CheckpointError, ConfigError, DataError
-from runner.recipe import Batch, Loss
-
-if TYPE_CHECKING:
-    from recipes.tabular.rows import Example, Rows
-    from recipes.tabular.table import Table, Wording
-
 import dataclasses
 import functools
 import json
@@ -21,13 +11,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tyro.conf import Suppress
 
+import runner.recipe
+from recipes.tabular.settings import DataSettings, LoraSettings, ModelSettings
+from runner.errors import CheckpointError, ConfigError, DataError
+from runner.recipe import Batch, Loss
+
 if TYPE_CHECKING:
-    pass
-    pass
+    from recipes.tabular.rows import Example, Rows
+    from recipes.tabular.table import Table, Wording
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(runner.recipe.Recipe):
     """Settings and verbs of tabular."""
 
     stage: Literal["pretrain", "finetune"] = "pretrain"
@@ -355,7 +350,7 @@ class Recipe:
         errors = (z - torch.where(known, targets, 0.0).clamp(-FARTHEST_TARGET, FARTHEST_TARGET)) ** 2
         numbers = torch.where(known, errors, 0.0).sum()
         # Both heads are in every graph: processes may hold tables of different tasks in one step.
-        return Loss(classes + numbers + 0.0 * (scores.sum() + z.sum()), batch.weight)
+        return Loss(classes + numbers + 0.0 * (scores.sum() + z.sum()))
 
     def predict(self, model: Any, batch: Batch) -> list[Any]:
         """Probabilities of the classes, or the number in the target's own unit, with the truth."""
