@@ -1,4 +1,4 @@
-"""Writing text with a trained model: one beginning, a file of them, or a conversation in the terminal."""
+"""Generate text with a trained model: for one prompt, a file of prompts, or prompts typed in the terminal."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipes.language_model import tokens
 from runner.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from recipes.language_model.settings import GenerationRequest
 
 NUMBERS = {
     "temperature": float,
@@ -21,10 +27,22 @@ NUMBERS = {
 }
 
 
-def answer(recipe: Any, model: Any, request: Any) -> str:
-    """What `relay predict` prints; a text that was shown while it was written is not printed once more."""
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """A trained model with what generation needs of its recipe."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    window: int
+    """Context length of training, in tokens."""
+    add_bos: bool
+    """Whether documents began with a token of their own in training."""
+
+
+def answer(generator: Generator, request: GenerationRequest) -> str:
+    """The text that `relay predict` prints; empty where it was printed during generation."""
     if request.interactive:
-        return converse(recipe, model, request)
+        return converse(generator, request)
     prompts = [request.prompt]
     if request.prompts is not None:
         try:
@@ -34,37 +52,40 @@ def answer(recipe: Any, model: Any, request: Any) -> str:
         except UnicodeDecodeError:
             raise DataError(f"{request.prompts} is not UTF-8 text: convert it first, for example with iconv.") from None
         if not prompts:
-            raise DataError(f"{request.prompts} is empty: give a file with one beginning per line.")
-    tell_unknown(recipe.tokenizer, "".join(prompts), set())
+            raise DataError(f"{request.prompts} is empty: give a file with one prompt per line.")
+    report_unknown(generator.tokenizer, "".join(prompts), set())
     prompts = [prompt for prompt in prompts for _ in range(request.samples)]
     if len(prompts) == 1 and request.stream:
-        follow(recipe, model, prompts, request, _show)
+        generate(generator, prompts, request, _show)
         return ""
     texts: list[str] = []
     for first in range(0, len(prompts), request.batch_size):
         some = prompts[first : first + request.batch_size]
-        following = follow(recipe, model, some, request)
-        texts += [prompt + text for prompt, text in zip(some, following, strict=True)]
+        continued = generate(generator, some, request)
+        texts += [prompt + text for prompt, text in zip(some, continued, strict=True)]
     return "\n---\n".join(texts)
 
 
-def follow(
-    recipe: Any, model: Any, prompts: list[str], request: Any, show: Callable[[str], None] | None = None
+def generate(
+    generator: Generator,
+    prompts: list[str],
+    request: GenerationRequest,
+    show: Callable[[str], None] | None = None,
 ) -> list[str]:
-    """What follows each prompt; with `show`, for one prompt, in parts as they come.
+    """The continuation of each prompt. With `show`, for one prompt: also pass the text to it piece by piece.
 
-    Keys and values of what was read are kept. Where a text outgrows the window that the model was trained on, it goes
-    on from the window's second half: beyond it, a small model writes nonsense.
+    Keys and values are cached. When a text outgrows the window that the model was trained on, generation continues
+    from the second half of the window, because a small model writes nonsense beyond it.
     """
     import torch
 
-    tokenizer, window = recipe.tokenizer, recipe.data_settings.max_seq_length
+    model, tokenizer, window = generator.model, generator.tokenizer, generator.window
     torch.manual_seed(request.seed)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     stop = tokenizer.eos_token_id if request.stop else None
     known = []
     for prompt, ids in zip(prompts, tokens.encode(tokenizer, prompts), strict=True):
-        begins = not prompt or (request.begin and recipe.data_settings.add_bos)
+        begins = not prompt or (request.begin and generator.add_bos)
         known.append(([tokenizer.bos_token_id] if begins else []) + ids.tolist())
     written: list[list[int]] = [[] for _ in prompts]
     streamer = Parts(tokenizer, show) if show else None
@@ -75,17 +96,18 @@ def follow(
         rows = [known[each] + written[each] for each in active]
         rows = [row if len(row) < window else row[-max(1, window // 2) :] for row in rows]
         longest = max(len(row) for row in rows)
-        # All active rows have written as much as each other.
+        # All active rows have the same number of new tokens.
         count = min(request.max_new_tokens - len(written[active[0]]), window - longest)
         ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], device=model.device)
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
-        drawing = {"do_sample": False} if request.temperature == 0 else {
+        sampling = {"do_sample": False} if request.temperature == 0 else {
             "do_sample": True,
             "temperature": request.temperature,
             "top_k": request.top_k,
             "top_p": request.top_p,
         }  # fmt: skip
-        found = model.generate(
+        continued: Any = model.generate
+        found = continued(
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=count,
@@ -93,56 +115,61 @@ def follow(
             eos_token_id=stop,
             pad_token_id=pad,
             streamer=streamer,
-            **drawing,
+            **sampling,
         )
-        going_on = []
+        unfinished = []
         for each, new in zip(active, found[:, longest:].tolist(), strict=True):
             ended = stop is not None and stop in new
             written[each] += new[: new.index(stop)] if ended else new
             if not ended and len(written[each]) < request.max_new_tokens:
-                going_on.append(each)
-        active = going_on
+                unfinished.append(each)
+        active = unfinished
     if show:
         show("\n")
-    return [tokenizer.decode(ids, skip_special_tokens=True) for ids in written]
+    return [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]
 
 
-def tell_unknown(tokenizer: Any, prompt: str, told: set[str]) -> None:
-    """Say which characters of a prompt the tokenizer has not, once each; `told` are those that were said before."""
+def report_unknown(tokenizer: PreTrainedTokenizerFast, prompt: str, reported: set[str]) -> None:
+    """Print the characters of a prompt that the tokenizer does not know, except those in `reported`; add them to it."""
     if tokenizer.unk_token_id is None:
         return
-    seen = sorted(set(prompt) - told)
+    seen = sorted(set(prompt) - reported)
     ids = tokens.encode(tokenizer, seen)
     unknown = [character for character, own in zip(seen, ids, strict=True) if tokenizer.unk_token_id in own]
-    told.update(unknown)
+    reported.update(unknown)
     if unknown:
         shown = " ".join(map(repr, unknown[:20])) + (" ..." if len(unknown) > 20 else "")
-        print(f"note: never seen in training, and read as {tokenizer.unk_token}: {shown}", file=sys.stderr, flush=True)
+        print(
+            f"note: the model reads these characters as {tokenizer.unk_token}, because training had none of them: "
+            f"{shown}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 class Parts:
-    """Shows new text as soon as its characters are whole; `generate` calls it a streamer."""
+    """Shows new text as soon as its characters are complete; the streamer of transformers' `generate`."""
 
-    def __init__(self, tokenizer: Any, show: Callable[[str], None]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, show: Callable[[str], None]) -> None:
         self.tokenizer, self.show = tokenizer, show
         self.ids: list[int] = []
         self.shown = 0
         self.is_prompt = True
 
-    def put(self, value: Any) -> None:
-        """The prompt comes first, then token after token."""
+    def put(self, value: Tensor) -> None:
+        """Take the next token ids; the first call brings the prompt."""
         if self.is_prompt:
             self.is_prompt = False
             return
         self.ids += value.reshape(-1).tolist()
-        # A character of several bytes may not be whole yet.
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=True).rstrip("\ufffd")
+        # The last character may lack some of its bytes.
+        text = str(self.tokenizer.decode(self.ids, skip_special_tokens=True)).rstrip("\ufffd")
         if len(text) > self.shown:
             self.show(text[self.shown :])
             self.shown = len(text)
 
     def end(self) -> None:
-        """A prompt may come again."""
+        """Expect a prompt next."""
         self.is_prompt = True
 
 
@@ -151,10 +178,10 @@ def _show(text: str) -> None:
     sys.stdout.flush()
 
 
-def converse(recipe: Any, model: Any, request: Any) -> str:
+def converse(generator: Generator, request: GenerationRequest) -> str:
     """Read prompts and commands until the input ends."""
-    told: set[str] = set()
-    print(f"Type the beginning of a text, or /{' N, /'.join(NUMBERS)} N, /status or /quit.")
+    reported: set[str] = set()
+    print(f"Type a prompt, or /{' N, /'.join(NUMBERS)} N, /status or /quit.")
     while True:
         try:
             line = input("> ")
@@ -165,13 +192,15 @@ def converse(recipe: Any, model: Any, request: Any) -> str:
         if line.startswith("/"):
             request = changed(request, line[1:].split())
         else:
-            tell_unknown(recipe.tokenizer, line, told)
-            follow(recipe, model, [line], request, _show)
+            report_unknown(generator.tokenizer, line, reported)
+            generate(generator, [line], request, _show)
 
 
-def changed(request: Any, words: list[str]) -> Any:
-    """The request with what `/temperature 0.8` or `/set temperature=0.8` says; unchanged, and told why, where that
-    cannot be, or where `/status` or `/help` only ask."""
+def changed(request: GenerationRequest, words: list[str]) -> GenerationRequest:
+    """The request after a command such as `/temperature 0.8` or `/set temperature=0.8`.
+
+    An invalid command, `/status` and `/help` print a line and change nothing.
+    """
     if words and words[0] == "set":
         words = " ".join(words[1:]).replace("=", " ").split()
     name = words[0].replace("-", "_") if words else ""
@@ -181,7 +210,7 @@ def changed(request: Any, words: list[str]) -> Any:
     try:
         new = dataclasses.replace(request, **{name: NUMBERS[name](words[1])})
     except (KeyError, IndexError, ValueError):
-        print(f"Wanted: /{' N, /'.join(NUMBERS)} N, /status or /quit.")
+        print(f"Commands: /{' N, /'.join(NUMBERS)} N, /status or /quit.")
         return request
     except ConfigError as error:
         print(error)

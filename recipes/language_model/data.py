@@ -241,5 +241,5 @@ def training_rows(corpus: Corpus, packer: Packer) -> Sequence[PackedRow]:
     """Every row of the training split, by index. Raises DataError where there is none."""
     rows = packer.rows(list(corpus.passages("train")))
     if not len(rows):
-        raise DataError("The training split holds no two tokens: check --data.source and --data.validation_split.")
+        raise DataError("The training split holds no two tokens: check --data.source and --data.validation_fraction.")
     return rows

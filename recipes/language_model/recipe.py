@@ -7,21 +7,25 @@ import functools
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from tyro.conf import Suppress
 
 import runner.recipe
-from recipes.language_model.settings import DataSettings, ModelSettings, TokenizerSettings
+from recipes.language_model.settings import DataSettings, GenerationRequest, ModelSettings, TokenizerSettings
 from runner.errors import ConfigError, DataError
 from runner.parts.adapters import LoraSettings, with_adapters
 from runner.parts.cache import cache_folder
 from runner.recipe import Batch, Loss
 
 if TYPE_CHECKING:
-    from recipes.language_model.data import PackedRow
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from recipes.language_model.answering import Generator
+    from recipes.language_model.data import PackedRow, PackedStream
     from recipes.language_model.text import Corpus
 
 # Bytes up to which everything is tokenised before the first step.
@@ -30,23 +34,25 @@ HELD_AT_ONCE = 64_000_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe(runner.recipe.Recipe):
-    """Settings and verbs of language_model."""
+    """Settings and methods of language_model."""
 
     data_settings: DataSettings = DataSettings()
     tokenizer_settings: TokenizerSettings = TokenizerSettings()
     model_settings: ModelSettings = ModelSettings()
     lora: LoraSettings = LoraSettings()
+    Request: ClassVar[type[GenerationRequest]] = GenerationRequest
     assets: Suppress[Path | None] = None
-    """Folder of the tokenizer; the runner's to set."""
+    """Folder of the tokenizer; the runner sets it."""
 
     best_metric: ClassVar[str] = "bits_per_byte"
+    renamed_settings: ClassVar[Mapping[str, str]] = {"data.validation_split": "data.validation_fraction"}
     memory_advice: ClassVar[str] = (
         "Lower --micro_batch_size or --data.max_seq_length, or set --gradient_checkpointing true."
     )
 
     def __post_init__(self) -> None:
         if self.lora.rank and not self.model_settings.pretrained:
-            raise ConfigError("lora.rank came without a model to adapt: type --model.pretrained with a model's folder.")
+            raise ConfigError("lora.rank needs a model to adapt: type --model.pretrained with a model's folder.")
 
     @staticmethod
     def presets() -> Mapping[str, Mapping[str, Any]]:
@@ -55,69 +61,72 @@ class Recipe(runner.recipe.Recipe):
 
         return presets()
 
-    # Data -------------------------------------------------------------------------------------------
+    def setting_notes(self, explicit: frozenset[str]) -> list[str]:
+        """One line for each setting of the user that has no effect beside the others."""
+        from recipes.language_model.setting_notes import setting_notes
+
+        return setting_notes(self.data_settings, self.tokenizer_settings, self.model_settings, self.lora, explicit)
 
     def prepare(self, folder: Path) -> Recipe:
         """Fit the tokenizer on the training split, or take the one that is there."""
-        from recipes.language_model import tokens
-
         bound = dataclasses.replace(self, assets=folder)
-        is_there = (folder / "tokenizer.json").is_file()
-        # Once per run: the other processes, and a resumed run, take what the first one has written.
-        wants_another = self.tokenizer_settings.retrain and not (folder / "fitted.json").is_file()
-        if is_there and not wants_another:
+        exists = (folder / "tokenizer.json").is_file()
+        # The tokenizer is fitted once per run: the other processes and a resumed run read what the first one wrote.
+        must_retrain = self.tokenizer_settings.retrain and not (folder / "fitted.json").is_file()
+        if exists and not must_retrain:
             return bound
-        bound._fit_tokenizer(tokens).save_pretrained(folder)
-        bound._tell_of_validation()
+        bound._fit_tokenizer().save_pretrained(folder)
+        bound._check_validation()
         (folder / "fitted.json").write_text(json.dumps({"kind": self.tokenizer_settings.kind}) + "\n", encoding="utf-8")
         if self.model_settings.pretrained:
-            # So that a run's folder says by itself what its model is.
+            # The run's folder then describes its model without the pretrained folder.
             from transformers import AutoConfig
 
-            config: Any = AutoConfig.from_pretrained(self.model_settings.pretrained)
+            config = AutoConfig.from_pretrained(self.model_settings.pretrained)
             (folder / "base_config.json").write_text(config.to_json_string(use_diff=False), encoding="utf-8")
         return bound
 
-    def _tell_of_validation(self) -> None:
-        """Say where a share was asked for, and there is too little to have one; and what the tokenizer cannot read."""
+    def _check_validation(self) -> None:
+        """Print a note where validation has characters that the tokenizer does not know, or no text at all."""
         from recipes.language_model import answering
 
         own = self._validation_corpus()
         corpus = own or self._corpus()
         first = next(iter(corpus.passages("train" if own else "validation")), None)
         if first is not None:
-            answering.tell_unknown(self.tokenizer, first.text, set())
+            answering.report_unknown(self.tokenizer, first.text, set())
         elif corpus.validation:
             print(
-                "note: there is nothing to judge by: the source has too few documents, or parts, for a share of "
+                "note: the validation split is empty: the source has too few documents for a share of "
                 f"{corpus.validation:g}.\n"
-                "Type --data.validation_source with other text, or a larger --data.validation_split.",
+                "Type --data.validation_source with other text, or a larger --data.validation_fraction.",
                 file=sys.stderr,
                 flush=True,
             )
 
-    def _fit_tokenizer(self, tokens: Any) -> Any:
+    def _fit_tokenizer(self) -> PreTrainedTokenizerFast:
+        from recipes.language_model import tokens
         from recipes.language_model.model import other_parameters
 
         model = self.model_settings
         if model.pretrained and self.tokenizer_settings.kind != "path":
-            # Its tokens are the ones that it knows.
+            # A pretrained model keeps its own tokenizer.
             return tokens.from_path(Path(model.pretrained))
         corpus = self._corpus()
-        wants_choice = self.tokenizer_settings.kind == "bpe" and self.tokenizer_settings.vocab_size == "auto"
-        others = other_parameters(model) if wants_choice else 0
+        is_auto = self.tokenizer_settings.kind == "bpe" and self.tokenizer_settings.vocab_size == "auto"
+        others = other_parameters(model) if is_auto else 0
         return tokens.fit(self.tokenizer_settings, corpus, others, model.hidden_size, model.tie_embeddings)
 
     @functools.cached_property
-    def tokenizer(self) -> Any:
-        """The tokenizer of `prepare`."""
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer that `prepare` wrote."""
         from recipes.language_model import tokens
 
         assert self.assets is not None
         return tokens.load(self.assets)
 
     @functools.cached_property
-    def token_bytes(self) -> Any:
+    def token_bytes(self) -> Tensor:
         """(vocabulary,): bytes of text that each token stands for."""
         import torch
 
@@ -125,8 +134,8 @@ class Recipe(runner.recipe.Recipe):
 
         return torch.from_numpy(tokens.bytes_of_tokens(self.tokenizer))
 
-    def data(self, split: str) -> Any:
-        """Rows of tokens: by index, or, of large data, as a stream."""
+    def data(self, split: str) -> Sequence[PackedRow] | PackedStream:
+        """Rows of tokens: a sequence, or a stream where the data are large."""
         from recipes.language_model import data
 
         settings = self.data_settings
@@ -154,14 +163,14 @@ class Recipe(runner.recipe.Recipe):
         files = text.list_files(source)
         if settings.val_split is not None and not all(file.path.startswith("datasets://") for file in files):
             raise DataError(
-                f"data.val_split {settings.val_split!r} is for a `datasets` id, and data.source names files.\n"
-                "Type --data.validation_split 0.1 for a share of them, or --data.validation_source with other files."
+                f"data.val_split {settings.val_split!r} needs a `datasets` id, but data.source names files.\n"
+                "Type --data.validation_fraction 0.1 for a share of them, or --data.validation_source with other files."
             )
         has_own = settings.validation_source is not None or settings.val_split is not None
-        return text.Corpus(files, settings, 0.0 if has_own else settings.validation_split)
+        return text.Corpus(files, settings, 0.0 if has_own else settings.validation_fraction)
 
     def _validation_corpus(self) -> Corpus | None:
-        """The text that was named for validation; None where it is a share of the source."""
+        """The text that the settings name for validation; None where it is a share of the source."""
         from recipes.language_model import text
 
         settings = self.data_settings
@@ -174,7 +183,7 @@ class Recipe(runner.recipe.Recipe):
         return None
 
     def collate(self, examples: list[PackedRow]) -> Batch:
-        """Inputs and the tokens that follow them, padded on the right; padding comes after all that is scored."""
+        """Input tokens and their next tokens, padded on the right."""
         import torch
 
         from recipes.language_model import model
@@ -190,7 +199,7 @@ class Recipe(runner.recipe.Recipe):
             if self.data_settings.isolate_documents:
                 numbers = torch.from_numpy(row.documents.astype("int64"))
                 documents[number, :length] = numbers[:-1]
-                # The first token of a document follows from nothing.
+                # Nothing predicts the first token of a document.
                 labels[number, :length][numbers[1:] != numbers[:-1]] = -100
         sizes = (self.token_bytes[labels.clamp(min=0)] * (labels != -100)).sum(1)
         tensors = {"input_ids": ids, "labels": labels, "bytes": sizes}
@@ -198,25 +207,23 @@ class Recipe(runner.recipe.Recipe):
             tensors["position_ids"] = model.places(documents)
         return Batch(tensors, weight=int((labels != -100).sum()), tokens=sum(len(row.ids) - 1 for row in examples))
 
-    # Model ------------------------------------------------------------------------------------------
-
-    def model(self) -> Any:
-        """A fresh decoder, or the one of model.pretrained, with adapters where lora.rank says so."""
+    def model(self) -> nn.Module:
+        """A fresh decoder, or the one of model.pretrained; with adapters where lora.rank is above 0."""
         from recipes.language_model import model
 
         settings, tokenizer = self.model_settings, self.tokenizer if self.assets is not None else None
         if settings.pretrained:
-            built = self._pretrained()
+            built: Any = self._pretrained()
             known = built.get_input_embeddings().weight.shape[0]
             if tokenizer is not None and len(tokenizer) > known:
                 raise DataError(
-                    f"The tokenizer has {len(tokenizer)} tokens, model.pretrained {known}: give the tokenizer of that "
-                    "model, or leave --tokenizer.kind out."
+                    f"The tokenizer has {len(tokenizer)} tokens, model.pretrained has {known}: use the tokenizer of "
+                    "that model, or leave --tokenizer.kind out."
                 )
         else:
             names = ("bos_token_id", "eos_token_id", "pad_token_id")
             special: dict[str, int | None] = {name: getattr(tokenizer, name, None) for name in names}
-            # A table of shapes alone, before there is a tokenizer.
+            # Without a tokenizer the model only shows its shapes.
             vocab_size = len(tokenizer) if tokenizer is not None else 16_000
             built = model.build(settings, vocab_size, self.data_settings.max_seq_length, special)
         if self.lora.rank:
@@ -224,27 +231,27 @@ class Recipe(runner.recipe.Recipe):
         model.let_score(built.get_base_model() if self.lora.rank else built)
         return built
 
-    def _pretrained(self) -> Any:
+    def _pretrained(self) -> PreTrainedModel:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         from recipes.language_model import model
 
         folder, kept = Path(self.model_settings.pretrained or ""), self.assets and self.assets / "base_config.json"
         if not folder.exists() and kept and kept.is_file():
-            # The base has been moved away; its weights are in the checkpoint as well.
+            # The pretrained folder is gone; the checkpoint has its weights as well.
             return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(kept))
         return model.pretrained(str(folder))
 
-    def loss(self, model: Any, batch: Batch) -> Loss:
-        """Summed cross-entropy of the tokens that follow, in nats."""
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        """Cross-entropy of the next tokens in nats, summed."""
         from recipes.language_model.model import nats_of_rows
 
-        # Without a cache and without a mask, or else transformers lets packed documents see each other.
+        # With a cache or a mask, transformers would let packed documents see each other.
         inputs = {"input_ids": batch["input_ids"], "position_ids": batch.tensors.get("position_ids")}
         inputs["use_cache"] = False
         sums = nats_of_rows(model, inputs, batch["labels"], self.model_settings.chunked_loss)
         if not model.training:
-            # `predict` is asked for the same batch next.
+            # In evaluation the runner calls `predict` with the same batch next: it needs no second forward pass.
             batch.extra["nats"] = sums.detach()
         total = sums.detach().sum()
         logs = {
@@ -253,8 +260,8 @@ class Recipe(runner.recipe.Recipe):
         }
         return Loss(sums.sum(), logs=logs)
 
-    def predict(self, model: Any, batch: Batch) -> list[Any]:
-        """What each row costs: nats, tokens, and the bytes that these stand for."""
+    def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
+        """Per row its loss in nats, its scored tokens, and the bytes of text that these stand for."""
         if "nats" not in batch.extra:
             self.loss(model, batch)
         counts = (batch["labels"] != -100).sum(1)
@@ -265,67 +272,31 @@ class Recipe(runner.recipe.Recipe):
         ]
 
     def score(self, rows: list[Any]) -> dict[str, float]:
-        """Bits per byte, which vocabularies can be compared by, and perplexity per token."""
+        """Bits per byte, which is comparable between vocabularies, and perplexity per token."""
         nats, tokens, size = (sum(row[name] for row in rows) for name in ("nats", "tokens", "bytes"))
         return {
             "bits_per_byte": nats / math.log(2) / max(size, 1),
             "perplexity": math.exp(min(nats / max(tokens, 1), 700)),
         }
 
-    # Use --------------------------------------------------------------------------------------------
-
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class Request:
-        """Text to go on with."""
-
-        prompt: str = ""
-        """The beginning; empty: a new document."""
-        prompts: str | None = None
-        """A file with one beginning per line, instead of prompt."""
-        interactive: bool = False
-        """Ask for beginnings until the input ends; /temperature 0.8 and the like change what stands below."""
-        max_new_tokens: int = 200
-        """Longest text to write, in tokens."""
-        temperature: float = 0.8
-        """Below 1 the likely becomes likelier; 0: always the likeliest."""
-        top_k: int = 50
-        """Draw from this many likeliest tokens only; 0: from all."""
-        top_p: float = 1.0
-        """Draw from the likeliest tokens that have this share of the probability together."""
-        repetition_penalty: float = 1.0
-        """Above 1, what has been written becomes less likely."""
-        seed: int = 0
-        """The same seed and the same settings write the same text."""
-        samples: int = 1
-        """Texts for each beginning."""
-        batch_size: int = 8
-        """Texts that are written at a time."""
-        stream: bool = True
-        """Show a single text while it is written."""
-        begin: bool = True
-        """The prompt begins a document."""
-        stop: bool = True
-        """Stop where the model ends the document."""
-
-        def __post_init__(self) -> None:
-            # Written so that nan is refused too.
-            if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.repetition_penalty > 0 and self.top_k >= 0):
-                raise ConfigError(
-                    "Wanted: temperature of at least 0, top_k of at least 0, top_p above 0 up to 1, and "
-                    "repetition_penalty above 0."
-                )
-            if min(self.max_new_tokens, self.samples, self.batch_size) < 1:
-                raise ConfigError("Wanted: max_new_tokens, samples and batch_size of at least 1.")
-
-    def answer(self, model: Any, request: Request) -> str:
-        """The prompts, each with what follows."""
+    def answer(self, model: nn.Module, request: GenerationRequest) -> str:
+        """The prompts, each with its generated continuation."""
         from recipes.language_model import answering
 
-        return answering.answer(self, model, request)
+        return answering.answer(self.generator(model), request)
 
-    def export(self, model: Any, folder: Path) -> None:
-        """Write the model as `from_pretrained` reads it; adapters are in its weights by now."""
-        # Beside whole weights it would make transformers look for adapters.
+    def generator(self, model: nn.Module) -> Generator:
+        """The model with its tokenizer and window, for generation."""
+        from recipes.language_model.answering import Generator
+
+        settings = self.data_settings
+        return Generator(
+            cast("PreTrainedModel", model), self.tokenizer, settings.max_seq_length, bool(settings.add_bos)
+        )
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write the model for `from_pretrained`; the runner has merged the adapters into its weights."""
+        # These files would make transformers look for adapters.
         for name in ("adapter_config.json", "base_config.json"):
             (folder / name).unlink(missing_ok=True)
-        model.save_pretrained(folder)
+        super().export(model, folder)

@@ -1,4 +1,4 @@
-"""The settings of language_model, by group: data, tokenizer, model, adapters."""
+"""The settings of language_model by group (data, tokenizer, model), and the flags of `relay predict`."""
 
 from __future__ import annotations
 
@@ -7,124 +7,174 @@ from typing import Literal
 
 from runner.errors import ConfigError
 
-# Byte pairs begin with every byte and three special tokens.
+# Byte-level BPE starts with 256 bytes and three special tokens.
 LEAST_VOCABULARY, MOST_VOCABULARY = 259, 1_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """The text, and how it is cut into rows."""
+    """The training text, and how it becomes rows of tokens."""
 
     source: str | None = None
     """Files, folders, globs or URLs (.txt, .jsonl, .json, .csv, .tsv, .parquet, compressed), or a `datasets` id; none:
-    made stories."""
+    generated stories."""
     validation_source: str | None = None
-    """Text to judge by; none: the part of the source that validation_split names."""
-    validation_split: float = 0.1
-    """Share of the source that is kept from training: the end of each file; at most 1 MB."""
+    """Text for validation, in the same forms; none: a share of the source (validation_fraction)."""
+    validation_fraction: float = 0.1
+    """Share of the source held out for validation, taken from the end of each file; at most 1 MB."""
     config: str | None = None
-    """Of a `datasets` id: the configuration."""
+    """Configuration of the `datasets` id."""
     split: str = "train"
-    """Of a `datasets` id: the split to train on."""
+    """Split of the `datasets` id to train on."""
     val_split: str | None = None
-    """Of a `datasets` id: the split to judge by, instead of a share of the other."""
+    """Split of the `datasets` id for validation; none: a share of the training split."""
     text_column: str = "text"
-    """The column of .jsonl, .json, .csv, .tsv, .parquet and `datasets` that holds the text."""
+    """Column that holds the text in .jsonl, .json, .csv, .tsv, .parquet and `datasets`."""
     document_separator: str | None = None
-    """What stands between two documents of a text file, such as "\\n\\n"; none: a file is one document."""
+    """Text that separates documents in a text file, such as "\\n\\n"; none: each file is one document."""
     streaming: bool | None = None
-    """Read while training, so that memory does not grow with the data; none: where they hold more than 64 MB."""
+    """Read the data during training instead of loading them into memory; none: if they are larger than 64 MB."""
     shuffle_window: int = 2_000_000
-    """Streams: bytes that the lanes together read and shuffle at a time; 0: nothing is shuffled."""
+    """Streaming: bytes that all lanes together read and shuffle at a time; 0: do not shuffle."""
     max_seq_length: int = 256
-    """Tokens that the model sees at a time."""
+    """Context length of training, in tokens."""
     stride: int | None = None
-    """Tokens between the beginnings of two rows, of packing concat; none: max_seq_length, without overlap."""
+    """packing concat: tokens between the starts of two rows; none: max_seq_length, so that rows do not overlap."""
     packing: Literal["concat", "best_fit", "document"] = "concat"
-    """How documents become rows: one after another and cut, put together so that few are cut, or one per row."""
+    """concat: join all documents and cut them into rows; best_fit: fill rows so that few documents are cut; document:
+    one document per row."""
     isolate_documents: bool = False
-    """Whether the documents of a row cannot see each other."""
+    """Prevent attention between the documents of one row."""
     add_bos: bool = True
-    """Put a token in front of every document."""
+    """Put a beginning-of-document token in front of every document."""
     add_eos: bool = True
-    """Put a token behind every document, so that the model learns to end."""
+    """Put an end-of-document token after every document, so that the model learns to stop."""
 
     def __post_init__(self) -> None:
         if self.max_seq_length < 2:
             raise ConfigError(f"data.max_seq_length is {self.max_seq_length}: type a number of at least 2.")
         if self.stride is not None and not 1 <= self.stride <= self.max_seq_length:
             raise ConfigError(f"data.stride is {self.stride}: type a number from 1 to data.max_seq_length.")
-        if not 0 <= self.validation_split < 1:
-            raise ConfigError(f"data.validation_split is {self.validation_split}: type a number from 0 to below 1.")
+        if not 0 <= self.validation_fraction < 1:
+            raise ConfigError(
+                f"data.validation_fraction is {self.validation_fraction}: type a number from 0 to below 1."
+            )
         if self.shuffle_window < 0:
             raise ConfigError(f"data.shuffle_window is {self.shuffle_window}: type a number of at least 0.")
         if self.document_separator == "":
-            raise ConfigError('data.document_separator is empty: type what stands between documents, such as "\\n\\n".')
+            raise ConfigError(
+                'data.document_separator is empty: type the text between two documents, such as "\\n\\n".'
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerSettings:
-    """What the text is cut into."""
+    """How text becomes tokens."""
 
     kind: Literal["char", "bpe", "path"] = "bpe"
-    """Characters, byte pairs learnt from the training data, or a tokenizer that is there."""
+    """char: one token per character; bpe: byte-level BPE trained on the training data; path: an existing tokenizer."""
     path: str | None = None
-    """Of kind path: a tokenizer.json, or a folder that holds one (or vocab.json and merges.txt)."""
+    """kind path: a tokenizer.json, or a folder that holds one (or vocab.json and merges.txt)."""
     vocab_size: str = "auto"
-    """Of kind bpe: tokens, or auto: the learnable size with the least compute per byte of text."""
+    """kind bpe: number of tokens; auto: the learnable size with the least compute per byte of text."""
     min_vocab_size: int = 512
-    """The least of an automatic choice."""
+    """vocab_size auto: smallest size to choose."""
     max_vocab_size: int = 50_000
-    """The most of an automatic choice."""
+    """vocab_size auto: largest size to choose."""
     train_examples: int = 10_000
-    """Documents to learn from, at most 4 MB of text."""
+    """Documents to train the tokenizer on; at most 4 MB of text."""
     retrain: bool = False
-    """Fit the tokenizer anew where the output folder has one."""
+    """Train the tokenizer again if the output folder has one already."""
 
     def __post_init__(self) -> None:
-        wanted = f"type a number from {LEAST_VOCABULARY} to {MOST_VOCABULARY:,}"
+        hint = f"type a number from {LEAST_VOCABULARY} to {MOST_VOCABULARY:,}"
         for name, number in (("vocab_size", self.vocab_size), ("max_vocab_size", str(self.max_vocab_size))):
             if name == "vocab_size" and number == "auto":
                 continue
             if not number.isdecimal() or not LEAST_VOCABULARY <= int(number) <= MOST_VOCABULARY:
-                raise ConfigError(f"tokenizer.{name} is {number}: {wanted}{', or auto' * (name == 'vocab_size')}.")
+                raise ConfigError(f"tokenizer.{name} is {number}: {hint}{', or auto' * (name == 'vocab_size')}.")
         if self.train_examples < 1:
             raise ConfigError(f"tokenizer.train_examples is {self.train_examples}: type a number of at least 1.")
         if self.path is not None and self.kind != "path":
-            raise ConfigError(f"tokenizer.path came with kind {self.kind}: type --tokenizer.kind path, too.")
+            raise ConfigError(
+                f"tokenizer.path needs kind path, but tokenizer.kind is {self.kind}: add --tokenizer.kind path."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSettings:
-    """The decoder."""
+    """The decoder network."""
 
     pretrained: str | None = None
-    """Folder of a trained model to start from, with its dimensions; none: the ones below, and fresh weights."""
+    """Folder of a trained model to start from; its dimensions replace the ones below. None: a new model."""
     hidden_size: int = 128
     """Width of the residual stream."""
     num_hidden_layers: int = 6
-    """Layers."""
+    """Transformer layers."""
     num_attention_heads: int = 4
-    """Query heads."""
+    """Attention (query) heads."""
     num_key_value_heads: int | None = None
-    """Key and value heads; none: as many as query heads."""
+    """Key and value heads (grouped-query attention); none: as many as query heads."""
     intermediate_size: int = 512
     """Width of the feed-forward blocks."""
     max_position_embeddings: int = 2048
-    """Longest text that the finished model accepts; at least data.max_seq_length."""
+    """Longest input of the finished model, in tokens; at least data.max_seq_length."""
     dropout: float = 0.0
-    """Dropout of embeddings, attention and what each block adds, as a share."""
+    """Dropout rate of embeddings, attention and the residual branches."""
     activation: Literal["relu", "gelu", "silu"] = "silu"
-    """Function of the feed-forward blocks."""
+    """Activation function of the feed-forward blocks."""
     norm: Literal["rms", "layer"] = "rms"
-    """Kind of normalisation."""
+    """RMSNorm or LayerNorm."""
     swiglu: bool = True
-    """Gate the feed-forward blocks."""
+    """Use gated feed-forward blocks."""
     rope: bool = True
-    """Rotary positions; without them they are learnt (as in GPT-2)."""
+    """Use rotary position embeddings; false: learned position embeddings, as in GPT-2."""
     tie_embeddings: bool = True
-    """One matrix for input and output tokens."""
+    """Use one matrix for the input and the output embeddings."""
     initializer_range: float | None = None
-    """Standard deviation of fresh weights; none: sqrt(2 / (5 hidden_size)), 0.056 at 128 and 0.02 at 1000."""
+    """Standard deviation of the initial weights; none: sqrt(2 / (5 hidden_size)), 0.056 at 128 and 0.02 at 1000."""
     chunked_loss: bool | None = None
-    """Never hold all logits of a micro-batch at once; none: where they are more than 256 MB."""
+    """Compute the loss in chunks, without holding all logits in memory; none: if they are larger than 256 MB."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationRequest:
+    """Prompts, and how to sample the text that continues them."""
+
+    prompt: str = ""
+    """Text to continue; empty: start a new document."""
+    prompts: str | None = None
+    """File with one prompt per line, used instead of prompt."""
+    interactive: bool = False
+    """Ask for prompts until the input ends; commands such as /temperature 0.8 change the settings below."""
+    max_new_tokens: int = 200
+    """Maximum number of tokens to generate."""
+    temperature: float = 0.8
+    """Sampling temperature: values below 1 sharpen the distribution; 0: greedy decoding."""
+    top_k: int = 50
+    """Sample from the k most probable tokens; 0: from all tokens."""
+    top_p: float = 1.0
+    """Nucleus sampling: sample from the most probable tokens whose probabilities add up to this share."""
+    repetition_penalty: float = 1.0
+    """Values above 1 make tokens that are already in the text less probable."""
+    seed: int = 0
+    """Seed of sampling: the same seed and settings generate the same text."""
+    samples: int = 1
+    """Texts to generate for each prompt."""
+    batch_size: int = 8
+    """Texts to generate at a time."""
+    stream: bool = True
+    """Print a single text while it is generated."""
+    begin: bool = True
+    """Put the beginning-of-document token in front of each prompt."""
+    stop: bool = True
+    """Stop at the end-of-document token."""
+
+    def __post_init__(self) -> None:
+        # These comparisons refuse NaN as well.
+        if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.repetition_penalty > 0 and self.top_k >= 0):
+            raise ConfigError(
+                "temperature and top_k must be at least 0, top_p above 0 and at most 1, and repetition_penalty above 0."
+            )
+        if min(self.max_new_tokens, self.samples, self.batch_size) < 1:
+            raise ConfigError("max_new_tokens, samples and batch_size must be at least 1.")

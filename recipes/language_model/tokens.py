@@ -277,7 +277,7 @@ def fit(settings: TokenizerSettings, corpus: Any, other_parameters: int, hidden_
         return from_path(Path(settings.path))
     texts = corpus.sample(settings.train_examples)
     if not texts:
-        raise DataError("The training split holds no text: check --data.source and --data.validation_split.")
+        raise DataError("The training split holds no text: check --data.source and --data.validation_fraction.")
     if settings.kind == "char":
         return characters(texts)
     if settings.vocab_size != "auto":

@@ -519,7 +519,7 @@ def test_text_is_shown_while_it_is_written_and_may_outgrow_the_window(writer: tu
     assert len(whole) >= 60
     parts: list[str] = []
     asked = request(prompt="Anna", max_new_tokens=80, stop=False)
-    (written,) = answering.follow(recipe, decoder, ["Anna"], asked, parts.append)
+    (written,) = answering.generate(recipe.generator(decoder), ["Anna"], asked, parts.append)
     assert "".join(parts) == whole + "\n" == "Anna" + written + "\n"
     assert len(parts) > 20
 

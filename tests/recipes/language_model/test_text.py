@@ -17,7 +17,7 @@ from runner.errors import ConfigError, DataError
 
 def corpus(source: Path | str, **settings: Any) -> text.Corpus:
     own = DataSettings(source=str(source), **settings)
-    return text.Corpus(text.list_files(str(source)), own, own.validation_split)
+    return text.Corpus(text.list_files(str(source)), own, own.validation_fraction)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_zst_is_read_without_another_package(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     content = "".join(f"line {number}\n" for number in range(5000))
     (tmp_path / "a.txt.zst").write_bytes(pyarrow.compress(content.encode(), codec="zstd", asbytes=True))
-    passages = corpus(tmp_path / "a.txt.zst", validation_split=0.0).passages("train")
+    passages = corpus(tmp_path / "a.txt.zst", validation_fraction=0.0).passages("train")
     assert "".join(each.text for each in passages) == content
 
 
@@ -68,7 +68,7 @@ def test_a_split_by_name_is_for_datasets_alone(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("some words\n" * 50)
     recipe = Recipe(data_settings=DataSettings(source=str(tmp_path / "a.txt"), val_split="0"))
     for read in (recipe._corpus, recipe._validation_corpus):
-        with pytest.raises(DataError, match="validation_split"):
+        with pytest.raises(DataError, match="validation_fraction"):
             read()
 
 
@@ -149,7 +149,7 @@ def test_odd_files_of_rows_are_read(tmp_path: Path, name: str, content: str, tex
 
 
 @pytest.mark.parametrize("lines", [300, 30_000])
-def test_a_short_compressed_text_has_a_validation_split(tmp_path: Path, lines: int) -> None:
+def test_a_short_compressed_text_has_a_validation_fraction(tmp_path: Path, lines: int) -> None:
     content = "".join(f"line {number} of the text\n" for number in range(lines))
     (tmp_path / "a.txt.gz").write_bytes(gzip.compress(content.encode()))
     rows = corpus(tmp_path / "a.txt.gz")
@@ -166,10 +166,10 @@ def test_a_source_too_short_for_validation_says_so(tmp_path: Path, capsys: pytes
     settings = TokenizerSettings(kind="char")
     for name, share in (("few", 0.1), ("many", 0.1), ("few", 0.0)):
         (tmp_path / f"{name}{share}").mkdir()
-        source = DataSettings(source=str(tmp_path / f"{name}.csv"), validation_split=share)
+        source = DataSettings(source=str(tmp_path / f"{name}.csv"), validation_fraction=share)
         bound = Recipe(data_settings=source, tokenizer_settings=settings).prepare(tmp_path / f"{name}{share}")
         told = capsys.readouterr().err
-        assert ("there is nothing to judge by" in told) == (name == "few" and share > 0), told
+        assert ("the validation split is empty" in told) == (name == "few" and share > 0), told
         assert bool(len(bound.data("validation"))) == (name == "many")
 
 
@@ -182,7 +182,11 @@ def test_characters_of_the_validation_text_that_training_lacks_are_told(
     for kind in ("char", "bpe"):
         (tmp_path / kind).mkdir()
         Recipe(data_settings=source, tokenizer_settings=TokenizerSettings(kind=kind)).prepare(tmp_path / kind)
-        wanted = "note: never seen in training, and read as <unk>: ',' 'é'\n" if kind == "char" else ""
+        wanted = (
+            "note: the model reads these characters as <unk>, because training had none of them: ',' 'é'\n"
+            if kind == "char"
+            else ""
+        )
         assert capsys.readouterr().err == wanted
 
 
@@ -230,12 +234,18 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
 def test_characters_never_seen_are_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     told: set[str] = set()
     tokenizer = tokens.characters(["some words"])
-    answering.tell_unknown(tokenizer, "some swords", told)
+    answering.report_unknown(tokenizer, "some swords", told)
     assert not capsys.readouterr().err
-    answering.tell_unknown(tokenizer, "some é and ß, é", told)
-    assert capsys.readouterr().err == "note: never seen in training, and read as <unk>: ',' 'a' 'n' 'ß' 'é'\n"
-    answering.tell_unknown(tokenizer, "é!", told)
-    assert capsys.readouterr().err == "note: never seen in training, and read as <unk>: '!'\n"
+    answering.report_unknown(tokenizer, "some é and ß, é", told)
+    assert (
+        capsys.readouterr().err
+        == "note: the model reads these characters as <unk>, because training had none of them: ',' 'a' 'n' 'ß' 'é'\n"
+    )
+    answering.report_unknown(tokenizer, "é!", told)
+    assert (
+        capsys.readouterr().err
+        == "note: the model reads these characters as <unk>, because training had none of them: '!'\n"
+    )
     # Byte pairs know everything.
-    answering.tell_unknown(tokens.byte_pairs(["some words"], 259), "é", set())
+    answering.report_unknown(tokens.byte_pairs(["some words"], 259), "é", set())
     assert not capsys.readouterr().err
