@@ -1,6 +1,5 @@
 """Putting a run together: recipe, data, lanes, model and optimiser, from the settings and a checkpoint."""
 
-import math
 import random
 import shutil
 from collections.abc import Sequence
@@ -10,15 +9,16 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from runner.checkpoints.resume import restore, weights_folder
+from runner.checkpoints.resume import restore
 from runner.checkpoints.saver import Saver
 from runner.checkpoints.state import State
 from runner.checkpoints.tensors import read_tensors
+from runner.checkpoints.trained import copy_assets, find_weights
 from runner.config import Config, yaml_of
 from runner.errors import CheckpointError, ConfigError, DataError
-from runner.fetching import is_stream
+from runner.fetching import examples_per_epoch, has_own_order, is_stream, order_of, warnings_of
 from runner.hardware import Hardware, seed_everything
-from runner.lanes import Lanes, check_batch, check_world, key
+from runner.lanes import Lanes, check_batch, check_world, key, run_length
 from runner.log import Progress
 from runner.run import Run
 from runner.settings import RunSettings
@@ -36,8 +36,7 @@ def open_run(config: Config) -> "Run":
     from runner.hardware import open_hardware
     from runner.log import Progress
 
-    batch_size = config.run.batch_size or config.run.micro_batch_size * (config.run.gradient_accumulation_steps or 4)
-    config = config.with_run(batch_size=batch_size)
+    config = config.with_batch(1)
     hardware = open_hardware(config.run)
     if hardware.num_processes > 1:
         raise ConfigError("relay find-lr runs on one process: type relay find-lr without accelerate launch.")
@@ -67,17 +66,20 @@ class NoSaver:
 def build_run(config: Config, hardware: Hardware, signals: Any, found: Path | None, state: State) -> Run:
     """A run, ready to train from `state`: recipe, data, lanes, model and optimiser, with what `found` holds of them."""
     settings = config.run
-    check_fresh_start(config, found)
     check_batch(settings.batch_size or 0, settings.micro_batch_size)
     check_world((settings.batch_size or 0) // settings.micro_batch_size, hardware.num_processes)
+    first = check_fresh_start(config, found)
     recipe = bind_recipe(config, Path(settings.output_dir or "") / "assets", found, hardware)
     train_data = training_data(recipe, settings)
     eval_data = sampled(recipe.data("validation"), settings.max_eval_examples)
     lanes, max_steps = plan_steps(settings, train_data, state)
+    state.record(lanes)
     model = first_weights(recipe, settings)
     run = build_loop_parts(config, hardware, recipe, model, lanes, train_data, eval_data, max_steps, state, signals)
     if found is not None:
         restore(run, found)
+    run.notes = [*warnings_of(train_data, max_steps * lanes.batch_size), *([first] if first else [])]
+    run.notes += config.recipe.setting_notes(config.explicit)
     return run
 
 
@@ -95,7 +97,7 @@ def first_weights(recipe: Any, settings: RunSettings) -> nn.Module:
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     if settings.init_from:
-        source = weights_folder(settings.init_from)
+        source = find_weights(Path(settings.init_from))
         tensors = read_tensors(source / "model.safetensors")
         recipe.inherit(model, tensors)
     return model
@@ -105,7 +107,7 @@ def bind_recipe(config: Config, assets: Path, found: Path | None, hardware: Hard
     """The recipe, bound to what it fits on the training split; one process fits, the others read."""
     recipe, source = config.recipe, found
     if source is None and config.run.init_from:
-        source = weights_folder(config.run.init_from)
+        source = find_weights(Path(config.run.init_from))
     if config.run.dry_run:
         import atexit
         import tempfile
@@ -115,12 +117,8 @@ def bind_recipe(config: Config, assets: Path, found: Path | None, hardware: Hard
         atexit.register(shutil.rmtree, assets, ignore_errors=True)
     if hardware.is_main or config.run.dry_run:
         assets.mkdir(parents=True, exist_ok=True)
-        if source is not None and (source / "assets").is_dir():
-            shutil.copytree(source / "assets", assets, dirs_exist_ok=True)
-        elif source is not None:
-            # In `final/` they lie flat, beside the model.
-            others = shutil.ignore_patterns("*.safetensors", "manifest.json", "README.md", "config.yaml", "config.json")
-            shutil.copytree(source, assets, dirs_exist_ok=True, ignore=others)
+        if source is not None:
+            copy_assets(source, assets)
     if hardware.is_main:
         recipe = recipe.prepare(assets)
     hardware.accelerator.wait_for_everyone()
@@ -150,7 +148,7 @@ def training_data(recipe: Any, settings: RunSettings) -> Any:
                 "max_train_examples cannot cut a stream: limit the data at their source, or the run by --max_steps."
             )
         return data
-    if settings.max_train_examples is not None and hasattr(data, "order"):
+    if settings.max_train_examples is not None and has_own_order(data):
         raise ConfigError(
             "max_train_examples cannot cut data with an order of their own: limit them by the recipe's settings."
         )
@@ -169,52 +167,49 @@ def plan_steps(settings: RunSettings, data: Any, state: State) -> tuple[Lanes, i
             "Give the same data settings, or start anew from its weights: --init_from CHECKPOINT --output_dir NEW."
         )
     batch_size, micro_batch_size = settings.batch_size or 0, settings.micro_batch_size
-    order = data.order(batch_size, micro_batch_size, settings.seed) if hasattr(data, "order") else None
+    order = order_of(data, batch_size, micro_batch_size, settings.seed)
     per_epoch = examples_per_epoch(data, order)
-    total, max_steps = None, settings.max_steps
+    total, max_steps = run_length(settings, per_epoch, batch_size)
     if max_steps is None:
-        if per_epoch is None:
-            raise ConfigError(
-                "The training data are a stream of unknown length: type --max_steps with the updates to make."
-            )
-        total = math.ceil((settings.num_train_epochs or 3.0) * per_epoch)
-        max_steps = math.ceil(total / batch_size)
-    state.excluded = state.excluded or _excluded(settings.exclude_examples)
-    if num_examples and len(set(state.excluded)) >= num_examples:
+        raise ConfigError(
+            "The training data are a stream of unknown length: type --max_steps with the number of updates."
+        )
+    excluded = frozenset(state.excluded) | _requested_exclusions(settings.exclude_examples, num_examples)
+    if num_examples and len(excluded) >= num_examples:
         raise ConfigError("exclude_examples leaves no example: check its numbers.")
-    lanes = Lanes(
-        num_examples,
-        batch_size,
-        micro_batch_size,
-        settings.seed,
-        None if order is not None or not num_examples else total,
-        frozenset(state.excluded),
-        order,
-    )
-    state.batch_size, state.micro_batch_size = batch_size, micro_batch_size
-    state.seed, state.num_examples = settings.seed, num_examples
-    return lanes, max_steps
+    ragged_end = None if order is not None or not num_examples else total
+    return Lanes(num_examples, batch_size, micro_batch_size, settings.seed, ragged_end, excluded, order), max_steps
 
 
-def examples_per_epoch(data: Any, order: Any) -> int | None:
-    """What one epoch counts; None where nobody knows."""
-    if order is not None:
-        return order.examples_per_epoch
-    return getattr(data, "examples_per_epoch", None) if is_stream(data) else len(data)
+def _requested_exclusions(requested: str | None, num_examples: int) -> frozenset[Any]:
+    """The ids that a user asked to leave out.
 
-
-def _excluded(wish: str | None) -> list[Any]:
-    """The ids that a user asked to leave out. Raises ConfigError where they are not numbers."""
-    if wish is None:
-        return []
-    path = Path(wish)
-    text = path.read_text(encoding="utf-8") if path.is_file() else wish
+    Raises ConfigError where they are not numbers of examples, or where the data are a stream, which has no numbers.
+    """
+    if requested is None:
+        return frozenset()
+    if not num_examples:
+        raise ConfigError(
+            "exclude_examples names examples by number, and a stream has no numbers: leave it out, and remove the\n"
+            "examples from the data, or type --on_bad_step rollback."
+        )
+    path = Path(requested)
     try:
-        return sorted({int(word) for word in text.replace(",", " ").split()})
+        text = path.read_text(encoding="utf-8") if path.is_file() else requested
+    except OSError:
+        # A long list of numbers is no name that a file can have.
+        text = requested
+    try:
+        numbers = {int(word) for word in text.replace(",", " ").split()}
     except ValueError:
         raise ConfigError(
-            f"exclude_examples is {wish!r}: type numbers with commas between them, or the path of a file of numbers."
+            f"exclude_examples is {requested[:60]!r}: type numbers with commas between them, or the path of a file of "
+            "numbers."
         ) from None
+    wrong = sorted(number for number in numbers if not 0 <= number < num_examples)
+    if wrong:
+        raise ConfigError(f"exclude_examples names example {wrong[0]}; there are 0 to {num_examples - 1}.")
+    return frozenset(numbers)
 
 
 def enable_gradient_checkpointing(model: nn.Module) -> None:

@@ -32,6 +32,13 @@ class Config:
         """The same config with some of the runner's settings changed."""
         return dataclasses.replace(self, run=dataclasses.replace(self.run, **changes))
 
+    def with_batch(self, num_processes: int) -> "Config":
+        """The config of a run that starts on so many processes, with its batch resolved."""
+        from runner.lanes import resolve_batch
+
+        batch_size, micro_batch_size = resolve_batch(self.run, self.explicit, num_processes)
+        return self.with_run(batch_size=batch_size, micro_batch_size=micro_batch_size, gradient_accumulation_steps=None)
+
     def nested(self) -> dict[str, Any]:
         """Every setting as resolved, nested as in YAML: what `config.yaml` holds."""
         nested: dict[str, Any] = {"recipe": self.recipe_name, "preset": self.preset}
@@ -137,7 +144,7 @@ def parse(arguments: Sequence[str], program: str = "relay train") -> Config:
 
     explicit = frozenset(yaml_values) | frozenset(flag for flag, _ in flags)
     run = _part(settings, RunSettings)
-    return Config(chosen["recipe"], preset, _resolve_batch(run, explicit), _part(settings, recipe_class), explicit)
+    return Config(chosen["recipe"], preset, run, _part(settings, recipe_class), explicit)
 
 
 def parse_into(owner: type, arguments: Sequence[str], program: str, description: str | None = None) -> Any:
@@ -308,19 +315,6 @@ def _preset_values(recipe_class: type, recipe_name: str, preset: str | None) -> 
         listed = ", ".join(presets) or "none"
         raise ConfigError(f"{recipe_name} has no preset called {preset!r}. {hint}It has: {listed}.")
     return dict(presets[preset])
-
-
-def _resolve_batch(run: RunSettings, explicit: frozenset[str]) -> RunSettings:
-    """Let what the user named win over what a preset said of the same thing."""
-    if "gradient_accumulation_steps" in explicit and "batch_size" not in explicit:
-        return dataclasses.replace(run, batch_size=None)
-    if "gradient_accumulation_steps" not in explicit:
-        batch_size = run.batch_size or 32
-        micro_batch_size = run.micro_batch_size
-        if batch_size < micro_batch_size and "micro_batch_size" not in explicit:
-            micro_batch_size = batch_size
-        return dataclasses.replace(run, batch_size=batch_size, micro_batch_size=micro_batch_size)
-    return run
 
 
 def _plain(value: Any) -> Any:

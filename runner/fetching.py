@@ -12,7 +12,7 @@ from runner import registry
 from runner.errors import DataError
 from runner.hardware import seed_everything
 from runner.lanes import Lanes, divisors, key
-from runner.recipe import Batch
+from runner.recipe import Batch, Order
 
 
 @dataclasses.dataclass
@@ -39,6 +39,28 @@ class Fetched:
 def is_stream(data: Any) -> bool:
     """Whether training data are read one after another instead of by index."""
     return hasattr(data, "read")
+
+
+def order_of(data: Any, batch_size: int, micro_batch_size: int, seed: int) -> Order | None:
+    """The order that data with an index bring of their own; None: the runner's shuffle."""
+    return data.order(batch_size, micro_batch_size, seed) if has_own_order(data) else None
+
+
+def has_own_order(data: Any) -> bool:
+    """Whether data bring an order of their own."""
+    return hasattr(data, "order")
+
+
+def examples_per_epoch(data: Any, order: Order | None = None) -> int | None:
+    """How many examples one epoch has; None for a stream of unknown length."""
+    if order is not None:
+        return order.examples_per_epoch
+    return getattr(data, "examples_per_epoch", None) if is_stream(data) else len(data)
+
+
+def warnings_of(data: Any, examples: int) -> list[str]:
+    """What the data have to say before a run that takes so many examples."""
+    return data.warnings(examples) if hasattr(data, "warnings") else []
 
 
 def batches(

@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 import hashlib
+import math
 from typing import Any
 
 import numpy as np
 
 from runner.errors import ConfigError
+from runner.settings import RunSettings
 
 ROUNDS = 6
 
@@ -111,6 +113,44 @@ class Lanes:
         check_world(self.num_lanes, num_processes)
         per_process = self.num_lanes // num_processes
         return range(process * per_process, (process + 1) * per_process)
+
+
+def resolve_batch(settings: RunSettings, explicit: frozenset[str], num_processes: int) -> tuple[int, int]:
+    """(batch_size, micro_batch_size) of a run that starts on so many processes.
+
+    What the user named (`explicit`) wins over what a preset says of the same thing: gradient_accumulation_steps over a
+    preset's batch_size, and a batch_size below the preset's micro_batch_size over that.
+    Raises ConfigError where batch_size and gradient_accumulation_steps contradict each other.
+    """
+    batch_size, micro_batch_size = settings.batch_size, settings.micro_batch_size
+    accumulation = settings.gradient_accumulation_steps
+    names = ("batch_size", "gradient_accumulation_steps")
+    by_accumulation = accumulation and ("batch_size" not in explicit or names[1] in explicit)
+    if accumulation and by_accumulation and (names[1] in explicit or batch_size is None):
+        derived = micro_batch_size * accumulation * num_processes
+        if "batch_size" in explicit and batch_size not in (None, derived):
+            raise ConfigError(
+                f"batch_size {batch_size} is not micro_batch_size {micro_batch_size} x gradient_accumulation_steps "
+                f"{accumulation} x {num_processes} processes: give only one of them."
+            )
+        return derived, micro_batch_size
+    batch_size = batch_size or 32
+    if batch_size < micro_batch_size and "micro_batch_size" not in explicit:
+        micro_batch_size = batch_size
+    return batch_size, micro_batch_size
+
+
+def run_length(settings: RunSettings, per_epoch: int | None, batch_size: int) -> tuple[int | None, int | None]:
+    """(examples, steps) of a run: max_steps, else num_train_epochs passes over `per_epoch` examples.
+
+    The examples are None where steps are counted, and both where the length of an epoch is not known.
+    """
+    if settings.max_steps is not None:
+        return None, settings.max_steps
+    if per_epoch is None:
+        return None, None
+    total = math.ceil((settings.num_train_epochs or 3.0) * per_epoch)
+    return total, math.ceil(total / batch_size)
 
 
 def check_batch(batch_size: int, micro_batch_size: int) -> None:

@@ -130,7 +130,7 @@ class Progress:
 
             self.bar = tqdm(total=max_steps, unit="step", dynamic_ncols=True, smoothing=0.05)
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line of text, above the bar where there is one."""
         if not self.is_main:
             return
@@ -163,7 +163,7 @@ class Progress:
     def evaluation(self, step: int, scores: Mapping[str, float], note: str = "") -> None:
         """Show the scores of an evaluation."""
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items() if isinstance(value, (int, float)))
-        self.say(f"evaluation at step {step}:  {shown}{note}")
+        self.print_line(f"evaluation at step {step}:  {shown}{note}")
 
     def close(self) -> None:
         """Leave the bar on the screen as it is."""

@@ -47,7 +47,7 @@ def train(run: Run) -> None:
         if due(state.step, settings.empty_cache_steps):
             run.hardware.accelerator.clear()
     if out_of_patience(run):
-        run.progress.say(
+        run.progress.print_line(
             f"stopping early: {run.best_metric} has not improved for {settings.early_stopping_patience} evaluations; "
             f"the best was {state.best_score:.4f} at step {state.best_step}."
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from runner.checkpoints.pointers import resolve_pointer
 from runner.log import read_lines
 from runner.parts.charts import STYLE, heat_strip, line_chart, short_number
 
@@ -54,10 +55,9 @@ def page(name: str, events: Sequence[dict[str, Any]], config: str, state: dict[s
 
 
 def _state(run: Path) -> dict[str, Any]:
-    for path in (run / "checkpoint-latest" / "state.json",):
-        if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
-    return {}
+    """The small state of the newest checkpoint; empty before the first one."""
+    path = resolve_pointer(run / "checkpoint-latest") / "state.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _summary(train: Sequence[dict[str, Any]], state: dict[str, Any]) -> str:

@@ -1,12 +1,13 @@
 """A run: everything that the loop works with."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from runner import schedule
 from runner.checkpoints.state import State
 from runner.errors import Interrupted
 from runner.fetching import Fetched
@@ -52,6 +53,17 @@ class Run:
     """The sum of `Loss.statistics` over this process's lanes of the current step."""
     remark: str | None = None
     """What the recipe last had to say about its numbers."""
+
+    rates: Callable[[int], float] | None = None
+    """Learning rates by step, instead of those of the schedule: for a range test."""
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """Warnings to print before the first step."""
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of update number `step`, counted from 0."""
+        if self.rates is not None:
+            return self.rates(step)
+        return schedule.learning_rate(self.settings, step, self.max_steps)
 
     @property
     def share(self) -> range:

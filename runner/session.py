@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from runner import loop, report
-from runner.assembly import build_run, check_fresh_start, first_weights
+from runner.assembly import build_run, first_weights
 from runner.checkpoints.bucket import Uploader
 from runner.checkpoints.final import model_card, save_final
 from runner.checkpoints.resume import find_resume_point, restore, with_checkpoint_settings
@@ -54,7 +54,9 @@ def _run(config: Config, hardware: Hardware, signals: Signals) -> None:
     open_files(run, config)
     start_trackers(run, config)
     if settings.upload_to and hardware.is_main:
-        run.saver.uploader = Uploader(settings.upload_to, output_dir, settings.save_total_limit, run.progress.say)
+        run.saver.uploader = Uploader(
+            settings.upload_to, output_dir, settings.save_total_limit, run.progress.print_line
+        )
         if found is not None:
             run.saver.uploader.add(found, state.best_step)
     torch.autograd.set_detect_anomaly(settings.debug)
@@ -94,20 +96,19 @@ def go_back(run: Run, wrong: str) -> None:
     found, before = find_resume_point(
         dataclasses.replace(run.settings, resume_from_checkpoint="auto"), run.saver.output_dir, hardware
     )
-    before.excluded = sorted({*state.excluded, *examples}, key=str)
     if not examples:
         raise DivergedError(
             f"{wrong} All of its examples were left out before: the data are not what is wrong.\n"
             "Lower --learning_rate or lengthen --warmup_steps, and start anew."
         )
-    run.progress.say(
+    run.progress.print_line(
         f"{wrong} Going back to step {before.step} ({found or 'the start'}), without its {len(examples)} examples: "
         f"{', '.join(map(str, examples[:8]))}{' ...' if len(examples) > 8 else ''}."
     )
-    before.num_examples, before.batch_size = state.num_examples, state.batch_size
-    before.micro_batch_size, before.seed, before.trackers = state.micro_batch_size, state.seed, state.trackers
+    run.lanes = dataclasses.replace(run.lanes, excluded=run.lanes.excluded.union(examples))
+    before.record(run.lanes)
+    before.trackers = state.trackers
     run.state = before
-    run.lanes = dataclasses.replace(run.lanes, excluded=frozenset(before.excluded))
     run.optimizer.zero_grad()
     run.optimizer.state.clear()
     if found is not None:
@@ -132,7 +133,7 @@ def _try_one_step(run: Run) -> None:
     lanes = [next(fetched) for _ in run.share]
     loss, _ = accumulate(run, lanes, sync_step(run, lanes))
     (total,) = run.hardware.sum([float(loss)])
-    run.progress.say(f"dry run: one step has a loss of {total:.4f}; nothing was written.")
+    run.progress.print_line(f"dry run: one step has a loss of {total:.4f}; nothing was written.")
 
 
 def _introduce(run: Run, config: Config, found: Path | None) -> None:
@@ -140,7 +141,7 @@ def _introduce(run: Run, config: Config, found: Path | None) -> None:
     total = sum(parameter.numel() for parameter in run.bare_model.parameters())
     trained = sum(parameter.numel() for parameter in run.bare_model.parameters() if parameter.requires_grad)
     share = "" if trained == total else f", {trained:,} of them trained ({trained / total:.1%})"
-    say = run.progress.say
+    say = run.progress.print_line
     say(f"recipe {config.recipe_name}, preset {config.preset or 'default'}, into {run.settings.output_dir}")
     say(f"hardware: {run.hardware.describe()}")
     say(f"model: {type(run.bare_model).__name__}, {total:,} parameters{share}")
@@ -149,11 +150,8 @@ def _introduce(run: Run, config: Config, found: Path | None) -> None:
         f"data: {training} training and {len(run.eval_data):,} validation examples; "
         f"{run.max_steps:,} steps of {run.lanes.batch_size} examples in {run.lanes.num_lanes} lanes"
     )
-    for warning in getattr(run.train_data, "warnings", lambda _: [])(run.max_steps * run.lanes.batch_size):
-        say(f"warning: {warning}")
-    remark = check_fresh_start(config, found)
-    if remark is not None:
-        say(f"warning: {remark}")
+    for note in run.notes:
+        say(f"warning: {note}")
     warmup_steps = num_warmup_steps(run.settings, run.max_steps)
     if warmup_steps < run.settings.warmup_steps:
         most = f"{run.settings.max_warmup_ratio:.0%} of all"

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -110,7 +111,9 @@ def statistics_pass(run: Run, lanes: list[Fetched]) -> torch.Tensor | None:
     except RuntimeError as error:
         # The others wait for this process's statistics.
         if memory.is_out_of_memory(error) and run.hardware.num_processes > 1:
-            raise OutOfMemory("Out of memory while the statistics of a step were counted: lower --micro_batch_size.") from error
+            raise OutOfMemory(
+                "Out of memory while the statistics of a step were counted: lower --micro_batch_size."
+            ) from error
         raise
     statistics, run.statistics = statistics_of_step(run), None
     return statistics
@@ -137,7 +140,7 @@ def parts_of(run: Run, lane: Fetched) -> Iterator[tuple[bool, Batch, float]]:
     parts = memory.split(lane.batch, run.state.parts)
     for number, (part, fraction) in enumerate(parts):
         batch = on_device(part, run.hardware.device)
-        seed_everything(key(run.settings.seed, "model", run.state.step, lane.lane, *([number] if number else [])))
+        seed_everything(key(run.lanes.seed, "model", run.state.step, lane.lane, *([number] if number else [])))
         yield number == len(parts) - 1, batch, fraction
 
 
@@ -148,7 +151,8 @@ def backward(
     hardware = run.hardware
     # DDP and FSDP average the gradients over the processes; the loss is a sum over them. The tree sums.
     ranks = hardware.num_processes if run.tree is None else 1
-    total, logs = torch.zeros((), device=hardware.device), {}
+    total = torch.zeros((), device=hardware.device)
+    logs_of_parts: list[tuple[float, Mapping[str, Any]]] = []
     for is_last, batch, fraction in parts_of(run, lane):
         batch.step_statistics = whole_step
         with reduction(run, reduces and is_last), hardware.accelerator.autocast():
@@ -165,13 +169,28 @@ def backward(
             # A loss that is not finite makes every gradient so, and with it the norm on every process.
             hardware.backward(whole * torch.where(whole.detach().isfinite(), 1.0, torch.nan))
         total += share.detach()
-        logs = dict(loss.logs)
-        if lane.is_empty:
-            # The same names from every process, and nothing said of an example that only stands in.
-            logs = {name: torch.as_tensor(value) * torch.nan for name, value in logs.items()}
+        logs_of_parts.append((fraction, loss.logs))
     if run.tree is not None:
         run.tree.add_lane()
+    logs = mean_logs(logs_of_parts)
+    if lane.is_empty:
+        # The same names from every process, and no value of an example that only stands in.
+        logs = {name: torch.as_tensor(value) * torch.nan for name, value in logs.items()}
     return total, logs
+
+
+def mean_logs(parts: Sequence[tuple[float, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The logs of a lane from those of its parts, each with the fraction of the examples it holds; NaN is left out."""
+    if len(parts) == 1:
+        return dict(parts[0][1])
+    fractions = torch.tensor([fraction for fraction, _ in parts])
+    means = {}
+    for name in parts[0][1]:
+        values = torch.stack([torch.as_tensor(logs[name], dtype=torch.float32).cpu() for _, logs in parts])
+        shares = fractions.view(-1, *[1] * (values.ndim - 1)) * ~values.isnan()
+        # 0 / 0 is NaN where no part has a value.
+        means[name] = (values.nan_to_num(nan=0.0) * shares).sum(0) / shares.sum(0)
+    return means
 
 
 @contextmanager
@@ -194,7 +213,7 @@ def split_lanes(run: Run) -> None:
         run.tree.clear()
     run.hardware.accelerator.clear()
     run.state.parts *= 2
-    run.progress.say(
+    run.progress.print_line(
         f"step {run.state.step + 1}: out of memory; every lane is computed in {run.state.parts} parts from here on, "
         f"with the same result. Set --micro_batch_size lower for the next run."
     )
@@ -206,7 +225,7 @@ def update(run: Run, loss: torch.Tensor, totals: Totals) -> float:
     The gradients have been summed: a process with a bad one has made them bad, and seen, on all.
     """
     settings, state = run.settings, run.state
-    learning_rate = schedule.learning_rate(settings, state.step, run.max_steps)
+    learning_rate = run.learning_rate(state.step)
     beta1 = schedule.adam_beta1(settings, state.step, run.max_steps)
     optim.set_step(run.optimizer, learning_rate, beta1)
     norm = run.hardware.clip_gradients(run.model, settings.max_grad_norm or math.inf)
@@ -221,7 +240,7 @@ def update(run: Run, loss: torch.Tensor, totals: Totals) -> float:
             mean = state.mean_gradient_norm
             state.mean_gradient_norm = norm if mean is None else 0.98 * mean + 0.02 * norm
     elif settings.on_bad_step == "skip":
-        run.progress.say(f"step {state.step + 1}: {wrong}; the update is left out.")
+        run.progress.print_line(f"step {state.step + 1}: {wrong}; the update is left out.")
     elif settings.on_bad_step == "rollback":
         raise BadStep(f"Step {state.step + 1}: {wrong}.")
     else:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from runner import schedule
 from runner.config import Config
 from runner.log import Speed
 from runner.run import Run
@@ -33,7 +32,7 @@ def log_step(run: Run, loss: torch.Tensor, norm: float, logs: list[dict[str, tor
     numbers = flat.tolist()
     values: dict[str, Any] = {
         "loss": numbers.pop(0),
-        "learning_rate": schedule.learning_rate(run.settings, step - 1, run.max_steps),
+        "learning_rate": run.learning_rate(step - 1),
         "grad_norm": norm,
         **epoch_of(run),
         **speed.take(),
@@ -53,7 +52,7 @@ def log_step(run: Run, loss: torch.Tensor, norm: float, logs: list[dict[str, tor
     run.progress.step(step, values)
     remark = run.recipe.remark(step, values)
     if remark is not None and remark != run.remark:
-        run.progress.say(remark)
+        run.progress.print_line(remark)
     run.remark = remark
     track(run, "train", values)
 
@@ -104,11 +103,13 @@ def start_trackers(run: Run, config: Config) -> None:
     output_dir = Path(settings.output_dir or "")
     accelerator.project_configuration.set_directories(str(output_dir))
     options: dict[str, Any] = {}
+    # TensorBoard makes a folder of that name in the run's folder.
+    project = settings.wandb_project if settings.report_to == "wandb" else settings.report_to
     if settings.report_to == "wandb":
         if not os.environ.get("WANDB_API_KEY") and not os.environ.get("WANDB_MODE"):
             # Without a key W&B would end the run; offline it writes a folder that `wandb sync` sends later.
             os.environ["WANDB_MODE"] = "offline"
-            run.progress.say("W&B: no WANDB_API_KEY, so it writes offline; `wandb sync` sends it later.")
+            run.progress.print_line("W&B: no WANDB_API_KEY, so it writes offline; `wandb sync` sends it later.")
         options["wandb"] = {
             "name": settings.wandb_run_name or output_dir.name,
             "dir": str(output_dir),
@@ -119,6 +120,6 @@ def start_trackers(run: Run, config: Config) -> None:
         name: value if isinstance(value, (int, float, str, bool)) else str(value)
         for name, value in config.flat().items()
     }
-    accelerator.init_trackers(settings.wandb_project, config=simple, init_kwargs=options)
+    accelerator.init_trackers(project, config=simple, init_kwargs=options)
     if settings.report_to == "wandb" and run.hardware.is_main:
         run.state.trackers["wandb"] = accelerator.get_tracker("wandb", unwrap=True).id  # type: ignore[attr-defined]

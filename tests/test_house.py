@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # a file not named here is taken for one of the layer "torch".
 LAYERS = {
     "plain": {"errors", "settings", "config", "recipe", "registry", "lanes", "schedule", "log", "signals", "report"}
-    | {"run_folder", "urls", "parts", "checkpoints.state"},
+    | {"run_folder", "urls", "parts", "checkpoints.state", "checkpoints.pointers"},
     "torch": {"optim", "tree", "memory", "sharding", "checkpoints.tensors"},
     "accelerate": {"hardware", "evaluation", "fetching", "run", "step", "tracking", "loop"}
     | {"checkpoints.folders", "checkpoints.bucket", "checkpoints.saver", "checkpoints.final"},
@@ -43,6 +43,8 @@ PLAIN_EXTRAS = {
     "run_folder": {"filelock"},
     "parts.adapters": {"peft", "safetensors"},
 }
+# The defaults of the contract load and write weights, with what only those who call them have imported.
+UPWARD = {("recipe", "checkpoints.tensors.load_model"), ("recipe", "checkpoints.tensors.save_model")}
 OPEN_TO_RECIPES = {"recipe", "errors", "parts"}
 # These take a second or more to import: --help imports recipe.py and presets.py, and must answer at once.
 HEAVY = {
@@ -131,7 +133,9 @@ def runner_imports_only_its_layer_and_below(root: Path) -> list[str]:
         for each in imports_of(path, root):
             target = each.name.partition(".")[2] if each.package == "runner" else None
             # A package's own __init__ is of no layer.
-            if target and path.name != "__init__.py" and layer_of(target) > layer_of(own):
+            if path.name == "__init__.py" or not target or (own, target) in UPWARD and not each.at_module_level:
+                continue
+            if layer_of(target) > layer_of(own):
                 wrong.append(f"{place(path, root, each)} imports runner.{target}, which is a layer above it")
     return wrong
 

@@ -52,7 +52,7 @@ def changed(recipe: Any, **settings: Any) -> Any:
 
 def answers(recipe: Any, model: Any, questions: list[Question]) -> list[tuple[str, Execution]]:
     """The SQL of each question, and what it finds."""
-    queries = recipe.write(model, [recipe.example(question) for question in questions])
+    queries = recipe.write(model, [recipe.encoder.example(question) for question in questions])
     return [(query, execute(str(question.database), query)) for question, query in zip(questions, queries, strict=True)]
 
 

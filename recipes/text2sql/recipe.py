@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import runner.recipe
 from recipes.text2sql.data.examples import Examples, MixedExamples, TrainingExamples
-from recipes.text2sql.prompts.encoding import Example
+from recipes.text2sql.prompts.encoding import (
+    WORDS_FILE,
+    Encoder,
+    Example,
+    added_tokens,
+    repeated_words,
+    train_tokenizer,
+)
 from recipes.text2sql.settings import DataSettings, GenerationSettings, LoraSettings, ModelSettings, TokenizerSettings
 from runner.errors import ConfigError
 from runner.recipe import Batch, Loss, Source
 
 if TYPE_CHECKING:
-    from recipes.text2sql.data.questions import Question
-    from recipes.text2sql.prompts.prompt import Link
+    pass
 
 import dataclasses
 import functools
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -29,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(runner.recipe.Recipe):
     """Settings and verbs of text2sql."""
 
     data_settings: DataSettings = DataSettings()
@@ -62,39 +68,40 @@ class Recipe:
 
     def prepare(self, folder: Path) -> Recipe:
         """Train the tokenizer on the training split, or take the one that is there, or the pretrained model's."""
-        bound, source = dataclasses.replace(self, assets=folder), self.model_settings.pretrained
+        bound = dataclasses.replace(self, assets=folder)
         if not (folder / "tokenizer.json").is_file():
-            if source:
+            from recipes.text2sql.data.cache import load_questions
+
+            questions = load_questions(self.data_settings, "train")
+            if self.model_settings.pretrained:
                 from recipes.text2sql.model import keep_base
 
-                keep_base(source, folder, self._more_tokens)
+                keep_base(self.model_settings.pretrained, folder, added_tokens(self.data_settings))
             else:
-                bound._train_tokenizer().save_pretrained(folder)
-            (folder / "words.txt").write_text("\n".join(bound._repeated_words()), encoding="utf-8")
+                vocab_size = self.tokenizer_settings.vocab_size
+                train_tokenizer(questions, self.data_settings, vocab_size).save_pretrained(folder)
+            (folder / WORDS_FILE).write_text("\n".join(repeated_words(questions)), encoding="utf-8")
         return bound
 
     @functools.cached_property
+    def encoder(self) -> Encoder:
+        """What makes token ids of questions, with the tokenizer of `prepare`."""
+        return Encoder(self.data_settings, self.generation_settings.max_new_tokens, self.assets)
+
+    @property
     def tokenizer(self) -> Any:
         """The tokenizer of `prepare`."""
-        from transformers import PreTrainedTokenizerFast
-
-        assert self.assets is not None
-        return PreTrainedTokenizerFast.from_pretrained(self.assets)
-
-    @functools.cached_property
-    def known_words(self) -> frozenset[str]:
-        """The words that `prepare` found more than once in the training questions."""
-        assert self.assets is not None
-        return frozenset((self.assets / "words.txt").read_text(encoding="utf-8").split("\n"))
+        return self.encoder.tokenizer
 
     def data(self, split: str) -> Examples:
         """Questions as prompts and targets."""
-        questions = self._questions(split)
+        from recipes.text2sql.data.cache import load_questions
+
+        questions = load_questions(self.data_settings, split)
         if split != "train":
-            return Examples(self, questions)
-        return (
-            MixedExamples(self, questions) if len(self.data_settings.sources) > 1 else TrainingExamples(self, questions)
-        )
+            return Examples(self.encoder, questions)
+        is_mixed = len(self.data_settings.sources) > 1
+        return (MixedExamples if is_mixed else TrainingExamples)(self.encoder, questions)
 
     def collate(self, examples: list[Example]) -> Batch:
         """Right-padded prompts with their SQL; only the SQL is scored."""
@@ -150,7 +157,7 @@ class Recipe:
         model.save_pretrained(folder)
 
     @property
-    def tallies_first(self) -> bool:
+    def needs_step_statistics(self) -> bool:
         """Whether the loss needs the choices of the whole step."""
         settings = self.model_settings
         return settings.balance == "aux" and settings.balance_scope == "global" and self.router_aux_loss_coef > 0
@@ -182,15 +189,15 @@ class Recipe:
         )  # fmt: skip
         if not asked:
             # A dense model has no experts to balance.
-            return Loss(total, batch.weight)
+            return Loss(total)
         top_k = config.num_experts_per_tok
         layers = [layer.reshape(-1, layer.shape[-1]) for layer in output.router_logits]
         biases = [router.balance_bias for router in routers] or [None] * len(layers)
         counts = torch.stack([experts.expert_counts(*each, bias=bias) for each, bias in
                               zip(((layer, mask, top_k) for layer in layers), biases, strict=True)])  # fmt: skip
-        of_step = counts if batch.step is None else batch.step[:, :-1]
+        step_counts = counts if batch.step_statistics is None else batch.step_statistics
         balance = torch.stack(
-            [experts.balance_loss(layer, mask, top_k, own) for layer, own in zip(layers, of_step, strict=True)]
+            [experts.balance_loss(layer, mask, top_k, own) for layer, own in zip(layers, step_counts, strict=True)]
         ).mean()
         z = torch.stack([experts.z_loss(layer, mask) for layer in layers]).mean()
         logs: dict[str, Any] = {"router/balance_loss": balance.detach(), "router/z_loss": z.detach()}
@@ -200,23 +207,19 @@ class Recipe:
         auxiliary = self.router_z_loss_coef * z
         if settings.balance == "aux":
             auxiliary = self.router_aux_loss_coef * balance + auxiliary
-        if batch.step is not None:
-            # This micro-batch's share of the step's auxiliary loss. The loop divides by the weight of the step, and
-            # shows the sum: so it gets the gradient and not the value.
-            share = auxiliary * (mask.sum() * top_k / of_step[0].sum() * batch.step[0, -1])
-            return Loss(total + share - share.detach(), batch.weight, logs)
-        tally = None
-        if settings.balance == "bias" or self.tallies_first:
-            weight = torch.full_like(counts[:, :1], batch.weight)
-            tally = torch.cat([counts, weight], dim=1)
-        return Loss(total, batch.weight, logs, auxiliary, tally)
+        if batch.step_statistics is not None:
+            # This micro-batch's share of the step's auxiliary loss: its share of the tokens.
+            share = auxiliary * (mask.sum() * top_k / step_counts[0].sum())
+            return Loss(total, logs=logs, step_auxiliary=share)
+        is_counted = settings.balance == "bias" or self.needs_step_statistics
+        return Loss(total, logs=logs, auxiliary=auxiliary, statistics=counts if is_counted else None)
 
-    def end_step(self, model: Any, tally: Any) -> None:
+    def end_step(self, model: Any, statistics: Any) -> None:
         """Move the bias that balances the experts."""
         from recipes.text2sql.experts import move_bias
 
         if self.model_settings.balance == "bias":
-            move_bias(model, tally[:, :-1], self.model_settings.balance_bias_rate)
+            move_bias(model, statistics, self.model_settings.balance_bias_rate)
 
     def remark(self, step: int, values: Mapping[str, Any]) -> str | None:
         """That experts collapse, where they do; in the first steps, it is nothing yet."""
@@ -318,109 +321,8 @@ class Recipe:
             files.metric, files.gold, files.pred, self.data_settings.dir, files.keep_distinct, files.repeats
         )
 
-    def example(self, question: Question) -> Example:
-        """A question as token ids."""
-        text, links = question.link()
-        return self.encode(question, text, links, question.target(links))
-
-    def encode(
-        self, question: Question, text: str, links: list[Link], target: str, word_dropout: float = 0.0
-    ) -> Example:
-        """The token ids of a question and a target that have placeholders for the linked values.
-
-        Words of the question are hidden by chance, a share of `word_dropout`.
-        """
-        from recipes.text2sql.prompts import prompt, schema_text
-
-        settings = self.data_settings
-        tokens = settings.schema_tokens
-        asked = prompt.mark(text, question.schema) if tokens else text
-        if settings.word_dropout:
-            asked = prompt.hide_words(asked, self.known_words, word_dropout)
-        target = prompt.hide_names(target, question.schema) if tokens else target
-        # A pretrained model's tokenizer may begin a text with a token of its own: once, and not in the middle.
-        target_ids = self.tokenizer(target, add_special_tokens=False)["input_ids"] + [self.tokenizer.eos_token_id]
-        asked = prompt.prompt(asked, links, question.schema, settings.question_repeats, tokens)
-        asked_ids = self.tokenizer(asked, add_special_tokens=False)["input_ids"]
-        # Room for as much SQL as may be written, not for the gold one: its length is part of the answer.
-        room = settings.max_seq_length - self.generation_settings.max_new_tokens - len(asked_ids)
-
-        def schema_ids(described: str) -> list[int]:
-            return self.tokenizer(f"<schema>{described}")["input_ids"]
-
-        described = ""
-        if settings.schema_in_prompt:
-            described = schema_text.fitting(
-                question.schema,
-                settings.style,
-                question.database,
-                text,
-                links,
-                lambda text: len(schema_ids(text)) - room,
-                lambda texts: list(map(len, self.tokenizer(texts)["input_ids"])),
-            )
-        prompt_ids = schema_ids(described) + asked_ids
-        return Example(question, prompt_ids, target_ids, links)
-
-    def _questions(self, split: str) -> Sequence[Question]:
-        from recipes.text2sql.data.questions import WEIGHTED, read_demo, read_questions
-
-        settings = self.data_settings
-        if settings.source == "demo":
-            return read_demo(split)
-        if not set(settings.sources) <= WEIGHTED.keys():
-            return read_questions(settings.source, settings.dir, split)
-        from recipes.text2sql.data.cache import gather
-
-        return gather(settings.sources, settings.dir, split, settings.evidence, settings.preprocessing_num_workers)
-
     def write(self, model: Any, examples: list[Example]) -> list[str]:
         """One query for each example."""
         from recipes.text2sql.decoding.candidates import write
 
-        return write(self, model, examples)
-
-    @property
-    def _more_tokens(self) -> tuple[str, ...]:
-        from recipes.text2sql.prompts import prompt
-
-        settings = self.data_settings
-        names = prompt.NAME_TOKENS if settings.schema_tokens else ()
-        return (*names, prompt.UNKNOWN) if settings.word_dropout else names
-
-    def _repeated_words(self) -> list[str]:
-        counts: Counter[str] = Counter()
-        for question in self._questions("train"):
-            counts.update(set(question.link()[0].split()))
-        return sorted(word for word, count in counts.items() if count > 1)
-
-    def _train_tokenizer(self) -> Any:
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-        from transformers import PreTrainedTokenizerFast
-
-        from recipes.text2sql.prompts import prompt, schema_text
-
-        tokens, texts = self.data_settings.schema_tokens, []
-        for question in self._questions("train"):
-            text, links = question.link()
-            target = question.target(links)
-            described = schema_text.describe(question.schema, self.data_settings.style, question.database)
-            asked = prompt.mark(text, question.schema) if tokens else text
-            asked = prompt.prompt(asked, links, question.schema, 1, tokens)
-            texts += [
-                f"<schema>{described}{asked}",
-                prompt.hide_names(target, question.schema) if tokens else target,
-            ]
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=self.tokenizer_settings.vocab_size,
-            special_tokens=[*prompt.SPECIAL_TOKENS, *self._more_tokens],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        tokenizer.train_from_iterator(texts, trainer)
-        return PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", clean_up_tokenization_spaces=False
-        )
+        return write(self.encoder, self.generation_settings, model, examples)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from runner.checkpoints.folders import DRAFT, MANIFEST, find_damage, step_of, write_pointer
+from runner.checkpoints.folders import MANIFEST, find_damage, publish, step_of
+from runner.checkpoints.pointers import DRAFT
 from runner.errors import CheckpointError, ConfigError
 
 ATTEMPTS = 3
@@ -134,10 +135,7 @@ def download(remote: Remote, step: int, output_dir: Path) -> Path:
         if remote.exists(file) and not (output_dir / file).exists():
             remote.get(file, output_dir / file)
     folder = output_dir / name
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(draft, folder)
-    write_pointer(output_dir / "checkpoint-latest", folder)
+    publish(draft, folder)
     return folder
 
 

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from runner.checkpoints.folders import DRAFT, write_manifest
+from runner.checkpoints.folders import write_manifest
+from runner.checkpoints.pointers import DRAFT
 from runner.config import Config
 from runner.run import Run
 

@@ -28,12 +28,12 @@ import torch
 import xxhash
 from safetensors.torch import save_file
 
+from runner.checkpoints.pointers import DRAFT, flush, write_pointer
 from runner.checkpoints.state import State
 from runner.errors import CheckpointError
 
 SCHEMA_VERSION = 1
 FOLDER = re.compile(r"checkpoint-(\d+)")
-DRAFT = ".draft-"
 MANIFEST = "manifest.json"
 
 
@@ -64,7 +64,7 @@ def write_shard(draft: Path, kind: str, process: int, pieces: dict[str, torch.Te
     draft.mkdir(parents=True, exist_ok=True)
     hidden = draft / f".{kind}.shard-{process}"
     save_file(pieces, hidden, metadata={"format": "pt", "places": places})
-    _flush(hidden)
+    flush(hidden)
     os.replace(hidden, draft / f"{kind}.shard-{process}.safetensors")
 
 
@@ -93,13 +93,18 @@ def complete_draft(draft: Path, output_dir: Path, state: State, files: dict[str,
     if assets is not None and assets.is_dir():
         shutil.copytree(assets, draft / "assets")
     write_manifest(draft)
+    publish(draft, folder)
+    return folder
+
+
+def publish(draft: Path, folder: Path) -> None:
+    """Give a whole draft its name beside it, and point `checkpoint-latest` to it."""
     if folder.exists():
         # Only a run that was started over, or a damaged checkpoint, gets here.
         shutil.rmtree(folder)
     os.replace(draft, folder)
-    _flush(output_dir)
-    write_pointer(output_dir / "checkpoint-latest", folder)
-    return folder
+    flush(folder.parent)
+    write_pointer(folder.parent / "checkpoint-latest", folder)
 
 
 def write_manifest(folder: Path) -> None:
@@ -107,12 +112,12 @@ def write_manifest(folder: Path) -> None:
     entries = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         entries[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "xxh3_128": _hash(path)}
-        _flush(path)
+        flush(path)
     manifest = folder / MANIFEST
     manifest.write_text(_manifest(entries), encoding="utf-8")
-    _flush(manifest)
+    flush(manifest)
     for directory in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
-        _flush(directory)
+        flush(directory)
 
 
 def _manifest(entries: dict[str, Any]) -> str:
@@ -171,24 +176,6 @@ def newest_checkpoint(output_dir: Path) -> tuple[Path | None, list[str]]:
     return None, skipped
 
 
-def write_pointer(link: Path, folder: Path) -> None:
-    """Make `link` lead to `folder`, at once: a symbolic link, or a file with the name where there are none."""
-    draft = link.with_name(f"{DRAFT}{link.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        draft.symlink_to(folder.name, target_is_directory=True)
-    except OSError:
-        draft.write_text(folder.name, encoding="utf-8")
-    os.replace(draft, link)
-    _flush(link.parent)
-
-
-def resolve_pointer(link: Path) -> Path:
-    """The folder that a pointer made by `point` leads to."""
-    if link.is_file():
-        return link.parent / link.read_text(encoding="utf-8").strip()
-    return link.resolve() if link.is_symlink() else link
-
-
 def prune_checkpoints(output_dir: Path, keep: int | None, best_step: int | None) -> None:
     """Remove the oldest checkpoints beyond the newest `keep`, never the best one; and drafts of killed runs.
 
@@ -209,12 +196,3 @@ def _hash(path: Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """fsync a file or a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

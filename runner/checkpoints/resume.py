@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.checkpoints.bucket import newest_in_bucket
-from runner.checkpoints.folders import find_damage, newest_checkpoint, resolve_pointer, step_of
+from runner.checkpoints.folders import find_damage, newest_checkpoint, step_of
+from runner.checkpoints.pointers import resolve_pointer
 from runner.checkpoints.state import State, read_state
 from runner.checkpoints.tensors import load_model, load_optimizer, read_tensors
 from runner.config import Config
@@ -80,7 +81,7 @@ def with_checkpoint_settings(config: Config, state: State, hardware: Hardware) -
     Raises ConfigError where something else was asked for by name: it would be another run.
     """
     if not state.batch_size:
-        return config.with_run(batch_size=_first_batch_size(config.run, hardware))
+        return config.with_batch(hardware.num_processes)
     for name in ("seed", "batch_size"):
         asked, recorded = getattr(config.run, name), getattr(state, name)
         if name in config.explicit and asked != recorded:
@@ -98,31 +99,6 @@ def with_checkpoint_settings(config: Config, state: State, hardware: Hardware) -
         # The examples of each step stay what they were; only how they are cut, and what dropout draws, is new.
         micro_batch_size = config.run.micro_batch_size
     return config.with_run(seed=state.seed, batch_size=state.batch_size, micro_batch_size=micro_batch_size)
-
-
-def _first_batch_size(settings: RunSettings, hardware: Hardware) -> int:
-    """Examples per step of a run that starts."""
-    accumulation = settings.gradient_accumulation_steps
-    derived = accumulation and settings.micro_batch_size * accumulation * hardware.num_processes
-    if derived and settings.batch_size and settings.batch_size != derived:
-        raise ConfigError(
-            f"batch_size {settings.batch_size} is not micro_batch_size {settings.micro_batch_size} x "
-            f"gradient_accumulation_steps {accumulation} x {hardware.num_processes} processes: give only one of them."
-        )
-    return settings.batch_size or derived or 32
-
-
-def weights_folder(init_from: str) -> Path:
-    """The folder that `--init_from` means: of a run its latest checkpoint, else its `final`, or a checkpoint itself."""
-    folder = Path(init_from)
-    for candidate in (folder / "checkpoint-latest", folder / "final", folder):
-        source = resolve_pointer(candidate)
-        if any(source.glob("model*.safetensors")):
-            return source
-    raise CheckpointError(
-        f"{init_from} holds no model.safetensors.\n"
-        "Type --init_from with the folder of a run, of a checkpoint or of final."
-    )
 
 
 def restore(run: Run, found: Path) -> None:

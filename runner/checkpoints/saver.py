@@ -10,15 +10,8 @@ from typing import Any
 import torch
 
 from runner.checkpoints.bucket import Uploader
-from runner.checkpoints.folders import (
-    DRAFT,
-    complete_draft,
-    prune_checkpoints,
-    wait_for_shards,
-    write_checkpoint,
-    write_pointer,
-    write_shard,
-)
+from runner.checkpoints.folders import complete_draft, prune_checkpoints, wait_for_shards, write_checkpoint, write_shard
+from runner.checkpoints.pointers import DRAFT, write_pointer
 from runner.checkpoints.state import State
 from runner.checkpoints.tensors import (
     clean_name,

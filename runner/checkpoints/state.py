@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from runner.lanes import Lanes
+
 
 @dataclasses.dataclass
 class State:
@@ -40,6 +42,12 @@ class State:
     """Pieces that each lane is computed in, because it does not fit into memory."""
     written_by: dict[str, Any] = dataclasses.field(default_factory=dict)
     """For people: versions, processes, threads."""
+
+    def record(self, lanes: Lanes) -> None:
+        """Note the order that the run trains in: what `Lanes` is made of, which a resumed run must have too."""
+        self.seed, self.num_examples = lanes.seed, lanes.num_examples
+        self.batch_size, self.micro_batch_size = lanes.batch_size, lanes.micro_batch_size
+        self.excluded = sorted(lanes.excluded, key=str)
 
 
 def read_state(folder: Path) -> State:

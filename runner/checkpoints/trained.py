@@ -1,30 +1,61 @@
 """A trained model and its recipe, from the folder that a run left."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runner.checkpoints.folders import find_damage, resolve_pointer
+from runner.checkpoints.folders import MANIFEST, find_damage
+from runner.checkpoints.pointers import resolve_pointer
 from runner.checkpoints.tensors import load_model, read_tensors
 from runner.config import Config, parse
 from runner.errors import CheckpointError
 
 
-def model_folder(folder: Path) -> Path:
-    """The folder that holds the model: of a run, its `final`, else its latest checkpoint. Raises CheckpointError."""
-    for candidate in (folder / "final", folder / "checkpoint-latest"):
-        if candidate.exists():
-            folder = resolve_pointer(candidate)
+def find_weights(folder: Path) -> Path:
+    """The folder with the weights that a path means: of a run its `final`, else its latest checkpoint, else itself.
+
+    Raises CheckpointError where there are none, or where they are damaged.
+    """
+    for candidate in (folder / "final", folder / "checkpoint-latest", folder):
+        found = resolve_pointer(candidate)
+        if any(found.glob("model*.safetensors")):
             break
-    folder = resolve_pointer(folder)
-    if not (folder / "config.yaml").is_file():
+    else:
         raise CheckpointError(
-            f"{folder} is no checkpoint: it has no config.yaml.\nType the folder of a run, of a checkpoint or of final."
+            f"{folder} holds no model.safetensors.\nType the folder of a run, of a checkpoint, or of final."
         )
-    wrong = find_damage(folder)
+    # What relay export wrote has no manifest.
+    wrong = find_damage(found) if (found / MANIFEST).exists() else None
     if wrong is not None:
-        raise CheckpointError(f"{folder} cannot be used: {wrong}.")
-    return folder
+        raise CheckpointError(f"{found} cannot be used: {wrong}.")
+    return found
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder with the weights and the settings of a trained model. Raises CheckpointError."""
+    found = find_weights(folder)
+    for name in ("config.yaml", MANIFEST):
+        if not (found / name).is_file():
+            raise CheckpointError(
+                f"{found} is no checkpoint: it has no {name}.\nType the folder of a run, of a checkpoint, or of final."
+            )
+    return found
+
+
+def assets_of(folder: Path) -> Path:
+    """Where a folder of weights keeps what the recipe fitted: in `assets/`, or, as `final` does, beside them."""
+    return folder / "assets" if (folder / "assets").is_dir() else folder
+
+
+def copy_assets(folder: Path, target: Path) -> None:
+    """Copy what the recipe fitted, and nothing else, from a folder of weights into `target`."""
+    others = shutil.ignore_patterns(
+        "*.safetensors", "*.index.json", MANIFEST, "README.md", "config.yaml", "config.json"
+    )
+    shutil.copytree(
+        assets_of(folder), target, dirs_exist_ok=True, ignore=others if assets_of(folder) == folder else None
+    )
 
 
 def find_config(folder: Path, flags: Sequence[str] = ()) -> Config:
@@ -45,8 +76,7 @@ def load_trained(folder: Path, recipe: Any) -> tuple[Any, Any]:
     from runner.hardware import best_device_type
 
     folder = model_folder(folder)
-    assets = folder / "assets" if (folder / "assets").is_dir() else folder
-    recipe = recipe.prepare(assets)
+    recipe = recipe.prepare(assets_of(folder))
     model = recipe.model()
     quiet_transformers()
     if (folder / "config.json").is_file():

@@ -113,7 +113,9 @@ class Subject:
     @property
     def is_stream(self) -> bool:
         """Whether it is read one after another."""
-        return hasattr(self.train_data, "read")
+        from runner.fetching import is_stream
+
+        return is_stream(self.train_data)
 
     @functools.cached_property
     def examples(self) -> list[Any]:

@@ -13,7 +13,8 @@ def main(arguments: list[str]) -> int:
             print("usage: relay checkpoints DIR    list the checkpoints of a run, and verify every file's hash")
             return 0
         raise ConfigError("relay checkpoints takes the folder of a run: type relay checkpoints runs/NAME.")
-    from runner.checkpoints.folders import find_damage, list_checkpoints, resolve_pointer
+    from runner.checkpoints.folders import find_damage, list_checkpoints
+    from runner.checkpoints.pointers import resolve_pointer
 
     folder = Path(arguments[0])
     found = list_checkpoints(folder)

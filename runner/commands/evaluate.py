@@ -53,10 +53,11 @@ def main(arguments: list[str]) -> None:
     recipe, model = load_trained(Path(settings.checkpoint), config.recipe)
     from runner.assembly import sampled
     from runner.evaluation import evaluate_rows
+    from runner.fetching import is_stream
     from runner.hardware import best_device_type, open_hardware
 
     data = sampled(recipe.data(settings.split), settings.max_eval_examples)
-    if hasattr(data, "read") or not len(data):
+    if is_stream(data) or not len(data):
         raise DataError(f"The recipe has no {settings.split} split to score: type --split with another one.")
     # A run that trained in fp16 on a GPU is scored on a CPU in what that has.
     lacks_fp16 = config.run.mixed_precision == "fp16" and best_device_type() == "cpu"

@@ -24,21 +24,15 @@ def main(arguments: list[str]) -> None:
     target = Path(settings.output)
     if target.exists():
         raise ConfigError(f"{target} is there already: type --output with a new folder.")
-    from runner.checkpoints.trained import find_recipe, load_trained, model_folder
+    from runner.checkpoints.trained import copy_assets, find_recipe, load_trained, model_folder
 
     source = model_folder(Path(settings.checkpoint))
     recipe, model = load_trained(source, find_recipe(source))
-
-    from runner.checkpoints.folders import MANIFEST
-
     target.mkdir(parents=True)
-    assets = source / "assets" if (source / "assets").is_dir() else None
-    if assets is not None:
-        shutil.copytree(assets, target, dirs_exist_ok=True)
-    elif recipe_files := [path for path in source.iterdir() if path.is_file() and path.suffix != ".safetensors"]:
-        for path in recipe_files:
-            shutil.copy2(path, target)
-    (target / MANIFEST).unlink(missing_ok=True)
+    copy_assets(source, target)
+    for name in ("README.md", "config.yaml"):
+        if (source / name).is_file():
+            shutil.copy2(source / name, target)
     model = model.cpu()
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()

@@ -143,26 +143,26 @@ def range_test(config: Config, low: float, high: float, steps: int) -> tuple[lis
 
     Ends where the smoothed loss has gone far above its lowest. Source: Smith 2015, arXiv 1506.01186.
     """
-    from runner import loop, optim
-    from runner.step import accumulate, sync_step
+    from runner import loop
+    from runner.step import accumulate, sync_step, update
 
-    run = open_run(config.with_run(max_steps=steps))
+    run = open_run(config.with_run(max_steps=steps, on_bad_step="stop", grad_norm_spike_factor=0.0, eval_steps=0))
+    run.rates = lambda step: low * (high / low) ** (step / (steps - 1))
     rates: list[float] = []
     losses: list[float] = []
     fetched = loop.fetch_lanes(run)
     for step in range(steps):
-        rate = low * (high / low) ** (step / (steps - 1))
         lanes = [next(fetched) for _ in run.share]
         totals = sync_step(run, lanes)
         loss, _ = accumulate(run, lanes, totals)
-        optim.set_step(run.optimizer, rate, config.run.adam_beta1)
-        norm = run.hardware.clip_gradients(run.model, config.run.max_grad_norm or math.inf)
-        rates.append(rate)
+        rates.append(run.learning_rate(step))
         losses.append(float(loss))
-        if not math.isfinite(norm) or not math.isfinite(losses[-1]) or divergence(rates, smooth(losses)) is not None:
+        if not math.isfinite(losses[-1]) or divergence(rates, smooth(losses)) is not None:
             break
-        run.optimizer.step()
-        run.optimizer.zero_grad()
+        try:
+            update(run, loss, totals)
+        except DivergedError:
+            break
         loop.record_step(run, lanes, totals)
     kept = [place for place, loss in enumerate(losses) if math.isfinite(loss)]
     if len(kept) < 3:

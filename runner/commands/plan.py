@@ -55,8 +55,9 @@ def main(arguments: list[str]) -> None:
     settings: PlanSettings = parse_into(PlanSettings, own, "relay plan")
     config = parse(flags, "relay plan")
     processes, is_sharded = _world(settings.accelerate_config)
+    config = config.with_batch(processes)
     run = config.run
-    batch_size = run.batch_size or run.micro_batch_size * (run.gradient_accumulation_steps or 4) * processes
+    batch_size = run.batch_size or 0
     from runner.lanes import check_batch, check_world
 
     check_batch(batch_size, run.micro_batch_size)
@@ -246,12 +247,12 @@ def _world(file: str | None) -> tuple[int, bool]:
 
 def _longest(recipe: Any, data: Any, seed: int, sample: int, micro_batch_size: int) -> Any:
     """A micro-batch of the longest among a few examples; None where there are none."""
-    from runner.fetching import take
+    from runner.fetching import is_stream, take
     from runner.memory import size
 
     if data is None:
         return None
-    if hasattr(data, "read"):
+    if is_stream(data):
         reader = data.read(0, 1, seed, None)
         few = [next(reader)[0] for _ in range(sample)]
     else:
@@ -281,17 +282,19 @@ def _print_time(config: Any, timed: int, steps: int) -> None:
 def _print_steps(run: Any, data: Any, batch_size: int, batch: Any) -> int:
     """Steps (which are returned, 0 where nobody knows), passes over the data and, where the word means something,
     tokens."""
+    from runner.fetching import examples_per_epoch, warnings_of
+    from runner.lanes import run_length
+
     if data is None:
         return 0
-    known = getattr(data, "examples_per_epoch", None) if hasattr(data, "read") else len(data)
-    epochs = run.num_train_epochs or 3.0
-    if run.max_steps is None and known is None:
+    known = examples_per_epoch(data)
+    _, steps = run_length(run, known, batch_size)
+    if steps is None:
         print("steps        not known: the data are a stream without end, give --max_steps")
         return 0
-    steps = run.max_steps or math.ceil(math.ceil(epochs * (known or 0)) / batch_size)
     passes = f": {steps * batch_size / known:.2f} passes over {known:,}" if known else ""
     print(f"steps        {steps:,} of {batch_size} examples in {batch_size // run.micro_batch_size} lanes{passes}")
-    for warning in getattr(data, "warnings", lambda _: [])(steps * batch_size):
+    for warning in warnings_of(data, steps * batch_size):
         print(f"warning      {warning}")
     if batch is not None and batch.tokens:
         longest = batch.tokens / run.micro_batch_size

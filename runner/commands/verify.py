@@ -150,7 +150,7 @@ class Bench:
                 self.flags += [f"--{name}", value]
         if "model.dropout" in {setting.flag for setting in settings_of(type(given.recipe))}:
             self.flags += [] if "model.dropout" in given.explicit else ["--model.dropout", "0.1"]
-        self.config: Config = parse(self.flags)
+        self.config: Config = parse(self.flags).with_batch(1)
         run: RunSettings = self.config.run
         num_lanes = (run.batch_size or 0) // run.micro_batch_size
         wrong = [world for world in self.worlds if num_lanes % world]
@@ -393,6 +393,8 @@ def _gap_at(folder: Path, whole: Path, step: int) -> float:
 
 def check_grads(bench: Bench) -> Iterator[Row]:
     """Adam's first moment after one step is a tenth of the gradient: compare it with that of one lane."""
+    from runner.fetching import has_own_order, is_stream
+
     batch = bench.config.run.batch_size or 8
     known = {setting.flag for setting in settings_of(type(bench.config.recipe))}
     quiet = ["--max_grad_norm", "0", "--adam_beta1", "0.9", "--save_steps", "1"]
@@ -400,7 +402,7 @@ def check_grads(bench: Bench) -> Iterator[Row]:
     quiet += [word for name in sorted(known) if name.endswith("dropout") for word in (f"--{name}", "0")]
     lengths = {"full": ["--max_steps", "1"], "ragged": _ragged(batch)}
     data = bench.training_data()
-    is_free = not hasattr(data, "order") and not hasattr(data, "read")
+    is_free = not has_own_order(data) and not is_stream(data)
     if not is_free:
         # Their last step is as full as any other.
         del lengths["ragged"]
@@ -443,6 +445,7 @@ def _gradient(
 
 def check_ledger(run: Path) -> Iterator[Row]:
     """Make the order of a run again from its settings, and compare it with the checksums of what it consumed."""
+    from runner.fetching import has_own_order, is_stream
     from runner.log import read_lines
 
     lines = read_lines(run / "ledger.jsonl")
@@ -460,24 +463,26 @@ def check_ledger(run: Path) -> Iterator[Row]:
     steps = range(max(recorded, default=-1) + 1)
     missing = [step for step in steps if step not in recorded]
     yield Row(f"{len(steps)} steps over {len(starts)} starts", f"{len(missing)} not recorded", not missing)
-    again = _streamed(data, starts, steps) if hasattr(data, "read") else _by_index(data, starts, steps)
+    again = _streamed(data, starts, steps) if is_stream(data) else _by_index(data, starts, steps)
     wrong, seen = [], []
     for step, (checksum, consumed) in zip(steps, again, strict=True):
         wrong += [step + 1] if recorded.get(step) != checksum else []
         seen += consumed
     result = f"{len(wrong)} steps consumed something else" + (f", first step {wrong[0]}" if wrong else "")
     yield Row(f"{len(seen):,} examples, in the order that the seed says", result, not wrong)
-    if hasattr(data, "read") or not hasattr(data, "order"):
-        repeated, left_out = _census(seen, starts, hasattr(data, "read"))
+    if is_stream(data) or not has_own_order(data):
+        repeated, left_out = _census(seen, starts, is_stream(data))
         holds = not repeated and not left_out
         yield Row("every epoch", f"repeated {repeated}, missing {left_out}", holds)
 
 
 def _by_index(data: Any, starts: list[dict[str, Any]], steps: range) -> Iterator[tuple[int, list[Any]]]:
+    from runner.fetching import order_of
+
     orders = []
     for start in starts:
         size = start["batch_size"], start["micro_batch_size"], start["seed"]
-        order = data.order(*size) if hasattr(data, "order") else None
+        order = order_of(data, *size)
         excluded = frozenset(start["excluded"])
         orders.append(lanes_module.Lanes(start["num_examples"], *size, start["total_examples"], excluded, order))
     for step in steps:

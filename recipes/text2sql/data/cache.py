@@ -22,10 +22,11 @@ from typing import Any
 
 from recipes.text2sql.data import sources
 from recipes.text2sql.data.mixing import interleaved
-from recipes.text2sql.data.questions import WEIGHTED, Prepared, Question, Reading
+from recipes.text2sql.data.questions import WEIGHTED, Prepared, Question, Reading, read_demo, read_questions
 from recipes.text2sql.data.sources import Entry
 from recipes.text2sql.prompts import prompt
 from recipes.text2sql.prompts.prompt import Link
+from recipes.text2sql.settings import DataSettings
 from recipes.text2sql.sql.canonical import canonical
 from recipes.text2sql.sql.schema import Schema
 from runner.errors import DataError
@@ -36,6 +37,15 @@ READING = ("data", "prompts", "sql")
 CACHED_FROM = 500
 """A split with fewer entries is made ready in memory: faster than opening a cache."""
 WHOLE_BYTES, END_BYTES = 16 * 2**20, 64 * 2**10
+
+
+def load_questions(settings: DataSettings, split: str) -> Sequence[Question]:
+    """The questions of a split, of one source or of several. Raises DataError where something is missing or broken."""
+    if settings.source == "demo":
+        return read_demo(split)
+    if not set(settings.sources) <= WEIGHTED.keys():
+        return read_questions(settings.source, settings.dir, split)
+    return gather(settings.sources, settings.dir, split, settings.evidence, settings.preprocessing_num_workers)
 
 
 def gather(names: Sequence[str], folder: str | None, split: str, evidence: bool, processes: int) -> Mixture:

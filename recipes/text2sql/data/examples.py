@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from recipes.text2sql.prompts.encoding import Example
+from recipes.text2sql.prompts.encoding import Encoder, Example
 
 if TYPE_CHECKING:
     from recipes.text2sql.data.mixing import MixedOrder
     from recipes.text2sql.data.questions import Question
-    from recipes.text2sql.recipe import Recipe
 
 import dataclasses
 import functools
@@ -27,14 +26,14 @@ if TYPE_CHECKING:
 class Examples:
     """A split: made into token ids when asked for."""
 
-    recipe: Recipe
+    encoder: Encoder
     questions: Sequence[Question]
 
     def __len__(self) -> int:
         return len(self.questions)
 
     def __getitem__(self, index: int) -> Example:
-        return self.recipe.example(self.questions[index])
+        return self.encoder.example(self.questions[index])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +44,7 @@ class TrainingExamples(Examples):
         from recipes.text2sql.augmentation import recombination, rewriting
         from recipes.text2sql.prompts import prompt
 
-        settings, question = self.recipe.data_settings, self.questions[index]
+        settings, question = self.encoder.settings, self.questions[index]
         text, links = question.link()
         target = question.target(links)
         if settings.augmentation_prob and random.random() < settings.augmentation_prob:
@@ -63,7 +62,7 @@ class TrainingExamples(Examples):
             if renamed is not None:
                 schema, links, target = renamed
                 question = dataclasses.replace(question, schema=schema)
-        return self.recipe.encode(question, text, links, target, settings.word_dropout)
+        return self.encoder.encode(question, text, links, target, settings.word_dropout)
 
     @functools.cached_property
     def recombined(self) -> list[list[tuple[str, str]]]:
@@ -76,7 +75,7 @@ class TrainingExamples(Examples):
         """What to tell before a run of so many examples: a source that is repeated too often."""
         from recipes.text2sql.data.questions import WEIGHTED
 
-        source, most = self.recipe.data_settings.source, self.recipe.data_settings.max_source_epochs
+        source, most = self.encoder.settings.source, self.encoder.settings.max_source_epochs
         passes = examples / len(self)
         if source not in WEIGHTED or not most or passes <= most:
             return []
@@ -97,7 +96,7 @@ class MixedExamples(TrainingExamples):
         from recipes.text2sql.data.questions import WEIGHTED
 
         assert isinstance(self.questions, Mixture)
-        settings, names = self.recipe.data_settings, tuple(self.questions.parts)
+        settings, names = self.encoder.settings, tuple(self.questions.parts)
         weights = tuple(getattr(settings, f"{WEIGHTED[name]}_weight") for name in names)
         most = settings.max_source_epochs
         return MixedOrder(names, self.questions.sizes, weights, batch_size, micro_batch_size, seed, most)

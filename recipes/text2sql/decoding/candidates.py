@@ -15,8 +15,8 @@ from recipes.text2sql.sql.execution import Execution, execute
 from recipes.text2sql.sql.results import first_that_finds, is_ordered, same_result
 
 if TYPE_CHECKING:
-    from recipes.text2sql.prompts.encoding import Example
-    from recipes.text2sql.recipe import Recipe
+    from recipes.text2sql.prompts.encoding import Encoder, Example
+    from recipes.text2sql.settings import GenerationSettings
     from recipes.text2sql.sql.schema import Schema
 
 import hashlib
@@ -34,11 +34,10 @@ if TYPE_CHECKING:
     pass
 
 
-def write(recipe: Recipe, model: Any, examples: Sequence[Example]) -> list[str]:
+def write(encoder: Encoder, settings: GenerationSettings, model: Any, examples: Sequence[Example]) -> list[str]:
     """One query for each example, with the database's own values and names in the placeholders' places."""
-    settings = recipe.generation_settings
     chosen = []
-    for example, candidates in zip(examples, write_candidates(recipe, model, examples), strict=True):
+    for example, candidates in zip(examples, write_candidates(encoder, settings, model, examples), strict=True):
         database = example.question.database
         if settings.voting:
             chosen.append(most_voted(candidates, database, example.question.schema))
@@ -49,9 +48,11 @@ def write(recipe: Recipe, model: Any, examples: Sequence[Example]) -> list[str]:
     return chosen
 
 
-def write_candidates(recipe: Recipe, model: Any, examples: Sequence[Example]) -> list[list[str]]:
+def write_candidates(
+    encoder: Encoder, settings: GenerationSettings, model: Any, examples: Sequence[Example]
+) -> list[list[str]]:
     """The candidates for each example: beams, the likeliest first, or draws, the first of several not drawn."""
-    settings, tokenizer = recipe.generation_settings, recipe.tokenizer
+    tokenizer = encoder.tokenizer
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
     drawn = settings.temperature > 0
     count = settings.num_candidates if drawn else settings.num_beams
@@ -61,7 +62,7 @@ def write_candidates(recipe: Recipe, model: Any, examples: Sequence[Example]) ->
     mask = torch.tensor([[0] * more + [1] * len(e.prompt) for more, e in zip(padding, examples, strict=True)])
     processors = LogitsProcessorList()
     if settings.constrained:
-        writers = [writer_of(recipe, example) for example in examples]
+        writers = [writer_of(encoder, example) for example in examples]
         processors.append(OnlyGrammatical(writers, count, longest, settings.max_new_tokens))
     if drawn:
         ids, mask = ids.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
@@ -78,16 +79,16 @@ def write_candidates(recipe: Recipe, model: Any, examples: Sequence[Example]) ->
         num_return_sequences=1 if drawn else count,
         logits_processor=processors,
     )  # (batch * candidates, time)
-    texts = [tokenizer.decode([t for t in row if t not in (pad, end)]) for row in written[:, longest:].tolist()]
+    texts = [str(tokenizer.decode([t for t in row if t not in (pad, end)])) for row in written[:, longest:].tolist()]
     return [
-        [as_sql(recipe, text, example) for text in texts[number * count : (number + 1) * count]]
+        [as_sql(encoder, text, example) for text in texts[number * count : (number + 1) * count]]
         for number, example in enumerate(examples)
     ]
 
 
-def as_sql(recipe: Recipe, text: str, example: Example) -> str:
+def as_sql(encoder: Encoder, text: str, example: Example) -> str:
     """What the model wrote as the SQL that it stands for."""
-    if recipe.data_settings.schema_tokens:
+    if encoder.settings.schema_tokens:
         text = reveal_names(text, example.question.schema)
     return reveal(text, example.links)
 

@@ -20,8 +20,7 @@ from recipes.text2sql.prompts.prompt import PLACEHOLDERS, names_of
 from recipes.text2sql.sql.canonical import keywords
 
 if TYPE_CHECKING:
-    from recipes.text2sql.prompts.encoding import Example
-    from recipes.text2sql.recipe import Recipe
+    from recipes.text2sql.prompts.encoding import Encoder, Example
     from recipes.text2sql.sql.schema import Schema
 
 import functools
@@ -216,10 +215,10 @@ SPARE = 64
 """One token makes the shortest end longer by less: tables that it asks for, a query in parentheses."""
 
 
-def writer_of(recipe: Recipe, example: Example) -> Writer:
+def writer_of(encoder: Encoder, example: Example) -> Writer:
     """The writer for an example: its schema, and how many values its question has, of which kind."""
     kinds = tuple(link.value.isdecimal() and link.value.isascii() for link in example.links)
-    return _writer(_vocabulary(recipe.tokenizer), example.question.schema, kinds, recipe.data_settings.schema_tokens)
+    return _writer(_vocabulary(encoder.tokenizer), example.question.schema, kinds, encoder.settings.schema_tokens)
 
 
 @functools.lru_cache(maxsize=4)

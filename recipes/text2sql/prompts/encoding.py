@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recipes.text2sql.settings import DataSettings
+
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from recipes.text2sql.data.questions import Question
     from recipes.text2sql.prompts.prompt import Link
 
-import dataclasses
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-    pass
+WORDS_FILE = "words.txt"
+"""The words that come more than once in the training questions: those that `data.word_dropout` does not always hide."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,3 +29,118 @@ class Example:
     prompt: list[int]
     target: list[int]
     links: list[Link]
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """Makes prompts and targets of questions, as the settings say."""
+
+    settings: DataSettings
+    max_new_tokens: int
+    """Tokens that each prompt leaves free for the SQL."""
+    folder: Path | None
+    """Where the tokenizer and the known words are, once the recipe is prepared."""
+
+    @functools.cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer of the recipe's `prepare`."""
+        from transformers import PreTrainedTokenizerFast
+
+        assert self.folder is not None
+        return PreTrainedTokenizerFast.from_pretrained(self.folder)
+
+    @functools.cached_property
+    def known_words(self) -> frozenset[str]:
+        """The words that come more than once in the training questions."""
+        assert self.folder is not None
+        return frozenset((self.folder / WORDS_FILE).read_text(encoding="utf-8").split("\n"))
+
+    def example(self, question: Question) -> Example:
+        """A question as token ids."""
+        text, links = question.link()
+        return self.encode(question, text, links, question.target(links))
+
+    def encode(
+        self, question: Question, text: str, links: list[Link], target: str, word_dropout: float = 0.0
+    ) -> Example:
+        """The token ids of a question and a target that have placeholders for the linked values.
+
+        A share of `word_dropout` of the question's words is hidden at random.
+        """
+        from recipes.text2sql.prompts import prompt, schema_text
+
+        settings, tokenizer = self.settings, self.tokenizer
+        tokens = settings.schema_tokens
+        asked = prompt.mark(text, question.schema) if tokens else text
+        if settings.word_dropout:
+            asked = prompt.hide_words(asked, self.known_words, word_dropout)
+        target = prompt.hide_names(target, question.schema) if tokens else target
+        # A pretrained model's tokenizer may begin a text with a token of its own: once, and not in the middle.
+        target_ids = tokenizer(target, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        asked = prompt.prompt(asked, links, question.schema, settings.question_repeats, tokens)
+        asked_ids = tokenizer(asked, add_special_tokens=False)["input_ids"]
+        # The schema leaves max_new_tokens free, not the length of the gold SQL: that length is part of the answer.
+        schema_length = settings.max_seq_length - self.max_new_tokens - len(asked_ids)
+
+        def schema_ids(described: str) -> list[int]:
+            return tokenizer(f"<schema>{described}")["input_ids"]
+
+        described = ""
+        if settings.schema_in_prompt:
+            described = schema_text.fitting(
+                question.schema,
+                settings.style,
+                question.database,
+                text,
+                links,
+                lambda text: len(schema_ids(text)) - schema_length,
+                lambda texts: list(map(len, tokenizer(texts)["input_ids"])),
+            )
+        prompt_ids = schema_ids(described) + asked_ids
+        return Example(question, prompt_ids, target_ids, links)
+
+
+def added_tokens(settings: DataSettings) -> tuple[str, ...]:
+    """The tokens that the settings need beside the tokenizer's own special ones."""
+    from recipes.text2sql.prompts import prompt
+
+    names = prompt.NAME_TOKENS if settings.schema_tokens else ()
+    return (*names, prompt.UNKNOWN) if settings.word_dropout else names
+
+
+def repeated_words(questions: Iterable[Question]) -> list[str]:
+    """The words that stand in more than one question, in order."""
+    counts: Counter[str] = Counter()
+    for question in questions:
+        counts.update(set(question.link()[0].split()))
+    return sorted(word for word, count in counts.items() if count > 1)
+
+
+def train_tokenizer(questions: Iterable[Question], settings: DataSettings, vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of prompts and targets."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from recipes.text2sql.prompts import prompt, schema_text
+
+    tokens, texts = settings.schema_tokens, []
+    for question in questions:
+        text, links = question.link()
+        target = question.target(links)
+        described = schema_text.describe(question.schema, settings.style, question.database)
+        asked = prompt.mark(text, question.schema) if tokens else text
+        asked = prompt.prompt(asked, links, question.schema, 1, tokens)
+        texts += [f"<schema>{described}{asked}", prompt.hide_names(target, question.schema) if tokens else target]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*prompt.SPECIAL_TOKENS, *added_tokens(settings)],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", clean_up_tokenization_spaces=False
+    )

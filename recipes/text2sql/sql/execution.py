@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+import recipes
 from runner.errors import DataError
 
 MAX_VALUE_BYTES = 1_000_000
@@ -160,7 +161,7 @@ class _Worker:
 
     def _start(self) -> None:
         self.stop()
-        root = Path(__file__).resolve().parents[2]
+        root = Path(recipes.__file__ or "").resolve().parent.parent
         # Isolated and without site-packages: it starts in the tenth of a second and is as it is everywhere.
         program = f"import sys; sys.path.insert(0, {str(root)!r}); from {__name__} import serve; serve()"
         self.process = subprocess.Popen(

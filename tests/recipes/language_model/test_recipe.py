@@ -351,7 +351,7 @@ def test_validation_scores_every_byte_and_counts_them(tmp_path: Path, stories: P
     with torch.no_grad():
         loss = recipe.loss(decoder, batch)
         scores = recipe.score(recipe.predict(decoder, batch))
-    assert scores["perplexity"] == pytest.approx(float(torch.exp(loss.sum / loss.weight)), rel=1e-5)
+    assert scores["perplexity"] == pytest.approx(float(torch.exp(loss.sum / batch.weight)), rel=1e-5)
     bits = float(loss.sum) / np.log(2) / int(batch["bytes"].sum())
     assert scores["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
 
@@ -545,7 +545,7 @@ def test_a_model_that_has_learnt_to_end_stops(tmp_path: Path, stories: Path) -> 
     rows = recipe.data("train")
     for step in range(30):
         loss = recipe.loss(decoder, recipe.collate([rows[step], rows[step + 30]]))
-        (loss.sum / loss.weight).backward()
+        (loss.sum / batch.weight).backward()
         optimizer.step()
         optimizer.zero_grad()
     decoder.eval()
@@ -573,7 +573,7 @@ def test_adapters_leave_the_base_alone_and_merge_exactly(tmp_path: Path, stories
     losses = []
     for _ in range(5):
         loss = recipe.loss(adapted.train(), batch)
-        (loss.sum / loss.weight).backward()
+        (loss.sum / batch.weight).backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss.sum.detach()))

@@ -70,7 +70,7 @@ def test_a_chunked_loss_trains_as_a_plain_one(
         batch = recipe.collate([rows[0], rows[1], data.PackedRow(rows[2].ids[:20], rows[2].documents[:20])])
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = recipe.loss(decoder, batch)
-        (loss.sum / loss.weight).backward()
+        (loss.sum / batch.weight).backward()
         gradients = {name: each.grad for name, each in decoder.named_parameters()}
         found.append((float(loss.sum.detach()), gradients, float(loss.logs["bits_per_byte"])))
         # Afterwards it is a model like any other.

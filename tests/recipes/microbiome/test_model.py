@@ -172,7 +172,7 @@ def test_the_unifrac_loss_by_hand() -> None:
             errors.append((1 - shared / union - float(batch["distances"][one, two])) ** 2)
     assert len(errors) == 15
     assert math.isclose(float(loss.logs["unifrac_loss"]), np.mean(errors), rel_tol=1e-4)
-    assert math.isclose(loss.sum.item() / loss.weight, 2 * np.mean(errors), rel_tol=1e-4)
+    assert math.isclose(loss.sum.item() / batch.weight, 2 * np.mean(errors), rel_tol=1e-4)
 
 
 @pytest.mark.parametrize("form", FORMS)

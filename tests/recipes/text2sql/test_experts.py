@@ -237,7 +237,7 @@ def test_the_bias_moves_against_the_load() -> None:
     model = model_of(recipe_of(balance="bias"))
     before = [router.balance_bias.clone() for router in experts.routers_of(model) if router.balance_bias is not None]
     counts = torch.tensor([[4.0, 0, 2, 2, 2, 2], [0, 12, 0, 0, 0, 0]])
-    recipe_of(balance="bias", balance_bias_rate=0.25).end_step(model, torch.cat([counts, torch.ones(2, 1)], 1))
+    recipe_of(balance="bias", balance_bias_rate=0.25).end_step(model, counts)
     moved = [router.balance_bias for router in experts.routers_of(model)]
     for old, new, layer in zip(before, moved, counts.tolist(), strict=True):
         mean = sum(layer) / 6
@@ -255,9 +255,9 @@ def test_the_bias_balances() -> None:
     spread = []
     for _ in range(80):
         loss = recipe.loss(model, batch)
-        assert loss.tally is not None and loss.auxiliary is not None
+        assert loss.statistics is not None and loss.auxiliary is not None
         spread.append(float(torch.as_tensor(loss.logs["expert/load_balance"]).max()))
-        recipe.end_step(model, loss.tally)
+        recipe.end_step(model, loss.statistics)
     assert spread[0] > 0.5 and spread[-1] < 0.2
     # Of the router's losses, the z-loss alone trains.
     assert loss.auxiliary is not None
@@ -267,14 +267,15 @@ def test_the_bias_balances() -> None:
 def gradients_of(recipe: Recipe, model: Any, lanes: list[Batch]) -> list[Tensor]:
     """The gradient of a step that is cut into lanes, as runner/loop.py makes it."""
     model.zero_grad()
-    if recipe.tallies_first:
+    if recipe.needs_step_statistics:
         with torch.no_grad():
-            whole = sum(recipe.loss(model, lane).tally for lane in lanes)  # type: ignore[misc]
-        lanes = [dataclasses.replace(lane, step=whole) for lane in lanes]
+            whole = sum(recipe.loss(model, lane).statistics for lane in lanes)  # type: ignore[misc]
+        lanes = [dataclasses.replace(lane, step_statistics=whole) for lane in lanes]
     total = sum(lane.weight for lane in lanes)
     for lane in lanes:
         loss = recipe.loss(model, lane)
         auxiliary = 0.0 if loss.auxiliary is None else loss.auxiliary / len(lanes)
+        auxiliary += 0.0 if loss.step_auxiliary is None else loss.step_auxiliary
         (loss.sum / total + auxiliary).backward()
     return [parameter.grad.clone() for parameter in model.parameters()]
 
@@ -300,7 +301,7 @@ def test_global_balance_is_that_of_the_step_as_one_micro_batch() -> None:
     apart = gradients_of(micro, model, cut(batch, 1))
     assert max(float((a - b).abs().max()) for a, b in zip(apart, wanted, strict=True)) > 1e-3
     # And what is shown of the loss is the cross-entropy alone.
-    shown = whole.loss(model, dataclasses.replace(batch, step=whole.loss(model, batch).tally))
+    shown = whole.loss(model, dataclasses.replace(batch, step_statistics=whole.loss(model, batch).statistics))
     assert shown.sum.item() == pytest.approx(micro.loss(model, batch).sum.item()) and shown.auxiliary is None
 
 
@@ -370,7 +371,7 @@ def test_adapters_of_attention_experts_and_router(family: str, tmp_path: Path) -
     for _ in range(4):
         loss = recipe.loss(model, batch)
         assert loss.auxiliary is not None
-        (loss.sum / loss.weight + loss.auxiliary).backward()
+        (loss.sum / batch.weight + loss.auxiliary).backward()
         losses.append(loss.sum.item())
         assert all(parameter.grad is not None for name, parameter in model.named_parameters() if name in trained)
         optimizer.step()
@@ -446,13 +447,13 @@ def test_a_dense_model_of_another_class_is_trained_on(tmp_path: Path, data: Path
     (tmp_path / "assets").mkdir()
     recipe = recipe.prepare(tmp_path / "assets")
     model = recipe.model()
-    assert type(model).__name__ == "LlamaForCausalLM" and not recipe.tallies_first
+    assert type(model).__name__ == "LlamaForCausalLM" and not recipe.needs_step_statistics
     assert model.get_input_embeddings().weight.shape[0] == len(recipe.tokenizer) > 260
     assert len(recipe.tokenizer("<schema>", add_special_tokens=False)["input_ids"]) == 1
     batch = recipe.collate([recipe.data("train")[0]])
     loss = recipe.loss(model, batch)
     loss.sum.backward()
-    assert loss.auxiliary is None and loss.logs == {} and loss.weight > 0
+    assert loss.auxiliary is None and loss.logs == {} and batch.weight > 0
     # With adapters, of the embeddings those of our tokens alone are trained.
     model = adapted(recipe).model()
     loss = recipe.loss(model, batch)

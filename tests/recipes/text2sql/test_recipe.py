@@ -223,7 +223,7 @@ def test_the_demo_is_the_same_for_its_seed(made: demo.DemoData, tmp_path: Path) 
     program = """
 import sys
 from pathlib import Path
-from recipes.text2sql import demo
+from recipes.text2sql.data import demo
 demo.DOMAINS = demo.DOMAINS[:1] + demo.DOMAINS[-2:]
 for seed in (0, 1):
     demo.build(Path(sys.argv[1]) / str(seed), seed)
@@ -448,9 +448,9 @@ def test_geoquerys_queries_survive_the_placeholders() -> None:
 def test_the_prompt_is_the_same_whatever_the_answer(folder: Path) -> None:
     recipe = recipe_for(folder)
     for question in recipe.data("validation").questions:
-        shown = recipe.example(question)
+        shown = recipe.encoder.example(question)
         for query in ("", "SELECT city FROM author WHERE name = 'Ada Costa'", "SELECT 30"):
-            other = recipe.example(dataclasses.replace(question, query=query))
+            other = recipe.encoder.example(dataclasses.replace(question, query=query))
             assert (other.prompt, other.links) == (shown.prompt, shown.links)
             assert other.target != shown.target
 
@@ -458,9 +458,9 @@ def test_the_prompt_is_the_same_whatever_the_answer(folder: Path) -> None:
 def test_a_cut_prompt_is_the_same_whatever_the_answer(folder: Path) -> None:
     recipe = recipe_for(folder)
     question = recipe.data("validation").questions[0]
-    recipe = recipe_for(folder, max_seq_length=len(recipe.example(question).prompt))
+    recipe = recipe_for(folder, max_seq_length=len(recipe.encoder.example(question).prompt))
     longer = dataclasses.replace(question, query="SELECT city FROM author WHERE name = 'Ada Costa' AND id > 2")
-    assert recipe.example(longer).prompt == recipe.example(question).prompt
+    assert recipe.encoder.example(longer).prompt == recipe.encoder.example(question).prompt
 
 
 def test_cutting_leaves_the_question(folder: Path) -> None:
@@ -472,7 +472,7 @@ def test_cutting_leaves_the_question(folder: Path) -> None:
         asked = shown.prompt[shown.prompt.index(query_token) :]
         written = whole.generation_settings.max_new_tokens
         for limit in (len(shown.prompt) + written - 1, len(asked) + written + 12, 10):
-            example = recipe_for(folder, max_seq_length=limit).example(question)
+            example = recipe_for(folder, max_seq_length=limit).encoder.example(question)
             assert example.prompt[-len(asked) :] == asked and example.prompt[0] == start_token
             assert example.target == shown.target
             # Never too long, unless the question alone is.
@@ -506,7 +506,9 @@ def test_a_name_that_is_not_there_is_no_valid_query(folder: Path) -> None:
 
 def test_a_prompt_without_the_schema(folder: Path) -> None:
     question = read_questions("spider", str(folder), "train")[3]
-    shown = recipe_for(folder).tokenizer.decode(recipe_for(folder, schema_in_prompt=False).example(question).prompt)
+    shown = recipe_for(folder).tokenizer.decode(
+        recipe_for(folder, schema_in_prompt=False).encoder.example(question).prompt
+    )
     assert "book" in shown and "author" not in shown and shown.count("<query>") == 1
 
 
@@ -565,7 +567,6 @@ def test_the_loss_against_a_slow_form(folder: Path) -> None:
         for place, token in enumerate(example.target, len(example.prompt)):
             total -= probabilities[place - 1, token].item()
     assert found.sum.item() == pytest.approx(total, rel=1e-6)
-    assert found.weight == sum(len(example.target) for example in examples)
     top_k = recipe.model_settings.num_experts_per_tok
     gates: list[Tensor] = [torch.cat([logits.flatten(0, -2) for logits in layer]) for layer in routed]
     slow = [slowly(logits, torch.ones(len(logits)), top_k) for logits in gates]
@@ -607,7 +608,7 @@ class Perfect:
 
 
 def written_by_a_perfect_model(recipe: Recipe, questions: Sequence[Question]) -> list[str]:
-    examples = [recipe.example(question) for question in questions]
+    examples = [recipe.encoder.example(question) for question in questions]
     return [row["predicted"] for row in recipe.predict(Perfect(recipe, examples), recipe.collate(examples))]
 
 
@@ -624,9 +625,11 @@ def test_of_the_candidates_the_first_that_finds_something_is_taken(
 ) -> None:
     recipe = recipe_for(folder)
     questions = recipe.data("train").questions[:2]
-    examples = [recipe.example(question) for question in questions]
+    examples = [recipe.encoder.example(question) for question in questions]
     likeliest_first = [
-        recipe.example(dataclasses.replace(question, query=query)) for question in questions for query in candidates
+        recipe.encoder.example(dataclasses.replace(question, query=query))
+        for question in questions
+        for query in candidates
     ]
     for guided, wanted in ((True, candidates[chosen]), (False, candidates[0])):
         settings = dataclasses.replace(recipe.generation_settings, num_beams=3, execution_guided=guided)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from runner import registry
-from runner.checkpoints.folders import DRAFT, newest_checkpoint, step_of
+from runner.checkpoints.folders import newest_checkpoint, step_of
+from runner.checkpoints.pointers import DRAFT
 from runner.fetching import MapReader
 from runner.lanes import Lanes
 from runner.trials import PHASES, Interruption, Trial

@@ -162,9 +162,9 @@ def test_hidden_words_are_one_token_in_training_and_in_use(tmp_path: Path) -> No
     assert any(unknown in recipe.data("train")[index].prompt for index in range(4))
     question = recipe.data("train").questions[0]
     asked = dataclasses.replace(question, text="kindly")
-    assert recipe.example(asked).prompt.count(unknown) == 1
+    assert recipe.encoder.example(asked).prompt.count(unknown) == 1
     known = dataclasses.replace(question, text="which")
-    assert "which" in recipe.known_words and unknown not in recipe.example(known).prompt
+    assert "which" in recipe.encoder.known_words and unknown not in recipe.encoder.example(known).prompt
 
 
 def test_every_demo_query_survives_the_names_tokens() -> None:

@@ -25,6 +25,7 @@ import pytest
 
 from recipes.text2sql.augmentation import rewriting
 from recipes.text2sql.data import cache, sources
+from recipes.text2sql.data.cache import load_questions
 from recipes.text2sql.data.mixing import MixedOrder, interleaved, shares
 from recipes.text2sql.data.questions import Question
 from recipes.text2sql.prompts import prompt, schema_text
@@ -124,7 +125,7 @@ def folder(tmp_path: Path) -> Path:
 def read(source: str, folder: Path, split: str = "train", **settings: Any) -> Any:
     """The questions of a source, as the recipe reads them in a process of its own."""
     cache._say.cache_clear()
-    return Recipe(data_settings=DataSettings(source=source, dir=str(folder), **settings))._questions(split)
+    return load_questions(DataSettings(source=source, dir=str(folder), **settings), split)
 
 
 def bound(folder: Path, **settings: Any) -> Any:
@@ -673,11 +674,11 @@ def test_cutting_real_schemas_keeps_what_the_queries_need() -> None:
 def test_a_long_schema_in_the_recipe_is_cut_by_the_question(folder: Path) -> None:
     whole = bound(folder, source="spider")
     for question in whole.data("train").questions:
-        longest = len(whole.example(question).prompt)
+        longest = len(whole.encoder.example(question).prompt)
         short = bound(folder, source="spider", max_seq_length=longest + whole.generation_settings.max_new_tokens - 8)
-        shown = short.example(question)
+        shown = short.encoder.example(question)
         assert len(shown.prompt) <= longest - 8
-        again = short.example(dataclasses.replace(question, query="SELECT city FROM author"))
+        again = short.encoder.example(dataclasses.replace(question, query="SELECT city FROM author"))
         assert shown.prompt == again.prompt, "the answer changes nothing"
         text = short.tokenizer.decode(shown.prompt)
         if "cost" in question.text:
@@ -1015,7 +1016,7 @@ def test_what_comes_wrong_is_said(server: Server, tmp_path: Path, monkeypatch: p
         fetch(server, target, "spider")
     # From the official address, another content than the official one.
     archive.write_bytes(whole)
-    monkeypatch.setattr(fetching, "fetch", lambda url, path: path if path.write_bytes(whole) else path)
+    monkeypatch.setattr(fetching, "download_file", lambda url, path: path if path.write_bytes(whole) else path)
     with pytest.raises(DataError, match="another content"):
         fetching.main(["text2sql", "--sources", "bird", "--output_dir", str(target)])
 

@@ -9,15 +9,16 @@ import random
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from recipes.text2sql.data import demo
+from recipes.text2sql.data import cache, demo
 from recipes.text2sql.data.questions import Question, read_questions
+from recipes.text2sql.data.questions import read_demo as demo_questions
 from recipes.text2sql.decoding.candidates import SeededSampling, as_sql, most_voted, uniforms, write_candidates
 from recipes.text2sql.decoding.masks import State, Writer, writer_of
 from recipes.text2sql.prompts import prompt
@@ -39,19 +40,15 @@ def bookshop() -> tuple[Schema, str]:
     return Schema.from_database(Path(database)), str(database)
 
 
-class Small(Recipe):
-    """Every fifteenth question of the demo."""
-
-    def _questions(self, split: str) -> Sequence[Question]:
-        return super()._questions(split)[::15]
-
-
-@pytest.fixture(scope="session")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    return Small().prepare(tmp_path_factory.mktemp("assets"))
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipe]:
+    """On every fifteenth question of the demo."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "load_questions", lambda settings, split: demo_questions(split)[::15])
+        yield Recipe().prepare(tmp_path_factory.mktemp("assets"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def model(recipe: Recipe) -> Any:
     """Large random weights in fp64: what it writes depends on everything it reads."""
     torch.manual_seed(3)
@@ -66,6 +63,10 @@ def model(recipe: Recipe) -> Any:
 
 def generating(recipe: Recipe, **settings: Any) -> Recipe:
     return dataclasses.replace(recipe, generation_settings=dataclasses.replace(recipe.generation_settings, **settings))
+
+
+def candidates_of(recipe: Recipe, model: Any, examples: Sequence[Example]) -> list[list[str]]:
+    return write_candidates(recipe.encoder, recipe.generation_settings, model, examples)
 
 
 def test_a_draw_has_the_distributions_shares() -> None:
@@ -85,14 +86,14 @@ def test_a_draw_has_the_distributions_shares() -> None:
 def test_candidates_in_a_batch_are_those_of_one_by_one(recipe: Recipe, model: Any, settings: dict[str, Any]) -> None:
     asked = generating(recipe, max_new_tokens=10, **settings)
     examples = [asked.data("validation")[number] for number in (0, 10, 20, 40)]
-    together = write_candidates(asked, model, examples)
-    assert together == [write_candidates(asked, model, [example])[0] for example in examples]
+    together = candidates_of(asked, model, examples)
+    assert together == [candidates_of(asked, model, [example])[0] for example in examples]
     # Two candidates of different bytes that are no characters can read the same.
     assert len({text for texts in together for text in texts}) > 8
     if "temperature" in settings:
-        likeliest = write_candidates(generating(recipe, max_new_tokens=10), model, examples)
+        likeliest = candidates_of(generating(recipe, max_new_tokens=10), model, examples)
         assert [texts[0] for texts in together] == [texts[0] for texts in likeliest]
-        other = write_candidates(generating(asked, seed=1), model, examples)
+        other = candidates_of(generating(asked, seed=1), model, examples)
         assert [texts[0] for texts in other] == [texts[0] for texts in together] and other != together
 
 
@@ -143,8 +144,8 @@ def test_settings_that_do_not_fit(settings: dict[str, Any]) -> None:
 
 def accepts(recipe: Recipe, question: Question) -> bool:
     """Whether every token of the question's query is allowed where it stands, and the end after it."""
-    example = recipe.example(question)
-    writer = writer_of(recipe, example)
+    example = recipe.encoder.example(question)
+    writer = writer_of(recipe.encoder, example)
     state = writer.state(tuple(example.target[:-1]))
     return state is not None and writer.spelling.can_end(state)
 
@@ -188,7 +189,7 @@ def test_the_corpora_are_in_the_grammar(
     left_out, broken = [], 0
     for split in splits:
         for question in read_questions(source, str(TEXT2SQL), split)[::every]:
-            example = recipe.example(question)
+            example = recipe.encoder.example(question)
             if accepts(recipe, question):
                 continue
             if prepares(
@@ -214,13 +215,13 @@ def test_whatever_is_drawn_ends_in_sql_that_prepares(recipe: Recipe) -> None:
     questions = recipe.data("validation").questions
     queries, cut = set(), 0
     for question in questions:
-        example = recipe.example(question)
-        writer = writer_of(recipe, example)
+        example = recipe.encoder.example(question)
+        writer = writer_of(recipe.encoder, example)
         tokens = drawn_at_random(writer, 96, dice)
         if tokens[-1] != writer.vocabulary.end:
             cut += 1
             continue
-        query = as_sql(recipe, recipe.tokenizer.decode(tokens[:-1]), example)
+        query = as_sql(recipe.encoder, recipe.tokenizer.decode(tokens[:-1]), example)
         assert prepares(question.schema, query), query
         queries.add(query)
     assert len(queries) > 35 and len(questions) == 41 and cut <= 2
@@ -255,9 +256,9 @@ def test_whatever_is_drawn_ends_in_sql_that_prepares(recipe: Recipe) -> None:
     ],
 )
 def test_what_is_allowed(recipe: Recipe, bookshop: tuple[Schema, str], text: str, is_allowed: bool) -> None:
-    example = recipe.example(Question("which books ?", "SELECT name FROM book", *bookshop))
+    example = recipe.encoder.example(Question("which books ?", "SELECT name FROM book", *bookshop))
     state: Any = State()
-    spelling = writer_of(recipe, example).spelling
+    spelling = writer_of(recipe.encoder, example).spelling
     for symbol in text.encode():
         state = state and spelling.step(state, symbol)
     assert (state is not None and spelling.can_end(state)) == is_allowed
@@ -267,8 +268,8 @@ def test_a_question_without_a_number_has_no_limit_by_a_placeholder(
     recipe: Recipe, bookshop: tuple[Schema, str]
 ) -> None:
     for question, wanted in (("novel books of ada adler", False), ("the 3 cheapest novel books", True)):
-        example = recipe.example(Question(question, "SELECT name FROM book", *bookshop))
-        writer = writer_of(recipe, example)
+        example = recipe.encoder.example(Question(question, "SELECT name FROM book", *bookshop))
+        writer = writer_of(recipe.encoder, example)
         state: Any = State()
         for symbol in b"SELECT name FROM book LIMIT ":
             state = writer.spelling.step(state, symbol)
@@ -283,13 +284,13 @@ def test_constrained_writing_in_a_batch_is_that_of_one_by_one(
 ) -> None:
     asked = generating(recipe, max_new_tokens=40, constrained=True, **settings)
     examples = [asked.data("validation")[number] for number in (0, 20, 40)]
-    together = write_candidates(asked, model, examples)
-    assert together == [write_candidates(asked, model, [example])[0] for example in examples]
+    together = candidates_of(asked, model, examples)
+    assert together == [candidates_of(asked, model, [example])[0] for example in examples]
     for texts, example in zip(together, examples, strict=True):
         # A model that knows nothing writes what prepares all the same.
         assert all(prepares(example.question.schema, text) for text in texts), texts
     assert not prepares(
-        examples[0].question.schema, write_candidates(generating(asked, constrained=False), model, examples)[0][0]
+        examples[0].question.schema, candidates_of(generating(asked, constrained=False), model, examples)[0][0]
     )
 
 
@@ -303,14 +304,14 @@ def test_a_name_that_sqlite_takes_for_a_keyword_is_quoted(recipe: Recipe, tmp_pa
         dice, unseen = random.Random(1), set(names)
         settings = dataclasses.replace(recipe.data_settings, schema_tokens=tokens)
         asked = dataclasses.replace(recipe, data_settings=settings)
-        writer = writer_of(asked, asked.example(Question("what ?", "SELECT 1", schema, None)))
+        writer = writer_of(asked.encoder, asked.encoder.example(Question("what ?", "SELECT 1", schema, None)))
         for number in itertools.count():
             # What is drawn depends on the vocabulary, so on sqlite's and the tokenizer's versions.
             if number >= 15 and not unseen:
                 break
             assert number < 300, f"never written: {unseen}"
             drawn = drawn_at_random(writer, 80, dice)
-            query = as_sql(asked, asked.tokenizer.decode(drawn[:-1]), Example(
+            query = as_sql(asked.encoder, asked.tokenizer.decode(drawn[:-1]), Example(
                 Question("", "", schema, None), [], [], []))  # fmt: skip
             assert prepares(schema, query), query
             unseen -= {name for name in unseen if name in query}
@@ -319,14 +320,14 @@ def test_a_name_that_sqlite_takes_for_a_keyword_is_quoted(recipe: Recipe, tmp_pa
 # Asking --------------------------------------------------------------------------------------------------
 
 
-class Told(Small):
+class Told(Recipe):
     """Writes the query that its question says after a colon."""
 
     def write(self, model: Any, examples: list[Example]) -> list[str]:
         return [example.question.text.partition(": ")[2] for example in examples]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def told(recipe: Recipe) -> Recipe:
     return Told(assets=recipe.assets)
 
