@@ -5,7 +5,7 @@ with a file name is written there under that name, so that the commands below it
 reader.
 
 A `text` block after the comment `<!-- output -->` is compared with what the block of commands before it prints. A line
-`...` stands for any lines. The wording must be the same; numbers that depend on the machine (decimal fractions, times,
+`...` stands for any lines, and at the end of a line for its rest. The wording must be the same; numbers that depend on the machine (decimal fractions, times,
 rates, dates) match any other. The comment may say more, after commas:
 
 - `with --max_steps 20`: the test adds these flags, so that it is quick, and every number matches any other;
@@ -281,12 +281,13 @@ class Shown:
             return r"(?:.*\n)*"
         if self.labels_only and label:
             return r"(?:.*\n)*" + label[0] + r".*\n"
+        line, rest = (line.removesuffix(" ..."), ".*") if line.endswith(" ...") else (line, "")
         varying = NUMBER if self.any_numbers else VARYING
         parts, end = [], 0
         for number in re.finditer(varying, line):
             parts += [re.escape(line[end : number.start()]), f"(?:{varying})"]
             end = number.end()
-        return "".join(parts) + re.escape(line[end:]) + r"\n"
+        return "".join(parts) + re.escape(line[end:]) + rest + r"\n"
 
 
 def falsified(shown: str, printed: str, how: Shown) -> str | None:
@@ -388,6 +389,8 @@ OUTPUTS = [
         None,
     ),
     ("...\nwritten: out\n", "output", None),
+    ("model: Mixtral, ...\n...\nwritten: out\n", "output", None),
+    ("model: Mistral, ...\n...\nwritten: out\n", "output", "model: Mistral"),
     ("model: Mixtral, 755,328 parameters\n", "output", "what follows after: model: Mixtral, 755,328 parameters"),
     ("model: Mistral, 755,328 parameters\n...\n", "output", "model: Mistral, 755,328 parameters"),
     ("model: Mixtral, 755,329 parameters\n...\n", "output", "model: Mixtral, 755,329 parameters"),
