@@ -5,8 +5,8 @@ with a file name is written there under that name, so that the commands below it
 reader.
 
 A `text` block after the comment `<!-- output -->` is compared with what the block of commands before it prints. A line
-`...` stands for any lines, and at the end of a line for its rest. The wording must be the same; numbers that depend on the machine (decimal fractions, times,
-rates, dates) match any other. The comment may say more, after commas:
+`...` stands for any lines, and ` ...` at the end of a line for its rest. The wording must be the same; numbers that
+depend on the machine (decimal fractions, times, rates, dates) match any other. The comment may say more, after commas:
 
 - `with --max_steps 20`: the test adds these flags, so that it is quick, and every number matches any other;
 - `any numbers`: every number matches any other;
@@ -307,7 +307,7 @@ def run_block(block: Block, how: Shown, folder: Path) -> str:
     printed = ""
     for words in commands_of(block.text):
         program, rest = words[0], words[1:]
-        if program == "relay":
+        if program != "python":
             for flag in how.flags[::2]:
                 if flag in rest:
                     del rest[rest.index(flag) : rest.index(flag) + 2]
