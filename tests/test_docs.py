@@ -1,8 +1,19 @@
-"""Law 9: every command and every YAML block of the README and the docs parses, and the example recipe runs.
+"""Every command and every YAML block of the README and the docs parses, and the output they show is what is printed.
 
 A page is read from top to bottom in an empty folder. A Python or YAML block whose first line is a comment
 with a file name is written there under that name, so that the commands below it find it, as they would for a
 reader.
+
+A `text` block after the comment `<!-- output -->` is compared with what the block of commands before it prints. A line
+`...` stands for any lines, and ` ...` at the end of a line for its rest. The wording must be the same; numbers that
+depend on the machine (decimal fractions, times, rates, dates) match any other. The comment may say more, after commas:
+
+- `with --max_steps 20`: the test adds these flags, so that it is quick, and every number matches any other;
+- `any numbers`: every number matches any other;
+- `labels only`: of each line `label: value` only the label is compared, and lines without one are skipped;
+- `Ctrl-C at step 20`: the test sends SIGINT when the first progress line of that step or a later one is printed.
+
+A block of commands after the comment `<!-- run -->` is run without a comparison.
 """
 
 import contextlib
@@ -15,10 +26,12 @@ import math
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -33,6 +46,7 @@ from runner.settings import RunSettings
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [
     REPOSITORY / "README.md",
+    REPOSITORY / "CONTRIBUTING.md",
     *sorted((REPOSITORY / "docs").rglob("*.md")),
     *sorted((REPOSITORY / "recipes").glob("*/README.md")),
 ]
@@ -47,20 +61,25 @@ class Block:
     language: str
     text: str
     line: int
+    mark: str = ""
+    """What the HTML comment on the line before it says."""
 
 
 def blocks_of(page: Path) -> Iterator[Block]:
     """Every fenced block, in order."""
-    language, lines, start = None, [], 0
+    language, lines, start, mark = None, [], 0, ""
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         fence = re.match(r"\s*```(\S*)", line)
         if fence and language is None:
             language, lines, start = fence[1], [], number
         elif fence:
-            yield Block(language or "", "\n".join(lines) + "\n", start)
-            language = None
+            yield Block(language or "", "\n".join(lines) + "\n", start, mark)
+            language, mark = None, ""
         elif language is not None:
             lines.append(line)
+        elif line.strip():
+            comment = re.fullmatch(r"\s*<!-- (.*) -->\s*", line)
+            mark = comment[1] if comment else ""
     assert language is None, f"{page.name}:{start}: this block is never closed"
 
 
@@ -167,7 +186,7 @@ def request_flags(flags: Sequence[str]) -> set[str]:
             break
     else:
         classes = [registry.find(name) for name in registry.names()]
-    requests = [recipe.Request for recipe in classes if hasattr(recipe, "Request")]
+    requests = [recipe.Request for recipe in classes if recipe.Request is not None]
     return {setting.flag for request in requests for setting in settings_of(request)}
 
 
@@ -221,6 +240,192 @@ def test_every_link_inside_the_repository_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     dead = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not dead, f"{page.name} links to what is not there: {dead}"
+
+
+# Numbers that differ from machine to machine, and every number.
+VARYING = r"CPU \S+|\d{8}-\d{6}|\d+:\d\d(?::\d\d)?|\d[\d,]*\.\d+(?:e[+-]?\d+)?"
+VARYING += r"|\d[\d,]*(?= (?:examples/s|tokens/s|threads|seconds|s\b))"
+NUMBER = r"CPU \S+|\d[\d,]*(?:[.:]\d+)*(?:e[+-]?\d+)?"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """How the output that a page shows is compared with what is printed: the words of its comment."""
+
+    flags: tuple[str, ...] = ()
+    any_numbers: bool = False
+    labels_only: bool = False
+    interrupt_at: int | None = None
+
+    @classmethod
+    def of(cls, mark: str) -> "Shown | None":
+        """What a comment asks for; None where it is no comment about output."""
+        first, *options = re.split(r",\s*| (?=with )", mark)
+        if first != "output":
+            return None
+        found: dict[str, Any] = {}
+        for option in options:
+            if option.startswith("with "):
+                found |= {"flags": tuple(shlex.split(option)[1:]), "any_numbers": True}
+            elif option.startswith("Ctrl-C at step "):
+                found |= {"interrupt_at": int(option.rpartition(" ")[2]), "any_numbers": True}
+            else:
+                known = {"any numbers": "any_numbers", "labels only": "labels_only"}
+                found[known[option]] = True
+        return cls(**found)
+
+    def pattern(self, line: str) -> str:
+        """The regular expression of one line."""
+        label = re.match(r"\w+:", line)
+        if line.strip() == "..." or (self.labels_only and not label):
+            return r"(?:.*\n)*"
+        if self.labels_only and label:
+            return r"(?:.*\n)*" + label[0] + r".*\n"
+        line, rest = (line.removesuffix(" ..."), ".*") if line.endswith(" ...") else (line, "")
+        varying = NUMBER if self.any_numbers else VARYING
+        parts, end = [], 0
+        for number in re.finditer(varying, line):
+            parts += [re.escape(line[end : number.start()]), f"(?:{varying})"]
+            end = number.end()
+        return "".join(parts) + re.escape(line[end:]) + rest + r"\n"
+
+
+def falsified(shown: str, printed: str, how: Shown) -> str | None:
+    """The first line of `shown` that is not printed where it stands; None where the two agree."""
+    pattern, before = "", ""
+    for line in shown.splitlines():
+        pattern += how.pattern(line)
+        if not re.match(pattern, printed):
+            return line
+        before = line
+    agree = re.fullmatch(pattern, printed) or (how.labels_only and re.match(pattern, printed))
+    return None if agree else f"what follows after: {before}"
+
+
+def run_block(block: Block, how: Shown, folder: Path) -> str:
+    """What the commands of a block print on stdout, and after a mistake or an interruption on stderr."""
+    printed = ""
+    for words in commands_of(block.text):
+        program, rest = words[0], words[1:]
+        if program != "python":
+            for flag in how.flags[::2]:
+                if flag in rest:
+                    del rest[rest.index(flag) : rest.index(flag) + 2]
+            rest += how.flags
+        modules = {"relay": ["-m", "runner"], "accelerate": ["-m", "accelerate.commands.accelerate_cli"], "python": []}
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        with (
+            (folder / "stderr.log").open("w+", encoding="utf-8") as errors,
+            subprocess.Popen(
+                [sys.executable, *modules[program], *rest],
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            ) as process,
+        ):
+            assert process.stdout is not None
+            for line in process.stdout:
+                printed += line
+                step = re.search(r"step (\d+)/", line)
+                if how.interrupt_at is not None and step and int(step[1]) >= how.interrupt_at:
+                    process.send_signal(signal.SIGINT)
+                    how = dataclasses.replace(how, interrupt_at=None)
+            status = process.wait(timeout=60)
+            errors.seek(0)
+            complaints = errors.read()
+        assert status in (0, 2, 75), f"{shlex.join(words)} ended with status {status}:\n{printed}{complaints}"
+        if status:
+            # Libraries warn on some machines only.
+            printed += "".join(line for line in complaints.splitlines(True) if not line.startswith("warning: "))
+    return printed
+
+
+def untrue_outputs(page: Path, folder: Path) -> list[str]:
+    """Run the commands of a page whose output it shows; returns a sentence for every output that is another one."""
+    for name in ("runner", "recipes", "accelerate_configs"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    wrong = []
+    commands: Block | None = None
+    for block in blocks_of(page):
+        name = re.match(r"# (\S+\.(?:py|ya?ml))\n", block.text)
+        if name and block.language in ("python", "yaml"):
+            (folder / name[1]).write_text(block.text, encoding="utf-8")
+        how = Shown.of(block.mark)
+        if block.language == "bash":
+            commands = block
+            if block.mark == "run":
+                run_block(block, Shown(), folder)
+        elif how is not None:
+            assert commands is not None, f"{page.name}:{block.line}: output without a command before it"
+            printed = run_block(commands, how, folder)
+            line = falsified(block.text, printed, how)
+            if line is not None:
+                wrong.append(f"{page.name}:{block.line}: not printed: {line}\nPrinted was:\n{printed}")
+    return wrong
+
+
+def shows_output(page: Path) -> bool:
+    return any(Shown.of(block.mark) for block in blocks_of(page))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", list(filter(shows_output, PAGES)), ids=lambda page: page.relative_to(REPOSITORY).as_posix()
+)
+def test_the_output_on_a_page_is_what_its_commands_print(page: Path, tmp_path: Path) -> None:
+    wrong = untrue_outputs(page, tmp_path)
+    assert not wrong, "\n".join(wrong)
+
+
+PRINTED = "model: Mixtral, 755,328 parameters\nstep 50/1030  loss 1.3186  46 examples/s  left 11:20\nwritten: out\n"
+# (what a page shows, the words of its comment, the line that is not what PRINTED has)
+OUTPUTS = [
+    (PRINTED, "output", None),
+    (
+        "model: Mixtral, 755,328 parameters\nstep 50/1030  loss 0.2  9,146 examples/s  left 1:00:20\n...\n",
+        "output",
+        None,
+    ),
+    ("...\nwritten: out\n", "output", None),
+    ("model: Mixtral, ...\n...\nwritten: out\n", "output", None),
+    ("model: Mistral, ...\n...\nwritten: out\n", "output", "model: Mistral"),
+    ("model: Mixtral, 755,328 parameters\n", "output", "what follows after: model: Mixtral, 755,328 parameters"),
+    ("model: Mistral, 755,328 parameters\n...\n", "output", "model: Mistral, 755,328 parameters"),
+    ("model: Mixtral, 755,329 parameters\n...\n", "output", "model: Mixtral, 755,329 parameters"),
+    ("model: Mixtral, 12 parameters\n...\n", "output with --max_steps 3", None),
+    ("...\nstep 50/1030  losses 1.3186  46 examples/s  left 11:20\n...\n", "output", "step 50/1030  losses 1.3186"),
+    ("model: other\nwritten: elsewhere\n", "output, labels only", None),
+    ("model: other\nwrote: elsewhere\n", "output, labels only", "wrote: elsewhere"),
+]
+
+
+@pytest.mark.parametrize(("shown", "mark", "wrong"), OUTPUTS)
+def test_a_falsified_output_is_found(shown: str, mark: str, wrong: str | None) -> None:
+    how = Shown.of(mark)
+    assert how is not None
+    found = falsified(shown, PRINTED, how)
+    assert found == wrong or (wrong is not None and found is not None and found.startswith(wrong))
+
+
+def test_a_falsified_page_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    told = "```bash\npython -c \"print('one 1.5')\"\n```\n\n<!-- output -->\n```text\n{}\n```\n"
+    page.write_text(told.format("one 2.5") + told.format("two 1.5"), encoding="utf-8")
+    (tmp_path / "folder").mkdir()
+    wrong = untrue_outputs(page, tmp_path / "folder")
+    assert len(wrong) == 1 and "page.md:14: not printed: two 1.5" in wrong[0]
+
+
+def test_pre_commit_runs_what_make_check_runs() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    recipe = re.search(r"^check:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    assert recipe is not None
+    wanted = [line.strip().removeprefix("@$(BIN)/").partition(" --pythonpath")[0] for line in recipe[1].splitlines()]
+    hooks = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    assert [hook["entry"] for hook in hooks] == wanted
+    assert all(hook["language"] == "system" for hook in hooks), "a hook of another language is downloaded"
 
 
 TINY_RECIPE = """import dataclasses
