@@ -140,6 +140,65 @@ def runner_imports_only_its_layer_and_below(root: Path) -> list[str]:
     return wrong
 
 
+def import_graph(root: Path) -> dict[str, set[str]]:
+    """The modules of runner/ and recipes/, and which of each other they import: at the top, in functions, for types."""
+    files = {}
+    for path in python_files(root, "runner", "recipes"):
+        parts = path.relative_to(root).with_suffix("").parts
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    graph: dict[str, set[str]] = {}
+    for name, path in files.items():
+        graph[name] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                # The package itself, for a relative import of one dot.
+                start = list(path.relative_to(root).parent.parts)[: -(node.level - 1) or None] if node.level else []
+                module = ".".join([*start, *([node.module] if node.module else [])])
+                found = [f"{module}.{alias.name}" if f"{module}.{alias.name}" in files else module
+                         for alias in node.names]  # fmt: skip
+            else:
+                continue
+            graph[name] |= {each for each in found if each in files and each != name}
+    return graph
+
+
+def no_import_goes_in_a_circle(root: Path) -> list[str]:
+    graph = import_graph(root)
+    done: set[str] = set()
+    wrong: list[str] = []
+
+    def visit(name: str, trail: list[str]) -> None:
+        if name in trail:
+            wrong.append(f"imports go in a circle: {' -> '.join([*trail[trail.index(name) :], name])}")
+        elif name not in done:
+            for each in sorted(graph[name]):
+                visit(each, [*trail, name])
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, [])
+    return wrong
+
+
+MOST_LINES = 80
+# A table of phrasings, by database.
+LONG_FUNCTIONS = {"recipes/text2sql/data/demo.py:_ask"}
+
+
+def functions_are_short(root: Path) -> list[str]:
+    wrong = []
+    for path in python_files(root, "runner", "recipes"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                where = f"{path.relative_to(root).as_posix()}:{node.name}"
+                if lines > MOST_LINES and where not in LONG_FUNCTIONS:
+                    wrong.append(f"{where} has {lines} lines, and {MOST_LINES} are the most")
+    return wrong
+
+
 def plain_layer_is_plain(root: Path) -> list[str]:
     wrong = []
     plain_files = (path for path in python_files(root, "runner") if path.name != "__init__.py")
@@ -303,6 +362,8 @@ def no_paths_of_one_machine(root: Path) -> list[str]:
 
 
 RULES: list[Callable[[Path], list[str]]] = [
+    no_import_goes_in_a_circle,
+    functions_are_short,
     runner_imports_only_its_layer_and_below,
     plain_layer_is_plain,
     only_two_files_know_accelerate,
@@ -327,6 +388,14 @@ def test_the_house_keeps_its_rules(rule: Callable[[Path], list[str]]) -> None:
 PROJECT = '[project]\ndependencies = ["numpy", "torch>=2.9", "accelerate"]\n'
 # (the rule, the file that breaks it, its text, a part of the sentence that says so)
 VIOLATIONS = [
+    (
+        no_import_goes_in_a_circle,
+        "recipes/mine/a.py",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from recipes.mine import b\n"
+        "def f():\n    from recipes.mine.a import f",
+        "recipes.mine.a -> recipes.mine.b -> recipes.mine.a",
+    ),
+    (functions_are_short, "runner/loop.py", "def f():\n" + "    x = 1\n" * 80, "has 81 lines"),
     (runner_imports_only_its_layer_and_below, "runner/lanes.py", "from runner import loop", "a layer above"),
     (
         runner_imports_only_its_layer_and_below,
@@ -428,6 +497,8 @@ def test_a_broken_rule_is_found(
 ) -> None:
     (tmp_path / "runner").mkdir()
     (tmp_path / "pyproject.toml").write_text(PROJECT)
+    (tmp_path / "recipes" / "mine").mkdir(parents=True)
+    (tmp_path / "recipes" / "mine" / "b.py").write_text("def g():\n    from . import a\n")
     assert rule(tmp_path) == [], "a tree with nothing wrong in it"
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).write_text(text + "\n", encoding="utf-8")
@@ -449,3 +520,25 @@ def test_what_is_allowed_is_not_found(tmp_path: Path) -> None:
         (tmp_path / file).write_text(text)
     imports_rules = RULES[: RULES.index(names_say_something)]
     assert [sentence for rule in imports_rules for sentence in rule(tmp_path)] == []
+
+
+def test_the_design_names_files_that_exist() -> None:
+    text = (REPOSITORY / "docs" / "design.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:runner|recipes|tests|docs)/[\w./-]+\.(?:py|md))`", text))
+    # The map names files below the folder that stands before them.
+    folder = ""
+    for line in text.partition("## The map of the house")[2].partition("```\n")[0].splitlines():
+        start = re.match(r"(runner|tests)/$|  (checkpoints|parts)/", line)
+        folder = f"{folder.partition('/')[0]}/{start[2]}" if start and start[2] else start[1] if start else folder
+        if folder.startswith("runner") and not line.startswith("recipes"):
+            named |= {f"{folder}/{name}" for name in re.findall(r"(?<![\w/])\w+\.py", line) if name != "download.py"}
+        if line.startswith("recipes"):
+            break
+    assert len(named) > 40
+    missing = sorted(name for name in named if "NAME" not in name and not (REPOSITORY / name).is_file())
+    assert not missing, missing
+    # And every file of the runner has its place on the map.
+    mapped = {Path(name).name for name in named}
+    files = [path for path in python_files(REPOSITORY, "runner") if path.parent.name != "commands"]
+    lost = [path.name for path in files if path.name not in mapped and not path.name.startswith("__")]
+    assert not lost, lost

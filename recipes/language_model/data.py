@@ -35,8 +35,8 @@ class Packer:
     tokenizer: Any
     settings: DataSettings
 
-    def tokenize(self, passages: list[Passage]) -> tuple[list[np.ndarray], list[bool]]:
-        """Token ids of each passage with BOS and EOS where documents begin and end, and whether it begins one."""
+    def tokenize(self, passages: list[Passage]) -> list[np.ndarray]:
+        """Token ids of each passage, with BOS and EOS where documents begin and end."""
         found = []
         encoded = tokens.encode(self.tokenizer, [passage.text for passage in passages])
         for passage, ids in zip(passages, encoded, strict=True):
@@ -46,30 +46,23 @@ class Packer:
             if passage.ends and self.settings.add_eos:
                 parts.append(np.array([self.tokenizer.eos_token_id], np.int32))
             found.append(np.concatenate(parts))
-        # Parts of a long document that were shuffled are strangers to each other.
-        return found, [True] * len(passages)
+        return found
 
     def rows(self, passages: list[Passage]) -> Sequence[PackedRow]:
         """All tokens of the passages in rows; nothing is left out. Linear in the tokens."""
-        ids, starts = self.tokenize(passages)
+        ids = self.tokenize(passages)
         if self.settings.packing == "concat":
-            return Concatenated.of(ids, starts, self.settings.max_seq_length, self.settings.stride)
-        chunks = self._chunks(ids, starts)
+            return Concatenated.of(ids, self.settings.max_seq_length, self.settings.stride)
+        chunks = self._chunks(ids)
         if self.settings.packing == "document":
             return [PackedRow(chunk, np.full(len(chunk), number, np.int32)) for number, chunk in enumerate(chunks)]
         return best_fit(chunks, self.settings.max_seq_length + 1)
 
-    def _chunks(self, ids: list[np.ndarray], starts: list[bool]) -> list[np.ndarray]:
-        """Documents in parts of at most a row, each of which begins with the last token of the one before."""
+    def _chunks(self, ids: list[np.ndarray]) -> list[np.ndarray]:
+        """Passages in parts of at most a row. Each part begins with the last token of the one before."""
         length = self.settings.max_seq_length
-        documents: list[list[np.ndarray]] = []
-        for part, begins in zip(ids, starts, strict=True):
-            if begins or not documents:
-                documents.append([])
-            documents[-1].append(part)
-        whole = [np.concatenate(parts) for parts in documents]
         # A single token has no target.
-        return [each[at : at + length + 1] for each in whole for at in range(0, max(1, len(each) - 1), length)]
+        return [each[at : at + length + 1] for each in ids for at in range(0, max(1, len(each) - 1), length)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +76,10 @@ class Concatenated(Sequence[PackedRow]):
     stride: int
 
     @classmethod
-    def of(cls, ids: list[np.ndarray], starts: list[bool], length: int, stride: int | None) -> Concatenated:
+    def of(cls, ids: list[np.ndarray], length: int, stride: int | None) -> Concatenated:
         """Put the tokens of passages together."""
-        numbers = np.cumsum(np.array(starts, np.int32)) if starts else np.zeros(0, np.int32)
+        # Parts of a long document that were shuffled are separate documents.
+        numbers = np.arange(1, len(ids) + 1, dtype=np.int32)
         sizes = [len(each) for each in ids]
         joined = np.concatenate(ids) if ids else np.zeros(0, np.int32)
         return cls(joined, np.repeat(numbers, sizes).astype(np.int32), length, stride or length)

@@ -250,12 +250,6 @@ def pretrained(path: str) -> Any:
         ) from None
 
 
-def count(model: nn.Module) -> tuple[int, int]:
-    """(parameters, those that train); tied ones once."""
-    parameters = list(model.parameters())
-    return sum(each.numel() for each in parameters), sum(each.numel() for each in parameters if each.requires_grad)
-
-
 def other_parameters(settings: ModelSettings) -> int:
     """Parameters beside the embeddings: what a vocabulary is weighed against. Counted on no memory at all."""
     with torch.device("meta"):

@@ -81,6 +81,41 @@ def _embedded(settings: DataSettings) -> Study:
     return Study(names, tuple(made.sequences), made.counts, made.phylogeny, metadata)
 
 
+def _described_rows(
+    sample_ids: Any,
+    columns: dict[str, tuple[str, ...]],
+    needed: Sequence[str],
+    table: str,
+    metadata: str,
+    notes: list[str],
+) -> np.ndarray:
+    """The rows of the samples that the metadata describe, with a value in every column of `needed`; `notes` grows.
+
+    Raises DataError where none is left.
+    """
+    rows = np.arange(len(sample_ids))
+    if not columns:
+        return rows
+    known = {name: number for number, name in enumerate(columns[next(iter(columns))])}
+    present = np.array([sample_ids[row] in known for row in rows], bool)
+    if not present.any():
+        raise DataError(
+            f"No sample of {table} is in {metadata}: the table has ids like {sample_ids[0]!r}, the metadata like "
+            f"{next(iter(known), '')!r}.\nType --data.metadata with this table's metadata."
+        )
+    _note(notes, int((~present).sum()), f"of {len(rows)} samples are not in {metadata}", rows[present])
+    rows = rows[present]
+    for column in needed:
+        _check_column(columns, column, metadata)
+        cells = [columns[column][known[sample_ids[row]]] for row in rows]
+        has_value = np.array([cell.strip().lower() not in MISSING for cell in cells], bool)
+        _note(notes, int((~has_value).sum()), f"of {len(rows)} samples have no {column}", rows[has_value])
+        if not has_value.any():
+            raise DataError(f"No sample of {table} has a value in the column {column!r} of {metadata}.")
+        rows = rows[has_value]
+    return rows
+
+
 def open_study(
     table: str,
     sequences: str | None = None,
@@ -131,25 +166,7 @@ def open_study(
     counts = counts[:, [place[name] for name in kept]].tocsr()
 
     # Samples: in the metadata, with every value, with reads.
-    rows = np.arange(len(sample_ids))
-    if columns:
-        known = {name: number for number, name in enumerate(columns[next(iter(columns))])}
-        present = np.array([sample_ids[row] in known for row in rows], bool)
-        if not present.any():
-            raise DataError(
-                f"No sample of {table} is in {metadata}: the table has ids like {sample_ids[0]!r}, the metadata like "
-                f"{next(iter(known), '')!r}.\nType --data.metadata with this table's metadata."
-            )
-        _note(notes, int((~present).sum()), f"of {len(rows)} samples are not in {metadata}", rows[present])
-        rows = rows[present]
-        for column in needed:
-            _check_column(columns, column, str(metadata))
-            cells = [columns[column][known[sample_ids[row]]] for row in rows]
-            has_value = np.array([cell.strip().lower() not in MISSING for cell in cells], bool)
-            _note(notes, int((~has_value).sum()), f"of {len(rows)} samples have no {column}", rows[has_value])
-            if not has_value.any():
-                raise DataError(f"No sample of {table} has a value in the column {column!r} of {metadata}.")
-            rows = rows[has_value]
+    rows = _described_rows(sample_ids, columns, needed, table, str(metadata), notes)
     reads = np.asarray(counts[rows].sum(1)).reshape(-1)
     enough = reads >= min_reads
     _note(notes, int((~enough).sum()), f"of {len(rows)} samples have fewer than {min_reads} reads", rows[enough])

@@ -118,14 +118,6 @@ def branch_shares(counts: Any, phylogeny: Phylogeny) -> tuple[np.ndarray, np.nda
     return below[:, found].toarray(), phylogeny.lengths[found]
 
 
-def faith_diversity(counts: Any, phylogeny: Phylogeny) -> np.ndarray:
-    """(samples,): Faith's phylogenetic diversity, the length of all branches that a sample has."""
-    counts = as_rows(counts)
-    return np.concatenate(
-        [np.zeros(0), *(np.matmul(*branch_presence(counts[rows], phylogeny)) for rows in _blocks(counts, phylogeny))]
-    )
-
-
 def distances(counts: Any, phylogeny: Phylogeny, metric: Metric = "unweighted") -> np.ndarray:
     """(samples, samples): UniFrac distances between all pairs, in float64; 0 between two empty samples.
 

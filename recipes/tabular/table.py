@@ -327,6 +327,37 @@ def forms_of(frame: pd.DataFrame, kinds: dict[str, str], named: dict[str, str]) 
     return found
 
 
+def _columns_of(
+    frame: pd.DataFrame, source: str, kind: Any, form: Form, doubt: str, named: dict[str, str]
+) -> list[Column]:
+    """The columns that one column of a frame becomes. Raises DataError where it cannot be what the user says it is."""
+    made: list[Column] = []
+    if kind == "date":
+        dates = as_dates(frame[source], form)
+        for part in DATE_PARTS:
+            made.append(_numeric(f"{clean(source)} {part}", source, "date", part, date_part(dates, part)))
+        is_read = bool(dates.notna().any())
+        made = [column for column in made if column.kind != "constant"]
+    elif kind == "numeric":
+        values = as_numbers(frame[source], form)
+        made.append(_numeric(clean(source), source, "numeric", None, values))
+        is_read = bool(np.isfinite(values).any())
+    else:
+        made.append(Column(clean(source), source, kind))
+        is_read = True
+    if source in named and not is_read:
+        raise DataError(
+            f"data.kinds says {source}={named[source]}, and no training cell of it can be read so: "
+            f"{_some(as_text(frame[source]).dropna().unique()[:3]) or 'all are empty'}."
+        )
+    if not is_read:
+        # It looks like numbers or dates, and none of its cells is one: words, then.
+        few = as_text(frame[source]).nunique() <= MOST_CATEGORIES
+        form, doubt, made = "", "", [Column(clean(source), source, "categorical" if few else "text")]
+    is_text = came_as_text(frame[source])
+    return [dataclasses.replace(column, form=form, doubt=doubt, came_as_text=is_text) for column in made]
+
+
 def fit(
     name: str,
     frame: pd.DataFrame,
@@ -354,32 +385,7 @@ def fit(
     found_forms = forms_of(frame, {**of_source, target: "numeric" if task == "regression" else "target"}, named)
     columns: list[Column] = []
     for source, kind in of_source.items():
-        form, doubt = found_forms.get(source, ("", ""))
-        made: list[Column] = []
-        if kind == "date":
-            dates = as_dates(frame[source], form)
-            for part in DATE_PARTS:
-                made.append(_numeric(f"{clean(source)} {part}", source, "date", part, date_part(dates, part)))
-            is_read = bool(dates.notna().any())
-            made = [column for column in made if column.kind != "constant"]
-        elif kind == "numeric":
-            values = as_numbers(frame[source], form)
-            made.append(_numeric(clean(source), source, "numeric", None, values))
-            is_read = bool(np.isfinite(values).any())
-        else:
-            made.append(Column(clean(source), source, kind))
-            is_read = True
-        if source in named and not is_read:
-            raise DataError(
-                f"data.kinds says {source}={named[source]}, and no training cell of it can be read so: "
-                f"{_some(as_text(frame[source]).dropna().unique()[:3]) or 'all are empty'}."
-            )
-        if not is_read:
-            # It looks like numbers or dates, and none of its cells is one: words, then.
-            few = as_text(frame[source]).nunique() <= MOST_CATEGORIES
-            form, doubt, made = "", "", [Column(clean(source), source, "categorical" if few else "text")]
-        is_text = came_as_text(frame[source])
-        columns += [dataclasses.replace(column, form=form, doubt=doubt, came_as_text=is_text) for column in made]
+        columns += _columns_of(frame, source, kind, *found_forms.get(source, ("", "")), named)
     used = [column for column in columns if column.kind not in ("id", "constant")]
     if len(used) > max_features:
         # Drawn once per table, by its name, and kept: the same for every epoch and process.
