@@ -174,6 +174,7 @@ def parse_into(owner: type, arguments: Sequence[str], program: str, description:
     """Read the command line of a `relay` verb into a dataclass, with the same manners as `parse`."""
     _, flags, wants_help = _split(arguments, own_names=())
     known = {setting.flag: setting for setting in settings_of(owner)}
+    flags = _with_new_names(flags, getattr(owner, "renamed_settings", {}))
     _check_names([flag for flag, _ in flags], known, "flag")
     ordered = [word for flag, given in flags for word in _as_arguments(known[flag], given)]
     return _ask_tyro(owner, [*ordered, *(["--help"] if wants_help else [])], program, description)

@@ -13,7 +13,7 @@ depend on the machine (decimal fractions, times, rates, dates) match any other. 
 - `labels only`: of each line `label: value` only the label is compared, and lines without one are skipped;
 - `Ctrl-C at step 20`: the test sends SIGINT when the first progress line of that step or a later one is printed.
 
-A block of commands after the comment `<!-- run -->` is run without a comparison.
+A block of commands after `<!-- run -->` is run without a comparison; one after `<!-- mistake -->` must be refused.
 """
 
 import contextlib
@@ -215,7 +215,11 @@ def read_page(page: Path) -> list[str]:
             if block.language == "yaml":
                 check_yaml(block.text)
             for words in commands_of(block.text) if block.language in ("bash", "sh", "console") else []:
-                check_command(words)
+                if block.mark == "mistake":
+                    with pytest.raises((AssertionError, RelayError)):
+                        check_command(words)
+                else:
+                    check_command(words)
         except (AssertionError, RelayError, SystemExit, ImportError, ValueError) as error:
             wrong.append(f"{page.name}:{block.line}: {error}")
     return wrong

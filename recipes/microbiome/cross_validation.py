@@ -1,6 +1,6 @@
 """Cross-validate a stage: train once per fold and seed, and score the held-out samples of all folds together.
 
-python -m recipes.microbiome.cross_validation --folds 5 --seeds 3 --into runs/soil -- --stage predict ...
+python -m recipes.microbiome.cross_validation --folds 5 --seeds 3 --output runs/soil -- --stage predict ...
 
 What follows `--` are settings of `relay train`; data.fold, seed and output_dir are added. `{run}` in them is the name
 of the run, seed-S-fold-F, so that each can start from its own of another cross-validation.
@@ -49,11 +49,11 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--into", type=Path, required=True)
+    parser.add_argument("--output", "--into", dest="output", type=Path, required=True)
     given = parser.parse_args(own)
     scores = []
     for seed in range(given.seeds):
-        runs = [given.into / f"seed-{seed}-fold-{fold}" for fold in range(given.folds)]
+        runs = [given.output / f"seed-{seed}-fold-{fold}" for fold in range(given.folds)]
         for fold, run in enumerate(runs):
             if (run / "final" / "model.safetensors").is_file():
                 continue

@@ -484,8 +484,9 @@ class Recipe(runner.recipe.Recipe):
         """Tab-separated metadata, to compare with what is known, and for colours."""
         color_by: str = ""
         """Metadata column that colours the embedding; empty: the target."""
-        into: Path = Path("predictions")
+        output: Path = Path("predictions")
         """Folder for predictions.tsv, embeddings.tsv, ordination.txt and report.html."""
+        renamed_settings: ClassVar[Mapping[str, str]] = {"into": "output"}
 
     def answer(self, model: Any, request: Request) -> str:
         """Write the tables and figures of a study, and say how well they agree with what is known."""
@@ -514,7 +515,7 @@ class Recipe(runner.recipe.Recipe):
                 f"These ASVs have {longest} nucleotides, the model learned from {int(model.trained_letters)}.\n"
                 "Trim them to that length, or train with longer ones."
             )
-        return write(model, self, study, request.into, request.color_by or None, parts)
+        return write(model, self, study, request.output, request.color_by or None, parts)
 
     def _distance_scores(self, rows: list[Any]) -> dict[str, float]:
         from recipes.microbiome.score import distance_scores

@@ -36,6 +36,7 @@ class Recipe(runner.recipe.Recipe):
     """Folder of what was fitted; the runner's to set."""
 
     best_metric: ClassVar[str] = "score"
+    renamed_settings: ClassVar[Mapping[str, str]] = {"lora.r": "lora.rank"}
 
     def __post_init__(self) -> None:
         sizes, data = self.model_settings, self.data_settings
@@ -258,7 +259,7 @@ class Recipe(runner.recipe.Recipe):
         if self.stage == "finetune":
             if self.adapt == "lora":
                 lora = self.lora_settings
-                adapt(model, lora.r, lora.alpha, lora.dropout, {table.task for table in self.tables})
+                adapt(model, lora.rank, lora.alpha, lora.dropout, {table.task for table in self.tables})
             elif self.adapt == "frozen_text":
                 model.texts.bert.requires_grad_(False)
         return model
@@ -305,7 +306,7 @@ class Recipe(runner.recipe.Recipe):
                     found = tensors[kept]
                     if name.endswith(".weight"):
                         low, high = tensors[f"{owner}.lora_a"], tensors[f"{owner}.lora_b"]
-                        found = found + high @ low * (self.lora_settings.alpha / self.lora_settings.r)
+                        found = found + high @ low * (self.lora_settings.alpha / self.lora_settings.rank)
                 else:
                     lacking += [] if ".lora_" in name else [name]
                     continue

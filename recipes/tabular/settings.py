@@ -91,9 +91,9 @@ class ModelSettings:
 class LoraSettings:
     """Adapters of stage finetune."""
 
-    r: int = 32
-    """Rank."""
+    rank: int = 32
+    """Rank of the adapters."""
     alpha: float = 64.0
-    """Scale, times 1 / r."""
+    """The adapters' output is multiplied by alpha / rank."""
     dropout: float = 0.1
-    """Share of an adapter's input that is dropped."""
+    """Dropout of the adapters' input, as a share."""

@@ -167,13 +167,13 @@ def test_stage_2_starts_from_stage_1_frozen_and_stops_early(stage_1: Path, tmp_p
 
     # And it is used: on the study it was trained on, and from files.
     recipe, model = load_trained(folder, find_recipe(folder))
-    said = recipe.answer(model, recipe.Request(into=tmp_path / "own"))
+    said = recipe.answer(model, recipe.Request(output=tmp_path / "own"))
     assert "60 samples" in said and "target_mae" in said
     lines = (tmp_path / "own" / "predictions.tsv").read_text().splitlines()
     assert lines[0].split("\t") == ["sample-id", "predicted_target", "target", "split"] and len(lines) == 61
     assert (tmp_path / "own" / "report.html").read_text().count("<svg") == 3
     with pytest.raises(ConfigError, match="color_by"):
-        recipe.answer(model, recipe.Request(into=tmp_path, color_by="colour"))
+        recipe.answer(model, recipe.Request(output=tmp_path, color_by="colour"))
 
 
 def test_a_run_of_stage_1_stopped_by_a_signal_goes_on(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_predictions_and_embeddings_of_a_study_from_files(stage_1: Path, tmp_pat
         table=str(tmp_path / "table.biom"),
         metadata=str(tmp_path / "metadata.tsv"),
         color_by="half",
-        into=tmp_path / "o",
+        output=tmp_path / "o",
     )
     assert "60 samples" in recipe.answer(model, request)
     written = [line.split("\t") for line in (tmp_path / "o" / "embeddings.tsv").read_text().splitlines()]
@@ -220,7 +220,7 @@ def test_predictions_and_embeddings_of_a_study_from_files(stage_1: Path, tmp_pat
     longer = biom.Table(study.counts.T, [f"{sequence}ACGTACGT" for sequence in study.sequences], study.sample_ids)
     (tmp_path / "longer.biom").write_text(longer.to_json("test"))
     with pytest.raises(ConfigError, match="72 nucleotides"):
-        recipe.answer(model, recipe.Request(table=str(tmp_path / "longer.biom"), into=tmp_path / "l"))
+        recipe.answer(model, recipe.Request(table=str(tmp_path / "longer.biom"), output=tmp_path / "l"))
 
 
 def test_the_ordination_is_principal_coordinates_and_scikit_bio_reads_it() -> None:
@@ -284,7 +284,7 @@ def test_a_cross_validation_trains_every_fold_of_every_seed(
     monkeypatch.setattr(cross_validation, "relay", lambda *words: main(list(words)) and pytest.fail(str(words)))
     flags = [*SMALL[2:], "--stage", "predict", "--max_steps", "2", "--data.num_folds", "2", "--data.group", "site"]
     flags += ["--unifrac_penalty", "0", "--nuc_penalty", "0", "--count_penalty", "0"]
-    cross_validation.main(["--folds", "2", "--seeds", "1", "--into", str(tmp_path), "--", *flags])
+    cross_validation.main(["--folds", "2", "--seeds", "1", "--output", str(tmp_path), "--", *flags])
     seen = [row["sample"] for fold in (0, 1) for row in cross_validation.held_out(tmp_path / f"seed-0-fold-{fold}")]
     assert len(seen) == len(set(seen)) == 60
     assert "target_mae/by_group" in capsys.readouterr().out
@@ -331,7 +331,7 @@ def test_artifacts_of_a_real_study_train_both_stages_and_are_described(tmp_path:
     assert {"target_loss", "count_loss", "unifrac_loss"} <= metrics(tmp_path / "two")[-1].keys()
 
     recipe, model = load_trained(tmp_path / "two", find_recipe(tmp_path / "two"))
-    said = recipe.answer(model, recipe.Request(color_by="study", into=tmp_path / "report"))
+    said = recipe.answer(model, recipe.Request(color_by="study", output=tmp_path / "report"))
     assert "23 samples" in said and "1 of 24 samples" in said
     skbio: Any = pytest.importorskip("skbio")
     ordination = skbio.OrdinationResults.read(str(tmp_path / "report" / "ordination.txt"))

@@ -27,7 +27,9 @@ DATA = DataSettings(demo_rows=40)
 def prepared(folder: Path, **changes: Any) -> Recipe:
     """The recipe on the demo, with small sizes."""
     folder.mkdir(exist_ok=True, parents=True)
-    recipe = Recipe(**{"data_settings": DATA, "model_settings": SMALL, "lora_settings": LoraSettings(r=4), **changes})
+    recipe = Recipe(
+        **{"data_settings": DATA, "model_settings": SMALL, "lora_settings": LoraSettings(rank=4), **changes}
+    )
     return recipe.prepare(folder)
 
 
@@ -123,7 +125,7 @@ def test_every_adapter_learns_and_evaluation_is_training_without_dropout(tmp_pat
     sizes = dataclasses.replace(SMALL, numerical_fusion=fusion)
     base = prepared(tmp_path / "base", model_settings=sizes)
     recipe = prepared(
-        tmp_path / "base", model_settings=sizes, stage="finetune", lora_settings=LoraSettings(r=4, dropout=0.0)
+        tmp_path / "base", model_settings=sizes, stage="finetune", lora_settings=LoraSettings(rank=4, dropout=0.0)
     )
     model = fresh(recipe)
     recipe.inherit(model, copy.deepcopy(fresh(base).state_dict()))
