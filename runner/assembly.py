@@ -97,7 +97,7 @@ def first_weights(recipe: Any, settings: RunSettings) -> nn.Module:
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     if settings.init_from:
-        source = find_weights(Path(settings.init_from))
+        source = find_weights(Path(settings.init_from), for_training=True)
         tensors = read_tensors(source / "model.safetensors")
         recipe.inherit(model, tensors)
     return model
@@ -107,7 +107,7 @@ def bind_recipe(config: Config, assets: Path, found: Path | None, hardware: Hard
     """The recipe, bound to what it fits on the training split; one process fits, the others read."""
     recipe, source = config.recipe, found
     if source is None and config.run.init_from:
-        source = find_weights(Path(config.run.init_from))
+        source = find_weights(Path(config.run.init_from), for_training=True)
     if config.run.dry_run:
         import atexit
         import tempfile

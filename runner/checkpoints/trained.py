@@ -13,12 +13,15 @@ from runner.config import Config, parse
 from runner.errors import CheckpointError
 
 
-def find_weights(folder: Path) -> Path:
-    """The folder with the weights that a path means: of a run its `final`, else its latest checkpoint, else itself.
+def find_weights(folder: Path, for_training: bool = False) -> Path:
+    """The folder with the weights that a path means: a run's `final` or latest checkpoint, or the folder itself.
 
+    A model is read from `final` where that is there. A training begins from the latest checkpoint, `for_training`:
+    the tensors there have the names of the model's parameters, and in `final` those that transformers gives them.
     Raises CheckpointError where there are none, or where they are damaged.
     """
-    for candidate in (folder / "final", folder / "checkpoint-latest", folder):
+    names = ("checkpoint-latest", "final") if for_training else ("final", "checkpoint-latest")
+    for candidate in (*(folder / name for name in names), folder):
         found = resolve_pointer(candidate)
         if any(found.glob("model*.safetensors")):
             break
