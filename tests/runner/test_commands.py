@@ -232,3 +232,24 @@ def test_a_range_test_and_a_sweep_leave_a_picture_and_nothing_else(
     assert {path.name for path in tmp_path.iterdir()} == {"test.svg", "sweep.svg"}
     for path in tmp_path.iterdir():
         xml.etree.ElementTree.fromstring(path.read_text(encoding="utf-8"))
+
+
+COUNTING = """
+    def end_step(self, model, statistics):
+        with open(os.environ["TOY_STEPS"], "a", encoding="utf-8") as file:
+            file.write(f"{int(statistics)}\\n")
+
+    def predict("""
+
+
+def test_the_range_test_makes_the_updates_of_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = Path(TOY).read_text(encoding="utf-8").replace("    def predict(", COUNTING.lstrip("\n"), 1)
+    text = text.replace("auxiliary=0.01", "statistics=batch['counts'].sum().detach(), auxiliary=0.01")
+    recipe = tmp_path / "counting.py"
+    recipe.write_text(text, encoding="utf-8")
+    monkeypatch.setenv("TOY_STEPS", str(tmp_path / "steps.txt"))
+    words = ["--recipe", str(recipe), "--batch_size", "16", "--micro_batch_size", "4"]
+    picture = ["--output", str(tmp_path / "rates.svg"), "--min", "1e-6", "--max", "1e-5"]
+    assert main(["find-lr", *words, "--mixed_precision", "no", "--steps", "6", *picture]) == 0
+    # end_step saw the statistics of every step; today's update calls it, and a copy of the update did not.
+    assert len((tmp_path / "steps.txt").read_text().split()) == 6

@@ -36,6 +36,17 @@ def test_metrics_by_layer_become_strips_and_odd_numbers_do_no_harm(tmp_path: Pat
     assert page.count("<rect") == 8 and "score&lt;&amp;&gt;" in page
 
 
+def test_the_state_is_found_where_pointers_are_files(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 7, "split": "train", "loss": 1.0}\n', encoding="utf-8")
+    (tmp_path / "checkpoint-7").mkdir()
+    state = {"step": 7, "batch_size": 16, "best_step": 7, "best_score": 0.25}
+    (tmp_path / "checkpoint-7" / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    # As write_pointer makes one where the file system has no links.
+    (tmp_path / "checkpoint-latest").write_text("checkpoint-7", encoding="utf-8")
+    page = report.write(tmp_path).read_text(encoding="utf-8")
+    assert "7 steps of 16 examples" in page and "best score 0.2500 at step 7" in page
+
+
 @pytest.mark.parametrize("text", ["", "half a li", '{"step": 1, "split": "train", "loss": 1.0}\n{"st'])
 def test_a_run_that_has_only_begun_has_a_page_too(tmp_path: Path, text: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(text, encoding="utf-8")

@@ -16,7 +16,7 @@ def test_tensorboard_has_every_number_once_over_a_restart(tmp_path: Path) -> Non
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = tmp_path / "run"
-    flags = ("--report_to", "tensorboard")
+    flags = ("--report_to", "tensorboard", "--wandb_project", "mine")
     interrupted(run, Interruption("fetch", 13, signal=signal.SIGTERM), *flags)
     train(run, *flags, "--resume_from_checkpoint", "auto")
     steps: list[int] = []
@@ -29,6 +29,8 @@ def test_tensorboard_has_every_number_once_over_a_restart(tmp_path: Path) -> Non
         for name in events.Tags()["histograms"]:
             histograms.setdefault(name, []).extend(event.step for event in events.Histograms(name))
     assert sorted(steps) == list(range(1, 25))
+    # The project of W&B names nothing of TensorBoard's.
+    assert (run / "tensorboard").is_dir() and not (run / "mine").exists()
     # Wherever an evaluation follows; of every weight, and of its gradient.
     names = {f"{kind}/{name}" for kind in ("weights", "gradients") for name in weights(run)}
     assert histograms == dict.fromkeys(names, [10, 20, 24])
