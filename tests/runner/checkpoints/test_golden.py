@@ -4,7 +4,7 @@ Run alone: python -m pytest tests/runner/checkpoints/test_golden.py
 
 A release adds the folder that this program makes, and never changes one:
 
-    python -m tests.test_golden
+    python -m tests.runner.checkpoints.test_golden
 """
 
 import shutil
