@@ -213,7 +213,7 @@ def _requested_exclusions(requested: str | None, num_examples: int) -> frozenset
 
 
 def enable_gradient_checkpointing(model: nn.Module) -> None:
-    """Turn it on where the model has it. Raises ConfigError where it has not: a wish is not dropped silently."""
+    """Turn it on where the model has it. Raises ConfigError where it has not."""
     # The name of transformers 5.23 on, and the one before it.
     names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
     enable = next((getattr(model, name) for name in names if hasattr(model, name)), None)

@@ -306,14 +306,14 @@ def _part(settings: Any, owner: type) -> Any:
 def _ask_tyro(owner: type, arguments: list[str], program: str, description: str | None = None) -> Any:
     import tyro
 
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(printed):
             return tyro.cli(owner, args=arguments, prog=program, description=description, use_underscores=True)
     except SystemExit as leaving:
         if not leaving.code:
             raise
-        raise ConfigError(_one_line(said.getvalue())) from None
+        raise ConfigError(_one_line(printed.getvalue())) from None
 
 
 def _one_line(box: str) -> str:

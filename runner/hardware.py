@@ -182,15 +182,15 @@ def best_device_type() -> str:
     return "cpu"
 
 
-def choose_precision(wish: str, device_type: str) -> tuple[str, str]:
-    """The number format for a wish, and the reason for it.
+def choose_precision(requested: str, device_type: str) -> tuple[str, str]:
+    """The number format for the requested one, and the reason for it.
 
     Raises ConfigError for fp16 on a CPU, where accelerate would silently stay with fp32.
     """
-    if wish == "fp16" and device_type == "cpu":
+    if requested == "fp16" and device_type == "cpu":
         raise ConfigError("fp16 was asked for, but a CPU has no fp16 training: type --mixed_precision bf16 or no.")
-    if wish != "auto":
-        return wish, "as asked"
+    if requested != "auto":
+        return requested, "as asked"
     if device_type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16", "the GPU computes in it natively") if native else ("no", "the GPU has no native bf16")

@@ -26,15 +26,15 @@ class RunSettings:
     seed: int = 0
     """Seed of the weights, the order of the data and every other random number."""
     max_steps: int | None = None
-    """Length of the run in optimiser updates; wins over num_train_epochs."""
+    """Length of the run in optimiser updates; replaces num_train_epochs."""
     num_train_epochs: float | None = None
     """Length of the run in passes over the training split; 3 when max_steps is not given either."""
     batch_size: int | None = None
-    """Examples per step over all hardware; 32 when nothing else says it."""
+    """Examples per step over all processes; 32 when nothing else sets it."""
     micro_batch_size: int = 8
-    """Examples per lane: what one process holds in memory at a time."""
+    """Examples per lane (micro-batch): what one process computes at a time."""
     gradient_accumulation_steps: int | None = None
-    """Lanes per process at the first start, instead of batch_size, which is then derived and kept."""
+    """Lanes per process at the first start; sets batch_size, which the run then keeps."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
     weight_decay: float = 0.01
@@ -48,7 +48,7 @@ class RunSettings:
     adam_epsilon: float = 1e-8
     """AdamW: added to the denominator."""
     max_grad_norm: float = 1.0
-    """Largest gradient norm of a step; longer gradients are scaled down; 0 turns clipping off."""
+    """Gradient clipping: the largest norm of a step's gradient; 0: no clipping."""
     lr_scheduler_type: Scheduler = "cosine"
     """Shape of the learning rate over the steps."""
     warmup_steps: int = 0
@@ -56,7 +56,7 @@ class RunSettings:
     warmup_ratio: float = 0.0
     """Share of all steps that is linear warm-up, where warmup_steps is 0."""
     max_warmup_ratio: float = 1.0
-    """Longest warm-up, as a share of all steps; what warmup_steps asks for beyond it is cut, and the run says so."""
+    """Longest warm-up, as a share of all steps; a longer warmup_steps is cut, with a message."""
     min_lr_ratio: float = 0.0
     """Floor of the learning rate, as a share of the peak."""
     lr_step_size: int | None = None
@@ -66,7 +66,7 @@ class RunSettings:
     mixed_precision: Precision = "auto"
     """Number format of the arithmetic; auto: bf16 where the hardware computes in it natively, else no (fp32)."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
+    """Recompute activations in the backward pass instead of storing them: less memory, more time."""
     torch_compile: bool = False
     """Compile the model with torch.compile."""
     deterministic: bool = False
@@ -80,9 +80,9 @@ class RunSettings:
     save_steps: int = 500
     """Steps between two checkpoints; 0: only at the end."""
     save_in_shards: bool | None = None
-    """FSDP: every process writes what it holds, and none gathers the whole; from 2 GB of weights on when not given."""
+    """FSDP: every process writes its own shard of a checkpoint; on from 2 GB of weights when not given."""
     save_total_limit: int | None = None
-    """Newest checkpoints to keep; the best one is always kept as well; none: all."""
+    """How many of the newest checkpoints to keep, beside the best one; none: all."""
     early_stopping_patience: int | None = None
     """Evaluations in a row without a better metric_for_best_model after which the run ends; none: never."""
     metric_for_best_model: str | None = None
@@ -92,7 +92,7 @@ class RunSettings:
     resume_from_checkpoint: str | None = None
     """"auto" (newest complete checkpoint in output_dir, or start), a checkpoint folder, or a URL."""
     init_from: str | None = None
-    """Checkpoint folder to take the weights from, and nothing else: the next stage of a training."""
+    """Folder of a run or checkpoint whose weights alone to start from: the next stage of a training."""
     report_to: Tracker = "none"
     """Experiment tracker to write to, beside metrics.jsonl."""
     wandb_project: str = "relay"
@@ -102,21 +102,21 @@ class RunSettings:
     upload_to: str | None = None
     """URL (s3://, gs://, abfs://, file://, ...) that checkpoints are copied to in the background."""
     cloud_provider: Literal["aws", "s3", "gcp", "gcs", "azure"] | None = None
-    """Another spelling of upload_to: the provider; the bucket and the prefix are the two settings below."""
+    """Alternative to upload_to: the provider, with cloud_bucket and cloud_prefix."""
     cloud_bucket: str | None = None
-    """Another spelling of upload_to: the bucket, or Azure's container."""
+    """Alternative to upload_to: the bucket, or Azure's container."""
     cloud_prefix: str | None = None
-    """Another spelling of upload_to: the folder in the bucket."""
+    """Alternative to upload_to: the folder in the bucket."""
     cloud_region: str | None = None
-    """Amazon's region of the bucket, where AWS_DEFAULT_REGION does not say it."""
+    """AWS region of the bucket, where AWS_DEFAULT_REGION does not set it."""
     num_workers: int = 0
     """Processes that prepare micro-batches ahead, per training process; 0: prepare them in the loop."""
     max_train_examples: int | None = None
     """Use only this many training examples."""
     max_eval_examples: int | None = None
-    """Use only this many evaluation examples: a fixed draw."""
+    """Use only this many evaluation examples: a fixed random sample."""
     on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
-    """What to do when loss or gradient is not finite: end with status 3, leave the update out, or go back."""
+    """When loss or gradient is not finite: stop with status 3, skip the update, or roll back to a checkpoint."""
     grad_norm_spike_factor: float = 0.0
     """A gradient norm this many times its running mean is a bad step as well; 0: never."""
     exclude_examples: str | None = None
@@ -124,7 +124,7 @@ class RunSettings:
     empty_cache_steps: int = 0
     """Steps between two releases of the accelerator's unused memory; 0: never."""
     use_expandable_segments: bool = False
-    """CUDA: let the allocator grow its segments, against fragmentation."""
+    """CUDA: use expandable memory segments, which reduces fragmentation."""
     debug: bool = False
     """Full tracebacks, and torch's anomaly detection."""
     dry_run: bool = False

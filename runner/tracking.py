@@ -13,7 +13,7 @@ from runner.run import Run
 
 
 def log_step(run: Run, loss: torch.Tensor, norm: float, logs: list[dict[str, torch.Tensor]], speed: Speed) -> None:
-    """Write and show the numbers of this step: one small all-reduce. A lane's NaN counts as not said."""
+    """Write and show the numbers of this step: one small all-reduce. A lane's NaN is left out."""
     step = run.state.step
     names = sorted({name for lane in logs for name in lane})
     device = run.hardware.device

@@ -42,7 +42,7 @@ class Source:
     target: str
     task: Any
     splits: dict[str, pd.DataFrame]
-    said: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     """What was made of the file and its rows, for people."""
 
 
@@ -173,7 +173,7 @@ def _cut(
     asked, task = task, target_task(train[target], form) if task == "auto" else task
     if asked == "auto":
         check_target(name, train[target], task, form)
-    said = [*train.attrs.get("said", ()), *(test.attrs.get("said", ()) if test is not None else ())]
+    notes = [*train.attrs.get("notes", ()), *(test.attrs.get("notes", ()) if test is not None else ())]
     own, train = train, _labelled(train, target, task, form)
     if task == "regression" and not len(train) and as_text(own[target]).notna().any():
         cell = as_text(own[target]).dropna().iloc[0]
@@ -182,7 +182,7 @@ def _cut(
             "Type --data.task classification, or make a column of numbers of it and --data.target with its name."
         )
     check_frame(name, train, target)
-    said += [f"{name}: {note}" for note in _notes(own[target], train[target], test, task, form)]
+    notes += [f"{name}: {note}" for note in _notes(own[target], train[target], test, task, form)]
     count = min(round(len(train) * settings.validation_fraction), MOST_VALIDATION_ROWS)
     random = np.random.default_rng([settings.split_seed, *name.encode()])
     order = random.permutation(len(train))
@@ -199,27 +199,29 @@ def _cut(
     rest = train.loc[~held] if count < len(train) else train
     splits = {"train": rest, "validation": train.loc[held], "test": train.iloc[:0] if test is None else test}
     splits = {split: frame.reset_index(drop=True) for split, frame in splits.items()}
-    return Source(name, target, task, splits, tuple(said))
+    return Source(name, target, task, splits, tuple(notes))
 
 
 def _notes(own: pd.Series, learned: pd.Series, test: pd.DataFrame | None, task: str, form: Form) -> list[str]:
     """What people should know of a target: rows left out, classes of one row, test rows that cannot be scored."""
-    said = []
+    notes = []
     if len(learned) < len(own):
         odd = as_text(own.loc[own.index.difference(learned.index)]).dropna()
         what = f"without a number as target, such as {odd.iloc[0][:40]!r}" if len(odd) else "without a target"
-        said.append(f"{len(own) - len(learned):,} of {len(own):,} rows are left out, {what}")
+        notes.append(f"{len(own) - len(learned):,} of {len(own):,} rows are left out, {what}")
     counts = as_text(learned).value_counts()
     single = int((counts == 1).sum()) if task == "classification" else 0
     if single:
-        said.append(f"{single:,} of {len(counts):,} classes have one row, so they are learned or judged, not both")
+        notes.append(f"{single:,} of {len(counts):,} classes have one row, so they are learned or judged, not both")
     if test is not None and own.name in test:
         truth = test[own.name]
         is_known = np.isfinite(as_numbers(truth, form)) if task == "regression" else as_text(truth).isin(counts.index)
         if not is_known.all():
             why = "no number" if task == "regression" else "missing, or a class that training has not"
-            said.append(f"{int((~is_known).sum()):,} of {len(truth):,} test rows are not scored: their target is {why}")
-    return said
+            notes.append(
+                f"{int((~is_known).sum()):,} of {len(truth):,} test rows are not scored: their target is {why}"
+            )
+    return notes
 
 
 def _labelled(frame: pd.DataFrame, target: str, task: str, form: Form) -> pd.DataFrame:

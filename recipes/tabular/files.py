@@ -56,7 +56,7 @@ NOT_TEXT = {
 
 
 def read_frame(path: Path, unread: Iterable[str] = ()) -> pd.DataFrame:
-    """A CSV, TSV, parquet or Excel file; `attrs["said"]` tells what was guessed. Raises DataError where it is none.
+    """A CSV, TSV, parquet or Excel file; `attrs["notes"]` tells what was guessed. Raises DataError where it is none.
 
     In a text file, the columns `unread` are not taken for numbers yet: "1.234" may be 1234 there.
     """
@@ -66,7 +66,7 @@ def read_frame(path: Path, unread: Iterable[str] = ()) -> pd.DataFrame:
         raise DataError(f"There is no file {path}: check the path.")
     endings = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in COMPRESSED]
     ending = endings[-1] if endings else ""
-    said: list[str] = []
+    notes: list[str] = []
     try:
         if ending in (".parquet", ".pq"):
             frame = pd.read_parquet(path)
@@ -74,9 +74,9 @@ def read_frame(path: Path, unread: Iterable[str] = ()) -> pd.DataFrame:
                 # An index with a name is a column like others.
                 frame = frame.reset_index(drop=frame.index.names == [None])
         elif ending in WORKBOOKS:
-            frame = _workbook(path, WORKBOOKS[ending], said)
+            frame = _workbook(path, WORKBOOKS[ending], notes)
         elif ending in TEXTS:
-            frame = _text(path, TEXTS[ending], set(unread), said)
+            frame = _text(path, TEXTS[ending], set(unread), notes)
         else:
             raise DataError(
                 f"{path} has {f'the unknown ending {ending}' if ending else 'no ending'}; wanted: "
@@ -100,7 +100,7 @@ def read_frame(path: Path, unread: Iterable[str] = ()) -> pd.DataFrame:
             f"{path} has a header ({', '.join(frame.columns[:6])}) and no rows.\n"
             "Check that it is the file you meant, and that it was written to its end."
         )
-    frame.attrs["said"] = tuple(f"{path}: {line}" for line in said)
+    frame.attrs["notes"] = tuple(f"{path}: {line}" for line in notes)
     return frame
 
 
@@ -108,7 +108,7 @@ def _twice(path: Path, name: str) -> DataError:
     return DataError(f"{path} has two columns of the name {name!r}: rename one.")
 
 
-def _workbook(path: Path, package: str, said: list[str]) -> pd.DataFrame:
+def _workbook(path: Path, package: str, notes: list[str]) -> pd.DataFrame:
     """The first sheet, where the package that reads it is there."""
     import importlib.util
 
@@ -127,11 +127,11 @@ def _workbook(path: Path, package: str, said: list[str]) -> pd.DataFrame:
         lines = str(error).splitlines() or [type(error).__name__]
         raise DataError(f"{path} cannot be read as a workbook: {lines[0]}\nSave the sheet as CSV.") from error
     if len(sheets) > 1:
-        said.append(f"the first of its {len(sheets)} sheets was read, {sheets[0]}")
+        notes.append(f"the first of its {len(sheets)} sheets was read, {sheets[0]}")
     return frame
 
 
-def _text(path: Path, usual: str, unread: set[str], said: list[str]) -> pd.DataFrame:
+def _text(path: Path, usual: str, unread: set[str], notes: list[str]) -> pd.DataFrame:
     """Columns as text, in UTF-8, UTF-16 or Windows-1252, with the separator that divides the first lines evenly."""
     import fsspec
 
@@ -145,7 +145,7 @@ def _text(path: Path, usual: str, unread: set[str], said: list[str]) -> pd.DataF
         except UnicodeError:
             continue
         if encoding == "cp1252":
-            said.append(
+            notes.append(
                 f"it is not UTF-8, so it was read as Windows-1252 (Latin-1){example}; if that is wrong, type "
                 f"iconv -f ENCODING -t UTF-8 {path.name} > new.csv"
             )

@@ -120,7 +120,7 @@ class Recipe(runner.recipe.Recipe):
                 settings.split_seed,
             )  # fmt: skip
             tables.append(table)
-            print(*(f"note: {line}" for line in source.said), describe(table), sep="\n", flush=True)
+            print(*(f"note: {line}" for line in source.notes), describe(table), sep="\n", flush=True)
         return tables
 
     def _write_text_encoder(self, folder: Path) -> None:
@@ -430,11 +430,11 @@ class Recipe(runner.recipe.Recipe):
         frame.to_csv(request.output, index=False, sep="\t" if is_tabbed else ",")
         known = {metric: value for metric, value in self.score(rows).items() if value == value and metric != "score"}
         scored = "; ".join(f"{metric} {value:.4f}" for metric, value in known.items())
-        said = [f"note: {line}" for line in frame.attrs["said"]]
+        notes = [f"note: {line}" for line in frame.attrs["notes"]]
         if new:
-            said.append(f"note: the file has {twice[0]!r}, so the columns added end with{new}")
+            notes.append(f"note: the file has {twice[0]!r}, so the columns added end with{new}")
         return "\n".join(
-            [*said, f"{len(frame):,} rows with predictions: {request.output}", *([scored] if scored else [])]
+            [*notes, f"{len(frame):,} rows with predictions: {request.output}", *([scored] if scored else [])]
         )
 
     def predict_frame(self, model: Any, table: Table, frame: Any) -> list[Any]:

@@ -97,10 +97,10 @@ def encode(
     for table, frame in zip(tables, frames, strict=True):
         own = cells(table, frame, wording)
         ids = np.array([places.setdefault(text, len(places)) for text in own.texts], dtype=np.int64)
-        said = wording.targets(table)
-        targets = [places.setdefault(text, len(places)) for text in said]
+        texts = wording.targets(table)
+        targets = [places.setdefault(text, len(places)) for text in texts]
         strings = ids[own.strings] if len(frame) else own.strings
-        codes = np.stack([ngram_hashing.code(text) for text in said])
+        codes = np.stack([ngram_hashing.code(text) for text in texts])
         reads = np.zeros_like(strings)
         if kept is not None:
             own_sets, cell_sets = readings(table, own)
@@ -121,8 +121,8 @@ def readings(table: Table, own: Cells) -> tuple[list[tuple[str, str | int]], np.
     sets: dict[tuple[str, str | int], int] = {}
     reads = np.zeros_like(own.strings)
     for place, column in enumerate(table.used):
-        said = ngram_hashing.places(own.numbers[:, place]) if column.is_number else own.strings[:, place]
-        distinct, inverse = np.unique(said, return_inverse=True)
+        texts = ngram_hashing.places(own.numbers[:, place]) if column.is_number else own.strings[:, place]
+        distinct, inverse = np.unique(texts, return_inverse=True)
         values = distinct.tolist() if column.is_number else [own.values[text] for text in distinct.tolist()]
         ids = [sets.setdefault((column.name, value), len(sets)) for value in values]
         reads[:, place] = np.array(ids, dtype=np.int64)[inverse] if len(ids) else 0

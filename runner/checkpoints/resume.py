@@ -30,19 +30,21 @@ def find_resume_point(settings: RunSettings, output_dir: Path, hardware: Hardwar
     return (found, read_state(found)) if found else (None, State())
 
 
-def _find_checkpoint(wish: str, output_dir: Path, upload_to: str | None) -> Path | None:
-    if wish == "auto":
+def _find_checkpoint(requested: str, output_dir: Path, upload_to: str | None) -> Path | None:
+    if requested == "auto":
         return _newest_checkpoint(output_dir, upload_to)
-    if is_url(wish):
-        found, skipped = newest_in_bucket(wish, output_dir)
+    if is_url(requested):
+        found, skipped = newest_in_bucket(requested, output_dir)
         _warn(skipped)
         if found is None:
-            raise CheckpointError(f"There is no whole checkpoint at {wish}: type the URL of a run or of a checkpoint.")
+            raise CheckpointError(
+                f"There is no whole checkpoint at {requested}: type the URL of a run or of a checkpoint."
+            )
         return found
-    folder = resolve_pointer(Path(wish))
+    folder = resolve_pointer(Path(requested))
     if not folder.is_dir():
         raise CheckpointError(
-            f"There is no checkpoint folder {wish}: type --resume_from_checkpoint auto, or the path of a folder "
+            f"There is no checkpoint folder {requested}: type --resume_from_checkpoint auto, or the path of a folder "
             "checkpoint-<step>."
         )
     wrong = find_damage(folder)

@@ -112,7 +112,7 @@ class Saver:
         self._follow_up(write_checkpoint(self.output_dir, model, optimizer, state, files, self.assets), state)
 
     def _follow_up(self, folder: Path, state: State) -> None:
-        """The pointers, the old ones and the copies, once a checkpoint is complete."""
+        """Update pointers, prune, and upload, once a checkpoint is complete."""
         if state.best_step == state.step:
             write_pointer(self.output_dir / "checkpoint-best", folder)
         prune_checkpoints(self.output_dir, self.keep, state.best_step)

@@ -54,8 +54,8 @@ def main(arguments: list[str]) -> None:
     load_model(model, mean, str(target))
     config = (chosen[0] / "config.yaml").read_text(encoding="utf-8")
     final = save_final(target, model.cpu(), mean, chosen[0] / "assets", {"config.yaml": config})
-    said = ", ".join(f"{folder.name} ({scores[step_of(folder)]:.4f})" for folder in chosen)
-    print(f"{final}: the mean of {said} by {name}")
+    listed = ", ".join(f"{folder.name} ({scores[step_of(folder)]:.4f})" for folder in chosen)
+    print(f"{final}: the mean of {listed} by {name}")
 
 
 def _scores(run: Path, recipe: Recipe, steps: set[int]) -> tuple[str, dict[int, float]]:

@@ -81,18 +81,18 @@ def download_source(name: str, source: Source, folder: Path, base_url: str | Non
             if base_url is None:
                 path.unlink()
                 raise DataError(
-                    f"{url} has another content than it had (sha256 {found}, wanted {each.sha256}): it is thrown away."
+                    f"Checksum mismatch for {url} (sha256 {found}, wanted {each.sha256}); the file was deleted."
                     f"\nFetch it again, or by hand from {source.homepage} into {archives}."
                 )
             print(f"{name}: {each.file} is not the official file (sha256 {found})", file=sys.stderr)
         record.append({"url": url, "bytes": path.stat().st_size, "sha256": found})
     for each in source.downloads:
         _place(archives / each.file, home, each, source)
-    said = source.check(folder)
+    summary = source.check(folder)
     content = {"licence": source.licence, "homepage": source.homepage, "files": record}
     (home / RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(archives)
-    print(f"{name}: in {home}; {said}", flush=True)
+    print(f"{name}: in {home}; {summary}", flush=True)
 
 
 def download_file(url: str, path: Path) -> Path:
@@ -169,7 +169,7 @@ def _place(path: Path, home: Path, download: Download, source: Source) -> None:
         begins = path.read_bytes()[:40] if path.stat().st_size < 1_000_000 else b"..."
         path.unlink()
         raise DataError(
-            f"{path.name} is no whole archive ({error}; it begins with {begins!r}): it is thrown away.\n"
+            f"{path.name} is no whole archive ({error}; it begins with {begins!r}); the file was deleted.\n"
             f"Run the same command again, or fetch it by hand from {source.homepage} into {path.parent}."
         ) from None
 

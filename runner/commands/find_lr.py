@@ -43,7 +43,9 @@ class FindSettings:
 
     def __post_init__(self) -> None:
         if not 0 < self.min < self.max:
-            raise ConfigError(f"min {self.min} and max {self.max} are no range: type --min 1e-6 --max 1.")
+            raise ConfigError(
+                f"min is {self.min} and max is {self.max}; min must be below max: type --min 1e-6 --max 1."
+            )
         if self.steps < 3:
             raise ConfigError(f"steps is {self.steps}: type --steps with a number of at least 3.")
 

@@ -52,7 +52,7 @@ MISTAKES = [
     (["plan", "--recipe", TOY, "--batch_size", "12"], "--micro_batch_size"),
     (["plan", "--recipe", TOY, "--accelerate_config", "no.yaml"], "no.yaml"),
     (["plan", "--recipe", TOY, "--timed_steps", "-1"], "timed_steps"),
-    (["find-lr", "--recipe", TOY, "--min", "1", "--max", "0.1"], "no range"),
+    (["find-lr", "--recipe", TOY, "--min", "1", "--max", "0.1"], "min must be below max"),
     (["find-lr", "--recipe", TOY, "--sweep", "fast,slow"], "--sweep"),
     (["find-lr", "--recipe", TOY, "--output", "picture.png"], ".svg"),
     (["check", "--recipe", TOY, "--exampels", "3"], "Did you mean"),

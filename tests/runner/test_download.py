@@ -188,7 +188,7 @@ def test_what_comes_wrong_is_said(server: Server, tmp_path: Path, monkeypatch: p
     # From the official address, another content than the official one.
     archive.write_bytes(whole)
     monkeypatch.setattr(fetching, "download_file", lambda url, path: path if path.write_bytes(whole) else path)
-    with pytest.raises(DataError, match="another content"):
+    with pytest.raises(DataError, match="Checksum mismatch"):
         fetching.main(["text2sql", "--sources", "bird", "--output_dir", str(target)])
 
 

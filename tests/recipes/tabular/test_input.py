@@ -330,7 +330,7 @@ def test_files_that_are_read(name: str, content: bytes, noted: str, tmp_path: Pa
     assert list(frame.columns) == ["age", "colour", "y"] and len(frame) == ROWS
     assert frame["age"].tolist() == own_table()["age"].tolist()
     assert set(as_text(frame["colour"])) <= {"red", "re d", "größe", "blue", "green"}
-    assert noted in "".join(frame.attrs["said"]) and bool(noted) == bool(frame.attrs["said"])
+    assert noted in "".join(frame.attrs["notes"]) and bool(noted) == bool(frame.attrs["notes"])
 
 
 @pytest.mark.parametrize(
@@ -459,7 +459,7 @@ def test_test_rows_that_cannot_be_scored_are_counted(tmp_path: Path) -> None:
     own_table().assign(y=["no"] * 50 + ["perhaps"] * 9 + [None]).to_csv(tmp_path / "test.csv", index=False)
     settings = DataSettings(train=str(tmp_path / "own.csv"), target="y", test=str(tmp_path / "test.csv"))
     (source,) = read(settings)
-    assert source.said == (
+    assert source.notes == (
         "own: 10 of 60 test rows are not scored: their target is missing, or a class that training has not",
     )
 
@@ -469,7 +469,7 @@ def test_booleans_with_blanks_are_read_in_the_test_as_in_training(tmp_path: Path
     own_table(known=answers).assign(y=answers).to_csv(tmp_path / "own.csv", index=False)
     settings = DataSettings(train=str(tmp_path / "own.csv"), target="y", test=str(tmp_path / "own.csv"))
     (source,) = read(settings)
-    assert [note for note in source.said if "not scored" in note] == [
+    assert [note for note in source.notes if "not scored" in note] == [
         "own: 20 of 60 test rows are not scored: their target is missing, or a class that training has not"
     ]
     assert set(as_text(source.splits["test"]["known"]).dropna()) == {"True", "False"}
