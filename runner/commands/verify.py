@@ -10,10 +10,9 @@ import json
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,7 @@ def main(arguments: list[str]) -> None:
             f"relay verify {proof}: {bench.config.recipe_name}, preset {bench.config.preset or 'default'}", flush=True
         )
         started = time.monotonic()
-        rows = getattr(sys.modules[__name__], f"check_{proof}")(bench)
+        rows = CHECKS[proof](bench)
         _verdict(proof, rows, f"{time.monotonic() - started:.0f} s")
     finally:
         if settings.keep:
@@ -104,7 +103,7 @@ def _split(arguments: list[str]) -> tuple[VerifySettings, list[str]]:
 
 
 @dataclasses.dataclass
-class Row:
+class Result:
     """One line of a proof's table."""
 
     what: str
@@ -112,7 +111,7 @@ class Row:
     holds: bool
 
 
-def _verdict(proof: str, rows: Iterator[Row], took: str = "") -> None:
+def _verdict(proof: str, rows: Iterator[Result], took: str = "") -> None:
     """Print rows as they come, then the verdict. Raises Failed where one does not hold."""
     good = total = 0
     for row in rows:
@@ -233,7 +232,7 @@ def gap(left: Mapping[str, Any], right: Mapping[str, Any]) -> float:
     return (difference / max(length, 1e-300)) ** 0.5
 
 
-def check_invariance(bench: Bench) -> Iterator[Row]:
+def check_invariance(bench: Bench) -> Iterator[Result]:
     """One hash per precision."""
     for precision in ("no", "bf16"):
         first = None
@@ -241,10 +240,10 @@ def check_invariance(bench: Bench) -> Iterator[Row]:
             flags = ("--deterministic", "True", "--mixed_precision", precision)
             found = hash_of(final_weights(bench.run(f"{precision}-{world}", world, *flags)))
             first = first or found
-            yield Row(f"precision {precision}, {world} processes", found, found == first)
+            yield Result(f"precision {precision}, {world} processes", found, found == first)
 
 
-def check_elastic(bench: Bench) -> Iterator[Row]:
+def check_elastic(bench: Bench) -> Iterator[Result]:
     """At least three kills in each trial, and another world at every restart."""
     steps = max(bench.settings.steps, 8)
     for mode, flags, limit in (("deterministic", ("--deterministic", "True"), 0.0), ("plain", (), 1e-5)):
@@ -265,11 +264,11 @@ def check_elastic(bench: Bench) -> Iterator[Row]:
             found = final_weights(bench.run(name, world, *flags, "--save_steps", "1", steps=steps))
             distance = gap(found, whole)
             shown = "the same bits" if distance == 0 else f"gap {distance:.1e}"
-            yield Row(f"{mode}, processes@killed: {' '.join(path)} end {world}", shown, distance <= limit)
+            yield Result(f"{mode}, processes@killed: {' '.join(path)} end {world}", shown, distance <= limit)
             shutil.rmtree(bench.folder / name)
 
 
-def check_torture(bench: Bench) -> Iterator[Row]:
+def check_torture(bench: Bench) -> Iterator[Result]:
     """One run, killed in save after save."""
     from runner.checkpoints.folders import newest_checkpoint, step_of
 
@@ -291,22 +290,24 @@ def check_torture(bench: Bench) -> Iterator[Row]:
         if bench.assets is None:
             bench.assets = folder / "assets"
         if statuses != [-signal.SIGKILL]:
-            yield Row(f"kill {number + 1}", f"ended with {statuses}: {output[-300:]}", False)
+            yield Result(f"kill {number + 1}", f"ended with {statuses}: {output[-300:]}", False)
             return
         found, skipped = newest_checkpoint(folder)
         reached = step_of(found) if found else -1
         # The kill comes in the save of `target` or, after a long delay, of a later step.
         holds = found is not None and not skipped and reached >= target - 1
-        yield Row(f"kill {number + 1}: {delay * 1000:.0f} ms into saving step {target}", f"resumes at {reached}", holds)
+        yield Result(
+            f"kill {number + 1}: {delay * 1000:.0f} ms into saving step {target}", f"resumes at {reached}", holds
+        )
         if not holds:
             return
         at = reached
     found = hash_of(final_weights(bench.run("run", 1, *flags, steps=at + 2)))
     whole = hash_of(final_weights(bench.run("whole", 1, *flags, steps=at + 2)))
-    yield Row(f"the weights of step {at + 2}, and of an unbroken run", f"{found} {whole}", found == whole)
+    yield Result(f"the weights of step {at + 2}, and of an unbroken run", f"{found} {whole}", found == whole)
 
 
-def check_bitrot(bench: Bench) -> Iterator[Row]:
+def check_bitrot(bench: Bench) -> Iterator[Result]:
     """Flip a bit, look for the newest checkpoint, flip it back."""
     from runner.checkpoints.folders import newest_checkpoint
 
@@ -325,9 +326,9 @@ def check_bitrot(bench: Bench) -> Iterator[Row]:
         named = len(skipped) == 1 and name in skipped[0] and "damaged" in skipped[0]
         found_all.setdefault(name, []).append(found == previous and named)
     for name, results in sorted(found_all.items()):
-        yield Row(name, f"{sum(results)} of {len(results)} flips found and named", all(results))
+        yield Result(name, f"{sum(results)} of {len(results)} flips found and named", all(results))
     found, skipped = newest_checkpoint(folder)
-    yield Row("all flipped back", f"{found.name if found else None} is whole", found == newest and not skipped)
+    yield Result("all flipped back", f"{found.name if found else None} is whole", found == newest and not skipped)
 
 
 def _flip(file: Any, place: int, bit: int) -> None:
@@ -338,7 +339,7 @@ def _flip(file: Any, place: int, bit: int) -> None:
     file.flush()
 
 
-def check_preempt(bench: Bench) -> Iterator[Row]:
+def check_preempt(bench: Bench) -> Iterator[Result]:
     """Any process, any phase, any of the three signals."""
     from runner.checkpoints.folders import newest_checkpoint, step_of
 
@@ -364,11 +365,11 @@ def check_preempt(bench: Bench) -> Iterator[Row]:
         holds = statuses == [75] * world and not skipped and first <= reached <= first + 1
         what = f"{sent.name} to process {rank} of {world} in {phase} of step {step + 1}"
         shown = f"status {sorted(set(statuses))}, saved at {reached}, {time.monotonic() - started:.1f} s"
-        yield Row(what, shown, holds)
+        yield Result(what, shown, holds)
         shutil.rmtree(bench.folder / name)
 
 
-def check_reshard(bench: Bench) -> Iterator[Row]:
+def check_reshard(bench: Bench) -> Iterator[Result]:
     """Five steps in each kind of group."""
     stages = ((1, False, "one process"), (2, False, "DDP on 2"), (2, True, "FSDP2 on 2"), (4, True, "FSDP2 on 4"))
     whole = bench.run("whole", 1, "--save_steps", "5", steps=25)
@@ -379,9 +380,9 @@ def check_reshard(bench: Bench) -> Iterator[Row]:
         if statuses != [75] * world or expected not in output:
             raise Failed(f"{what} ended with {statuses}:\n{output[-1500:]}")
         distance = _gap_at(bench.folder / "run", whole, 5 * (number + 1))
-        yield Row(f"{what}, steps {5 * number + 1} to {5 * number + 5}", f"gap {distance:.1e}", distance <= 1e-6)
+        yield Result(f"{what}, steps {5 * number + 1} to {5 * number + 5}", f"gap {distance:.1e}", distance <= 1e-6)
     distance = _gap_at(bench.run("run", 1, steps=25), whole, 25)
-    yield Row("one process again, steps 21 to 25", f"gap {distance:.1e}", distance <= 1e-6)
+    yield Result("one process again, steps 21 to 25", f"gap {distance:.1e}", distance <= 1e-6)
 
 
 def _gap_at(folder: Path, whole: Path, step: int) -> float:
@@ -391,7 +392,7 @@ def _gap_at(folder: Path, whole: Path, step: int) -> float:
     return gap(left, right)
 
 
-def check_grads(bench: Bench) -> Iterator[Row]:
+def check_grads(bench: Bench) -> Iterator[Result]:
     """Adam's first moment after one step is a tenth of the gradient: compare it with that of one lane."""
     from runner.fetching import has_own_order, is_stream
 
@@ -422,7 +423,7 @@ def check_grads(bench: Bench) -> Iterator[Row]:
                     text = (
                         f"{precision}, {what} batch, {world} processes, {batch // micro // world} lanes each of {micro}"
                     )
-                    yield Row(text, f"gap {distance:.1e}", distance <= limit)
+                    yield Result(text, f"gap {distance:.1e}", distance <= limit)
 
 
 def _ragged(batch: int) -> list[str]:
@@ -443,7 +444,7 @@ def _gradient(
     return {key: value for key, value in tensors.items() if key.endswith("/exp_avg")}
 
 
-def check_ledger(run: Path) -> Iterator[Row]:
+def check_ledger(run: Path) -> Iterator[Result]:
     """Make the order of a run again from its settings, and compare it with the checksums of what it consumed."""
     from runner.fetching import has_own_order, is_stream
     from runner.log import read_lines
@@ -462,18 +463,18 @@ def check_ledger(run: Path) -> Iterator[Row]:
     data = config.recipe.prepare(run / "assets").data("train")
     steps = range(max(recorded, default=-1) + 1)
     missing = [step for step in steps if step not in recorded]
-    yield Row(f"{len(steps)} steps over {len(starts)} starts", f"{len(missing)} not recorded", not missing)
+    yield Result(f"{len(steps)} steps over {len(starts)} starts", f"{len(missing)} not recorded", not missing)
     again = _streamed(data, starts, steps) if is_stream(data) else _by_index(data, starts, steps)
     wrong, seen = [], []
     for step, (checksum, consumed) in zip(steps, again, strict=True):
         wrong += [step + 1] if recorded.get(step) != checksum else []
         seen += consumed
     result = f"{len(wrong)} steps consumed something else" + (f", first step {wrong[0]}" if wrong else "")
-    yield Row(f"{len(seen):,} examples, in the order that the seed says", result, not wrong)
+    yield Result(f"{len(seen):,} examples, in the order that the seed says", result, not wrong)
     if is_stream(data) or not has_own_order(data):
         repeated, left_out = _census(seen, starts, is_stream(data))
         holds = not repeated and not left_out
-        yield Row("every epoch", f"repeated {repeated}, missing {left_out}", holds)
+        yield Result("every epoch", f"repeated {repeated}, missing {left_out}", holds)
 
 
 def _by_index(data: Any, starts: list[dict[str, Any]], steps: range) -> Iterator[tuple[int, list[Any]]]:
@@ -526,3 +527,14 @@ def _census(seen: list[Any], starts: list[dict[str, Any]], is_stream: bool) -> t
         repeated += len(epoch) - len(set(epoch))
         missing += kept - len(set(epoch)) if len(epoch) == kept else 0
     return repeated, missing
+
+
+CHECKS: dict[str, Callable[[Bench], Iterator[Result]]] = {
+    "invariance": check_invariance,
+    "elastic": check_elastic,
+    "torture": check_torture,
+    "bitrot": check_bitrot,
+    "preempt": check_preempt,
+    "reshard": check_reshard,
+    "grads": check_grads,
+}
