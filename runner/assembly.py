@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from runner.checkpoints.folders import find_damage, has_manifest
 from runner.checkpoints.resume import restore
 from runner.checkpoints.saver import Saver
 from runner.checkpoints.state import State
@@ -17,7 +18,7 @@ from runner.checkpoints.trained import copy_assets, find_weights
 from runner.config import Config, yaml_of
 from runner.errors import CheckpointError, ConfigError, DataError
 from runner.fetching import examples_per_epoch, has_own_order, is_stream, order_of, warnings_of
-from runner.hardware import Hardware, seed_everything
+from runner.hardware import Hardware, open_hardware, seed_everything
 from runner.lanes import Lanes, check_batch, check_world, key, run_length
 from runner.log import Progress
 from runner.run import Run
@@ -26,16 +27,11 @@ from runner.sharding import shard
 from runner.tree import Tree
 
 
-def open_run(config: Config) -> "Run":
+def open_run(config: Config) -> Run:
     """A run as a training puts it together, but for what writes files.
 
     Raises ConfigError where several processes were started.
     """
-    from runner.assembly import build_run
-    from runner.checkpoints.state import State
-    from runner.hardware import open_hardware
-    from runner.log import Progress
-
     config = config.with_batch(1)
     hardware = open_hardware(config.run)
     if hardware.num_processes > 1:
@@ -79,7 +75,7 @@ def build_run(config: Config, hardware: Hardware, signals: Any, found: Path | No
     if found is not None:
         restore(run, found)
     run.notes = [*warnings_of(train_data, max_steps * lanes.batch_size), *([first] if first else [])]
-    run.notes += setting_notes(settings, config.explicit) + config.recipe.setting_notes(config.explicit)
+    run.notes += setting_notes(settings, config.changed) + config.recipe.setting_notes(config.changed)
     return run
 
 
@@ -108,6 +104,10 @@ def bind_recipe(config: Config, assets: Path, found: Path | None, hardware: Hard
     recipe, source = config.recipe, found
     if source is None and config.run.init_from:
         source = find_weights(Path(config.run.init_from), for_training=True)
+        # One process reads every file; all of them stop where one is damaged.
+        wrong = hardware.from_main(find_damage(source) if hardware.is_main and has_manifest(source) else None)
+        if wrong is not None:
+            raise CheckpointError(f"{source} cannot be used: {wrong}.")
     if config.run.dry_run:
         import atexit
         import tempfile

@@ -31,6 +31,8 @@ class Config:
     """The recipe itself: its fields are its settings."""
     explicit: frozenset[str] = frozenset()
     """The settings that YAML or flags named, as opposed to presets and defaults."""
+    changed: frozenset[str] = frozenset()
+    """Those of `explicit` whose value is not the one that the preset or the default has anyway."""
 
     def with_run(self, **changes: Any) -> "Config":
         """The same config with some of the runner's settings changed."""
@@ -97,6 +99,21 @@ def settings_of(owner: type, prefix: str = "", way: tuple[str, ...] = ()) -> lis
     return found
 
 
+def _defaults_of(owner: type, prefix: str = "") -> dict[str, Any]:
+    """The default of every setting that has one, by its flag."""
+    defaults: dict[str, Any] = {}
+    hints = typing.get_type_hints(owner, include_extras=True)
+    for field in dataclasses.fields(owner):
+        group = hints[field.name]
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if dataclasses.is_dataclass(group) and dataclasses.is_dataclass(default) and not isinstance(default, type):
+            leaves = settings_of(type(default), f"{prefix}{group_name(field.name)}.")
+            defaults |= {leaf.flag: leaf.get(default) for leaf in leaves}
+        elif default is not dataclasses.MISSING:
+            defaults[prefix + field.name] = default
+    return defaults
+
+
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(name with dots, value) for every leaf of nested mappings."""
     for name, value in nested.items():
@@ -149,8 +166,11 @@ def parse(arguments: Sequence[str], program: str = "relay train") -> Config:
     settings = _ask_tyro(all_settings, arguments_in_order, f"{program} --recipe {chosen['recipe']}")
 
     explicit = frozenset(yaml_values) | frozenset(flag for flag, _ in flags)
+    # A config.yaml that a run wrote names every setting, and most of them are as they would be without it.
+    usual = _defaults_of(RunSettings) | _defaults_of(recipe_class) | values
+    changed = frozenset(name for name in explicit if _plain(known[name].get(settings)) != _plain(usual.get(name)))
     run = _part(settings, RunSettings)
-    return Config(chosen["recipe"], preset, run, _part(settings, recipe_class), explicit)
+    return Config(chosen["recipe"], preset, run, _part(settings, recipe_class), explicit, changed)
 
 
 def wants_debug(arguments: Sequence[str]) -> bool:

@@ -253,9 +253,9 @@ class Recipe:
         ConfigError where these settings make no sense so, such as adapters without a model to adapt."""
         return None
 
-    def setting_notes(self, explicit: frozenset[str]) -> list[str]:
-        """Lines to print before a training: settings that have no effect beside others. `explicit` holds the names that
-        the user gave."""
+    def setting_notes(self, changed: frozenset[str]) -> list[str]:
+        """Lines to print before a training: settings that have no effect beside others. `changed` holds the names of
+        those that the user gave another value than the preset or the default has."""
         return []
 
     def end_step(self, model: nn.Module, statistics: Tensor) -> None:

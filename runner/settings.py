@@ -193,8 +193,8 @@ RENAMED: dict[str, str] = {}
 """Old name -> new name of the settings of every run. The old one works for one release."""
 
 
-def setting_notes(settings: RunSettings, explicit: frozenset[str]) -> list[str]:
-    """A line for each setting that the user gave (`explicit`) and that has no effect beside the others."""
+def setting_notes(settings: RunSettings, changed: frozenset[str]) -> list[str]:
+    """A line for each setting that the user changed and that has no effect beside the others."""
     schedule = settings.lr_scheduler_type
     # (names, whether they have no effect, beside what)
     without_effect = [
@@ -210,9 +210,5 @@ def setting_notes(settings: RunSettings, explicit: frozenset[str]) -> list[str]:
         f"{name} has no effect: {reason}."
         for names, is_idle, reason in without_effect
         for name in names
-        if is_idle and name in explicit and getattr(settings, name) != _default_of(name)
+        if is_idle and name in changed
     ]
-
-
-def _default_of(name: str) -> object:
-    return next(field.default for field in dataclasses.fields(RunSettings) if field.name == name)

@@ -160,7 +160,7 @@ def import_graph(root: Path) -> dict[str, set[str]]:
                          for alias in node.names]  # fmt: skip
             else:
                 continue
-            graph[name] |= {each for each in found if each in files and each != name}
+            graph[name] |= {each for each in found if each in files}
     return graph
 
 
@@ -253,7 +253,11 @@ def help_is_quick(root: Path) -> list[str]:
     wrong = []
     for path in python_files(root, "recipes"):
         for each in imports_of(path, root):
-            if path.name in ("recipe.py", "presets.py") and each.at_module_level and each.package in HEAVY:
+            if (
+                path.name in ("recipe.py", "presets.py", "settings.py")
+                and each.at_module_level
+                and each.package in HEAVY
+            ):
                 wrong.append(f"{place(path, root, each)} imports {each.package} for --help: import it where it is used")
     return wrong
 

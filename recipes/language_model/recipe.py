@@ -61,11 +61,11 @@ class Recipe(runner.recipe.Recipe):
 
         return presets()
 
-    def setting_notes(self, explicit: frozenset[str]) -> list[str]:
+    def setting_notes(self, changed: frozenset[str]) -> list[str]:
         """One line for each setting of the user that has no effect beside the others."""
         from recipes.language_model.setting_notes import setting_notes
 
-        return setting_notes(self.data_settings, self.tokenizer_settings, self.model_settings, self.lora, explicit)
+        return setting_notes(self.data_settings, self.tokenizer_settings, self.model_settings, self.lora, changed)
 
     def prepare(self, folder: Path) -> Recipe:
         """Fit the tokenizer on the training split, or take the one that is there."""

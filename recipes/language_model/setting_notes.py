@@ -22,12 +22,12 @@ def setting_notes(
     tokenizer: TokenizerSettings,
     model: ModelSettings,
     lora: LoraSettings,
-    explicit: frozenset[str],
+    changed: frozenset[str],
 ) -> list[str]:
-    """One line for each setting in `explicit` that has no effect."""
+    """One line for each setting in `changed` that has no effect."""
     rules = [*_data_rules(data), *_tokenizer_rules(tokenizer, model), *_model_rules(model, lora)]
     return [f"{name} has no effect {why}" for applies, why, names in rules if applies for name in names
-            if name in explicit]  # fmt: skip
+            if name in changed]  # fmt: skip
 
 
 def _data_rules(data: DataSettings) -> list[Rule]:

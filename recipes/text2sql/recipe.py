@@ -68,12 +68,12 @@ class Recipe(runner.recipe.Recipe):
 
         return downloads()
 
-    def setting_notes(self, explicit: frozenset[str]) -> list[str]:
+    def setting_notes(self, changed: frozenset[str]) -> list[str]:
         """One line for each setting that the user gave and another setting switches off."""
         found = settings_without_effect(
             self.data_settings, self.model_settings, self.generation_settings, self.lora, self.router_aux_loss_coef
         )
-        return [f"{name} has no effect {reason}." for name, reason in found if name in explicit]
+        return [f"{name} has no effect {reason}." for name, reason in found if name in changed]
 
     def prepare(self, folder: Path) -> Recipe:
         """Train the tokenizer on the training split, unless the folder has one or model.pretrained brings its own."""

@@ -127,6 +127,11 @@ def _manifest(entries: dict[str, Any]) -> str:
     return json.dumps(content, indent=1)
 
 
+def has_manifest(folder: Path) -> bool:
+    """Whether a folder can be checked; what `relay export` wrote cannot."""
+    return (folder / MANIFEST).is_file()
+
+
 def find_damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, in words that name the file; None where it is whole."""
     try:

@@ -18,32 +18,28 @@ def find_weights(folder: Path, for_training: bool = False) -> Path:
 
     A model is read from `final` where that is there. A training begins from the latest checkpoint, `for_training`:
     the tensors there have the names of the model's parameters, and in `final` those that transformers gives them.
-    Raises CheckpointError where there are none, or where they are damaged.
+    Raises CheckpointError where there are none. Whether they are whole is for the caller to find: it reads every file.
     """
     names = ("checkpoint-latest", "final") if for_training else ("final", "checkpoint-latest")
     for candidate in (*(folder / name for name in names), folder):
         found = resolve_pointer(candidate)
         if any(found.glob("model*.safetensors")):
-            break
-    else:
-        raise CheckpointError(
-            f"{folder} holds no model.safetensors.\nType the folder of a run, of a checkpoint, or of final."
-        )
-    # What relay export wrote has no manifest.
-    wrong = find_damage(found) if (found / MANIFEST).exists() else None
-    if wrong is not None:
-        raise CheckpointError(f"{found} cannot be used: {wrong}.")
-    return found
+            return found
+    raise CheckpointError(
+        f"{folder} holds no model.safetensors.\nType the folder of a run, of a checkpoint, or of final."
+    )
 
 
 def model_folder(folder: Path) -> Path:
-    """The folder with the weights and the settings of a trained model. Raises CheckpointError."""
+    """The folder with the weights and the settings of a trained model, checked. Raises CheckpointError."""
     found = find_weights(folder)
-    for name in ("config.yaml", MANIFEST):
-        if not (found / name).is_file():
-            raise CheckpointError(
-                f"{found} is no checkpoint: it has no {name}.\nType the folder of a run, of a checkpoint, or of final."
-            )
+    if not (found / "config.yaml").is_file():
+        raise CheckpointError(
+            f"{found} is no checkpoint: it has no config.yaml.\nType the folder of a run, of a checkpoint, or of final."
+        )
+    wrong = find_damage(found)
+    if wrong is not None:
+        raise CheckpointError(f"{found} cannot be used: {wrong}.")
     return found
 
 

@@ -8,8 +8,6 @@ from typing import Any
 
 def rate_chart(curves: dict[str, tuple[Sequence[float], Sequence[float]]], marks: dict[str, float], label: str) -> str:
     """An SVG picture that stands alone: curves over the logarithm of the learning rate, and marked rates."""
-    from runner.parts.charts import STYLE
-
     width, height, left, right, top, bottom = 760, 360, 70, 20, 30, 50
     across = [math.log10(x) for xs, _ in curves.values() for x in xs]
     up = [y for _, ys in curves.values() for y in ys]

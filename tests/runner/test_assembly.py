@@ -91,3 +91,13 @@ def test_what_a_fresh_start_says_is_asked_once(tmp_path: Path) -> None:
     train(tmp_path / "run", "--recipe", str(recipe), "--max_steps", "1")
     assert output(tmp_path / "run").splitlines().count("asked") == 1
     assert output(tmp_path / "run").count("warning: these weights are fresh") == 1
+
+
+def test_a_damaged_checkpoint_gives_no_weights_to_begin_from(tmp_path: Path) -> None:
+    train(tmp_path / "run", "--max_steps", "2")
+    path = tmp_path / "run" / "checkpoint-2" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    said = mistaken(tmp_path / "next", "--init_from", str(tmp_path / "run"))
+    assert "model.safetensors is damaged" in said

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from runner import registry
 from runner.config import parse, settings_of, write_yaml
 from runner.errors import ConfigError
 from runner.recipe import note_outdated
@@ -69,7 +70,7 @@ def test_a_word_where_a_number_is_wanted_is_refused() -> None:
         parse(["--recipe", TOY, "--max_steps", "three"])
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--recipe", "text2sql", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], *(["train", "--recipe", name, "--help"] for name in registry.names())])
 def test_help_is_complete_and_imports_nothing_heavy(words: list[str]) -> None:
     program = (
         "import runpy, sys\n"
@@ -141,7 +142,7 @@ def test_debug_shows_tracebacks_where_it_is_on(words: list[str], raises: bool, t
 )
 def test_a_setting_without_effect_is_noted(words: list[str], noted: str | None) -> None:
     config = parse(["--recipe", TOY, *words])
-    notes = setting_notes(config.run, config.explicit)
+    notes = setting_notes(config.run, config.changed)
     assert [note.split()[0] for note in notes] == ([noted] if noted else []), notes
 
 
@@ -166,3 +167,16 @@ def test_an_old_name_of_a_setting_works_and_the_new_one_is_named(
     ]  # fmt: skip
     # What the run keeps has the new names alone.
     assert not {"rows", "steps_between_logs", "model.width"} & set(config.flat())
+
+
+@pytest.mark.parametrize("recipe", [*registry.names(), TOY], ids=lambda name: Path(name).stem)
+def test_a_run_that_is_repeated_from_its_config_changes_nothing_and_notes_nothing(recipe: str, tmp_path: Path) -> None:
+    """The file names every setting: those that are as the preset or the default has them are no choice of the user."""
+    first = parse(["--recipe", recipe, "--max_steps", "3"])
+    write_yaml(first.with_batch(1), tmp_path / "config.yaml")
+    again = parse(["--config", str(tmp_path / "config.yaml"), "--output_dir", str(tmp_path / "again")])
+    assert first.changed == {"max_steps"} and again.changed <= {"max_steps", "batch_size", "output_dir"}
+    assert setting_notes(again.run, again.changed) + again.recipe.setting_notes(again.changed) == []
+    # What differs is still noticed.
+    louder = parse(["--config", str(tmp_path / "config.yaml"), "--cloud_region", "eu-west-1"])
+    assert len(setting_notes(louder.run, louder.changed)) == 1

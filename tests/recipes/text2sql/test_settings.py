@@ -10,7 +10,7 @@ from runner.config import parse, settings_of
 def notes(*flags: str) -> list[str]:
     """What a run with these flags says about settings without effect."""
     config = parse(["--recipe", "text2sql", *flags])
-    return config.recipe.setting_notes(config.explicit)
+    return config.recipe.setting_notes(config.changed)
 
 
 @pytest.mark.parametrize(
