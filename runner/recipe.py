@@ -20,6 +20,14 @@ from runner.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+# What only the recipe looks into. The runner passes these on, so their types are the recipe's choice.
+Example = Any
+"""One example: whatever the recipe's data hold and its `collate` takes."""
+Row = Any
+"""What `predict` makes of one example: anything that JSON can hold."""
+Cursor = Any
+"""How far a lane of a stream has read: anything that JSON can hold."""
+
 
 @dataclasses.dataclass
 class Batch:
@@ -91,9 +99,9 @@ class Loss:
         self.__dict__.update(values)
 
     @classmethod
-    def of(cls, result: Any) -> Loss:
+    def of(cls, result: Loss | tuple[Any, ...]) -> Loss:
         """What a recipe's `loss` returned; version 0.1 allowed a plain (sum, weight, logs) tuple as well."""
-        return result if isinstance(result, cls) else cls(*result)
+        return result if isinstance(result, Loss) else cls(*result)
 
 
 @functools.cache
@@ -151,7 +159,7 @@ class Stream(Protocol):
     must say what comes next: what was read ahead of it does not count.
     """
 
-    def read(self, lane: int, num_lanes: int, seed: int, cursor: Any | None) -> Iterator[tuple[Any, Any]]:
+    def read(self, lane: int, num_lanes: int, seed: int, cursor: Cursor | None) -> Iterator[tuple[Example, Cursor]]:
         """(example, the cursor that follows it) from `cursor` on, or from the start where it is None.
 
         The shares of lanes 0 to num_lanes - 1 are disjoint and together the whole data.
@@ -184,7 +192,7 @@ class Recipe:
 
     # Required -------------------------------------------------------------------------------------
 
-    def data(self, split: str) -> Sequence[Any] | Stream:
+    def data(self, split: str) -> Sequence[Example] | Stream:
         """Examples of `split` ("train", "validation", "test"): a sequence with `len()` and `[index]`. "train" may be a
         `Stream` instead. A split that does not exist is an empty sequence. The runner calls `prepare` first.
 
@@ -200,7 +208,7 @@ class Recipe:
         """
         raise NotImplementedError
 
-    def collate(self, examples: list[Any]) -> Batch:
+    def collate(self, examples: list[Example]) -> Batch:
         """Put examples into tensors, and count what the loss will score."""
         raise NotImplementedError
 
@@ -212,11 +220,11 @@ class Recipe:
         """The summed loss of one micro-batch. It must call `model(...)` itself, exactly once."""
         raise NotImplementedError
 
-    def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
+    def predict(self, model: nn.Module, batch: Batch) -> list[Row]:
         """One JSON-able row per example of the batch, in order. `model` is unwrapped, in eval mode."""
         raise NotImplementedError
 
-    def score(self, rows: list[Any]) -> dict[str, float]:
+    def score(self, rows: list[Row]) -> dict[str, float]:
         """Metrics of a whole split. Each example's row is there exactly once, in the split's order."""
         raise NotImplementedError
 
@@ -282,7 +290,7 @@ class Recipe:
         """The text that `relay predict` prints for one request. `model` is in eval mode."""
         raise ConfigError("This recipe has no Request: it cannot answer from the command line.")
 
-    def score_files(self, files: Any) -> tuple[str, list[Any]]:
+    def score_files(self, files: Any) -> tuple[str, list[Row]]:
         """The text to print, and one JSON-able row per prediction for `--output`."""
         raise ConfigError("This recipe scores no files: type --checkpoint with a trained model of it.")
 
