@@ -14,6 +14,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from runner.errors import ConfigError
+from runner.parts.installation import launch_line, shown_launch_config
 from runner.settings import RunSettings
 
 
@@ -122,7 +123,7 @@ def open_hardware(settings: RunSettings) -> Hardware:
     if asked is not None and asked != started:
         raise ConfigError(
             f"{asked} processes were asked for, but accelerate launch started {started}: without GPUs it does so "
-            "silently.\nType accelerate launch --config_file accelerate_configs/cpu_2.yaml runner/train.py ..., "
+            f"silently.\nType {launch_line('cpu_2')} ..., "
             f"or torchrun --standalone --nproc_per_node {asked} -m runner train ..."
         )
     device_type = best_device_type()
@@ -133,12 +134,12 @@ def open_hardware(settings: RunSettings) -> Hardware:
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true"):
         raise ConfigError(
             "DeepSpeed was asked for, whose engine takes the step out of Relay's hands: it is not supported.\n"
-            "Type --config_file accelerate_configs/gpus_fsdp2.yaml, which shards as ZeRO-3 does."
+            f"Type --config_file {shown_launch_config('gpus_fsdp2')}, which shards as ZeRO-3 does."
         )
     if is_sharded and settings.deterministic:
         raise ConfigError(
             "--deterministic sums whole gradients, which FSDP cuts into shards: leave one of the two out.\n"
-            "Type --config_file accelerate_configs/gpus_ddp.yaml, or leave --deterministic out."
+            f"Type --config_file {shown_launch_config('gpus_ddp')}, or leave --deterministic out."
         )
     set_allocator(settings, device_type)
     # The lanes are the accumulation; accelerate would let this variable override the code.
@@ -154,7 +155,7 @@ def open_hardware(settings: RunSettings) -> Hardware:
     if accelerator.num_processes != started:
         raise ConfigError(
             f"{started} processes were started, but accelerate joined {accelerator.num_processes} of them.\n"
-            "Type accelerate launch --config_file accelerate_configs/cpu_2.yaml runner/train.py ..."
+            f"Type {launch_line('cpu_2')} ..."
         )
     return Hardware(accelerator, precision, reason, is_sharded)
 

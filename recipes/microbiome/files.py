@@ -13,6 +13,7 @@ import numpy as np
 
 from recipes.microbiome.unifrac import Phylogeny, as_rows
 from runner.errors import DataError
+from runner.parts.installation import pip_line
 
 
 def from_artifact(path: Path, name: str) -> bytes:
@@ -47,9 +48,7 @@ def read_table(path: Path) -> tuple[list[str], list[str], Any]:
         else:
             raise ValueError(f"it begins with {content[:12]!r}")
     except ModuleNotFoundError as error:
-        raise DataError(
-            f"Reading {path} needs the package {error.name}: pip install 'relay-runner[microbiome]'."
-        ) from None
+        raise DataError(f"Reading {path} needs the package {error.name}: type {pip_line('microbiome')}.") from None
     except Exception as error:
         summary = " ".join(str(error).split())[:120]
         raise DataError(

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from runner.checkpoints.folders import MANIFEST, find_damage, publish, step_of
 from runner.checkpoints.pointers import DRAFT
 from runner.errors import CheckpointError, ConfigError
+from runner.parts.installation import pip_line
 
 ATTEMPTS = 3
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
@@ -55,9 +56,7 @@ class Remote:
             files, root = fsspec.core.url_to_fs(url, **options)
         except ImportError:
             extra = EXTRAS.get(scheme, "clouds")
-            raise ConfigError(
-                f"{scheme}:// needs a driver that is not installed: type pip install 'relay-runner[{extra}]'."
-            ) from None
+            raise ConfigError(f"{scheme}:// needs a driver that is not installed: type {pip_line(extra)}.") from None
         except ValueError as error:
             raise ConfigError(
                 f"{url} is of no kind that fsspec knows ({error}): type s3://, gs:// or abfs://."

@@ -13,6 +13,7 @@ from unittest import mock
 from runner.commands import split_flags
 from runner.config import parse, parse_into
 from runner.errors import ConfigError, DataError
+from runner.parts.installation import shown_launch_config
 
 # A model of so many parameters can be tried for real on any machine.
 MOST_PARAMETERS = 100_000_000
@@ -325,7 +326,8 @@ def _print_fit(parts: dict[str, float], found: Measured, is_checkpointed: bool, 
         rest = max(have - 1.1 * (sum(parts.values()) - cut), 1)
         devices = math.ceil(1.1 * cut / rest)
         if devices <= 4096:
-            print(f"  accelerate_configs/gpus_fsdp2.yaml cuts {_bytes(cut)} of it over at least {devices} such devices")
+            file = shown_launch_config("gpus_fsdp2")
+            print(f"  {file} cuts {_bytes(cut)} of it over at least {devices} such devices")
 
 
 def _count(number: float) -> str:

@@ -8,11 +8,11 @@ A release adds the folder that this program makes, and never changes one:
 """
 
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from runner import __version__
 from runner.checkpoints.folders import find_damage
 from runner.checkpoints.state import read_state
 from runner.checkpoints.tensors import read_tensors
@@ -54,7 +54,7 @@ if __name__ == "__main__":
     folder = Path("golden-run")
     # The relative path, because config.yaml names the recipe.
     train(folder, "--max_steps", "10", "--eval_steps", "0", "--recipe", "tests/toy_recipe.py")
-    target = GOLDEN / version("relay-runner")
+    target = GOLDEN / __version__
     target.mkdir(parents=True)
     shutil.copytree(folder / "checkpoint-10", target / "checkpoint-10")
     print(target, hash_of(read_tensors(target / "checkpoint-10" / "model.safetensors")))
