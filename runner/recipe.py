@@ -183,6 +183,10 @@ class Recipe:
     renamed_settings: ClassVar[Mapping[str, str]] = {}
     """Old name -> new name of settings. The old one works for one release, and the runner says the new one."""
 
+    changeable_data_settings: ClassVar[frozenset[str]] = frozenset()
+    """Settings of the group `data` that a resumed run may change: paths of what `data_files` names, and what changes
+    neither the examples nor their order. The runner refuses a change of the others."""
+
     Request: ClassVar[type | None] = None
     """A dataclass: the flags that `relay predict` accepts beside `--checkpoint`. None: the recipe answers nothing."""
 
@@ -241,6 +245,12 @@ class Recipe:
         normalisation). Fit and write what is not there yet. The runner calls it on one process first, then on the
         others. `folder` travels inside every checkpoint (`assets/`) and lies flat in `final/`."""
         return self
+
+    def data_files(self, split: str) -> Sequence[str | Path]:
+        """The files that `data(split)` reads, for "train" and "validation", in the order in which they are read: paths,
+        URLs, or other names of data such as "datasets://ID". The runner records their content in each checkpoint, and
+        refuses to continue a run on other data. `data` reports files that are missing. The default records nothing."""
+        return ()
 
     @staticmethod
     def presets() -> Mapping[str, Mapping[str, Any]]:

@@ -42,6 +42,7 @@ PLAIN_EXTRAS = {
     "registry": {"recipes"},
     "run_folder": {"filelock"},
     "parts.adapters": {"peft", "safetensors"},
+    "parts.fingerprints": {"fsspec", "xxhash"},
 }
 # The defaults of the contract load and write weights, with what only those who call them have imported.
 UPWARD = {("recipe", "checkpoints.tensors.load_model"), ("recipe", "checkpoints.tensors.save_model")}

@@ -46,6 +46,9 @@ class Recipe(runner.recipe.Recipe):
 
     best_metric: ClassVar[str] = "bits_per_byte"
     renamed_settings: ClassVar[Mapping[str, str]] = {"data.validation_split": "data.validation_fraction"}
+    changeable_data_settings: ClassVar[frozenset[str]] = frozenset(
+        {"data.source", "data.validation_source", "data.isolate_documents"}
+    )
     memory_advice: ClassVar[str] = (
         "Lower --micro_batch_size or --data.max_seq_length, or set --gradient_checkpointing true."
     )
@@ -152,6 +155,11 @@ class Recipe(runner.recipe.Recipe):
         if not streaming:
             return data.training_rows(corpus, packer)
         return data.PackedStream(corpus, packer, data.estimated_rows(corpus, packer))
+
+    def data_files(self, split: str) -> list[str]:
+        """The files of the source, or for validation those of validation_source."""
+        corpus = (self._validation_corpus() if split == "validation" else None) or self._corpus()
+        return [file.path for file in corpus.files]
 
     def _corpus(self) -> Corpus:
         from recipes.language_model import demo, text

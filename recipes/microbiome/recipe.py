@@ -46,6 +46,9 @@ class Recipe(runner.recipe.Recipe):
     """Folder of what was fitted; the runner's to set."""
 
     couples_examples: ClassVar[bool] = True
+    changeable_data_settings: ClassVar[frozenset[str]] = frozenset(
+        f"data.{name}" for name in ("table", "sequences", "tree", "metadata", "split_file")
+    )
     memory_advice: ClassVar[str] = (
         "Lower --micro_batch_size or --model.token_limit, or set --model.asv_chunk_size 64 (or lower)."
     )
@@ -141,6 +144,12 @@ class Recipe(runner.recipe.Recipe):
         from recipes.microbiome.splits import partition
 
         return partition(self.study, self.source)
+
+    def data_files(self, split: str) -> list[Path]:
+        """The files of the study; its samples are divided into the splits."""
+        source = self.source
+        given = (source.table, source.sequences, source.tree, source.metadata, source.split_file)
+        return [Path(file) for file in given if file is not None]
 
     def prepare(self, folder: Path) -> Recipe:
         """Fit the normalisation and the column majority on the training samples, or take what is there."""

@@ -62,6 +62,22 @@ def read(settings: DataSettings) -> list[Source]:
     return sources
 
 
+def files(settings: DataSettings) -> list[Path]:
+    """The files that training rows are read from."""
+    if settings.train is not None:
+        return [Path(settings.train)]
+    if settings.corpus is None:
+        return []
+    folder = Path(settings.corpus)
+    try:
+        entries = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        named = [folder / entry["file"] for entry in entries if "file" in entry]
+    except (OSError, ValueError, TypeError, KeyError):
+        # `read` reports what is wrong with it.
+        named = []
+    return [folder / "manifest.json", *sorted(folder.glob("splits*_test_indices.json")), *named]
+
+
 def _own(settings: DataSettings) -> Source:
     path = Path(settings.train or "")
     if settings.target is None:

@@ -36,6 +36,7 @@ class Recipe(runner.recipe.Recipe):
     """Folder of what was fitted; the runner's to set."""
 
     best_metric: ClassVar[str] = "score"
+    changeable_data_settings: ClassVar[frozenset[str]] = frozenset({"data.train", "data.test", "data.corpus"})
     renamed_settings: ClassVar[Mapping[str, str]] = {"lora.r": "lora.rank"}
 
     def __post_init__(self) -> None:
@@ -69,6 +70,12 @@ class Recipe(runner.recipe.Recipe):
         from recipes.tabular.corpus import read
 
         return read(self.data_settings)
+
+    def data_files(self, split: str) -> list[Path]:
+        """The table, or the corpus with its manifest; validation rows are taken from the training rows."""
+        from recipes.tabular.corpus import files
+
+        return files(self.data_settings)
 
     @property
     def fingerprint(self) -> dict[str, Any]:

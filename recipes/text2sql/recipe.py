@@ -53,6 +53,18 @@ class Recipe(runner.recipe.Recipe):
     """Folder of the tokenizer; the runner sets it."""
 
     best_metric: ClassVar[str] = "execution_accuracy"
+    changeable_data_settings: ClassVar[frozenset[str]] = frozenset(
+        f"data.{name}"
+        for name in (
+            "dir",
+            "preprocessing_num_workers",
+            "word_dropout",
+            "recombination_prob",
+            "value_swap_prob",
+            "augmentation_prob",
+            "schema_perturbation_prob",
+        )
+    )
 
     @staticmethod
     def presets() -> Mapping[str, Mapping[str, Any]]:
@@ -101,6 +113,12 @@ class Recipe(runner.recipe.Recipe):
     def tokenizer(self) -> Any:
         """The tokenizer of `prepare`."""
         return self.encoder.tokenizer
+
+    def data_files(self, split: str) -> list[Path]:
+        """The files of the questions and the databases."""
+        from recipes.text2sql.data.sources import files
+
+        return files(self.data_settings.sources, self.data_settings.dir, split)
 
     def data(self, split: str) -> Examples:
         """Questions as prompts and targets."""

@@ -63,6 +63,32 @@ def entries(source: str, folder: str | None, split: str, evidence: bool = True) 
     return [{**blank, **entry} for entry in found]
 
 
+def files(names: Sequence[str], folder: str | None, split: str) -> list[Path]:
+    """The files of a split that are there, source after source: questions, tables, databases, BIRD's descriptions."""
+    found: list[Path] = []
+    for source in names if folder is not None else ():
+        root = Path(folder or "") / source
+        if source in FILES:
+            found += [*(root / name for name in FILES[source][split]), root / "tables.json"]
+            found += _databases(root / "database")
+        elif source == "bird":
+            name = _bird_name(split)
+            home = _bird_home(root, name) or root
+            found += [home / f"{name}.json", home / f"{name}_tables.json"]
+            found += _databases(home / f"{name}_databases")
+            found += sorted((home / f"{name}_databases").glob("*/database_description/*.csv"))
+        elif source == "wikisql":
+            name, home = _wikisql_home(root, split)
+            found += [home / f"{name}.jsonl", home / f"{name}.tables.jsonl"]
+        elif source == "gretel":
+            found += _gretel_files(root, split)[:1]
+    return [path for path in found if path.is_file()]
+
+
+def _databases(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*/*.sqlite") if path.stem == path.parent.name)
+
+
 def question(entry: Entry, made: Path) -> Question | str:
     """The question of one entry, or why it is none. Small databases are written below `made`."""
     text, query = entry["text"], entry["query"]
@@ -120,10 +146,8 @@ def _spider(folder: str | None, split: str) -> Iterator[Entry]:
 
 
 def _bird(root: Path, split: str, evidence: bool) -> Iterator[Entry]:
-    name = "train" if split == "train" else "dev"
-    # The archives unpack into train/ and dev_20240627/; some keep the files right here.
-    folders = [root / name, *sorted(root.glob(f"{name}_20*"), reverse=True), root]
-    home = next((folder for folder in folders if (folder / f"{name}.json").is_file()), None)
+    name = _bird_name(split)
+    home = _bird_home(root, name)
     if home is None:
         raise DataError(
             f"There is no file {root / name / f'{name}.json'}, nor {root / f'{name}.json'}: type --data.dir with the "
@@ -146,20 +170,29 @@ def _bird(root: Path, split: str, evidence: bool) -> Iterator[Entry]:
         yield {"text": text, "query": entry["query"], "db_id": db_id, **places[db_id]}
 
 
+def _bird_name(split: str) -> str:
+    return "train" if split == "train" else "dev"
+
+
+def _bird_home(root: Path, name: str) -> Path | None:
+    # The archives unpack into train/ and dev_20240627/; some keep the files right here.
+    folders = [root / name, *sorted(root.glob(f"{name}_20*"), reverse=True), root]
+    return next((folder for folder in folders if (folder / f"{name}.json").is_file()), None)
+
+
 # WikiSQL -------------------------------------------------------------------------------------------------
 
 
 def _wikisql(root: Path, split: str) -> Iterator[Entry]:
-    name = {"validation": "dev"}.get(split, split)
-    home = next((folder for folder in (root, root / "data") if (folder / f"{name}.jsonl").is_file()), None)
-    tables_path = (home or root) / f"{name}.tables.jsonl"
-    for path in ((home or root) / f"{name}.jsonl", tables_path):
+    name, home = _wikisql_home(root, split)
+    tables_path = home / f"{name}.tables.jsonl"
+    for path in (home / f"{name}.jsonl", tables_path):
         if not path.is_file():
             raise DataError(
                 f"There is no file {path}: type --data.dir with the folder that holds wikisql/{path.name}, or "
                 "relay data text2sql --sources wikisql."
             )
-    path = (home or root) / f"{name}.jsonl"
+    path = home / f"{name}.jsonl"
     tables: dict[str, dict[str, Any]] = {}
     for number, table in enumerate(json_lines(tables_path)):
         if not {"id", "header", "types", "rows"} <= table.keys():
@@ -177,6 +210,12 @@ def _wikisql(root: Path, split: str) -> Iterator[Entry]:
                 f"{path}: line {number + 1} is no question about a table of {tables_path.name}: wanted table_id, "
                 "question and sql with sel, agg, conds."
             ) from None
+
+
+def _wikisql_home(root: Path, split: str) -> tuple[str, Path]:
+    """What the split's files are called, and their folder."""
+    name = {"validation": "dev"}.get(split, split)
+    return name, next((folder for folder in (root, root / "data") if (folder / f"{name}.jsonl").is_file()), root)
 
 
 def column_names(header: Sequence[str]) -> list[str]:
@@ -237,15 +276,14 @@ def _fill(connection: sqlite3.Connection, table: dict[str, Any]) -> None:
 
 
 def _gretel(root: Path, split: str) -> Iterator[Entry]:
-    name = "train" if split == "train" else "test"
-    for path in (root / f"synthetic_text_to_sql_{name}.snappy.parquet", root / f"{name}.jsonl"):
-        if path.is_file():
-            break
-    else:
+    found = _gretel_files(root, split)
+    if not found:
+        name = "train" if split == "train" else "test"
         raise DataError(
             f"There is no file {root / f'synthetic_text_to_sql_{name}.snappy.parquet'}, nor {name}.jsonl beside it: "
             "type --data.dir with the folder that holds gretel/, or relay data text2sql --sources gretel."
         )
+    path = found[0]
     wanted = {"text": "sql_prompt", "query": "sql", "material": "sql_context"}
     if path.suffix == ".jsonl":
         yield from texts_of(list(json_lines(path)), path, wanted)
@@ -309,3 +347,9 @@ def _authorise(action: int, *_: str | None) -> int:
     # What somebody's script may not do: reach other files, or change how this one is written.
     refused = (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH, sqlite3.SQLITE_PRAGMA)
     return sqlite3.SQLITE_DENY if action in refused else sqlite3.SQLITE_OK
+
+
+def _gretel_files(root: Path, split: str) -> list[Path]:
+    name = "train" if split == "train" else "test"
+    paths = (root / f"synthetic_text_to_sql_{name}.snappy.parquet", root / f"{name}.jsonl")
+    return [path for path in paths if path.is_file()]
