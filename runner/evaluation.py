@@ -3,84 +3,133 @@
 It changes nothing in training: every lane seeds its own random numbers, and no order is shared.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import functools
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
 from runner.fetching import take
 from runner.hardware import Hardware, seed_everything
 from runner.lanes import key
-from runner.recipe import Batch, Loss
+from runner.recipe import Batch, Example, Loss, Recipe, Row
 from runner.sharding import whole
 
 
+class StopEvaluation(Exception):
+    """This process was asked to stop while the model computed."""
+
+
 def evaluate(
-    recipe: Any,
+    recipe: Recipe,
     model: torch.nn.Module,
-    dataset: Sequence[Any],
+    dataset: Sequence[Example],
     hardware: Hardware,
     micro_batch_size: int,
     asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
-    """Mean loss and the recipe's scores over a whole data set; the same on every process. None where it was stopped."""
+    """Mean loss and the recipe's scores over a data set; the same on every process. None where it was stopped."""
     found = evaluate_rows(recipe, model, dataset, hardware, micro_batch_size, asked_to_stop)
     return None if found is None else found[0]
 
 
 def evaluate_rows(
-    recipe: Any,
+    recipe: Recipe,
     model: torch.nn.Module,
-    dataset: Sequence[Any],
+    dataset: Sequence[Example],
     hardware: Hardware,
     micro_batch_size: int,
     asked_to_stop: Callable[[], bool] = lambda: False,
     shows_progress: bool = False,
-) -> tuple[dict[str, float], list[Any]] | None:
-    """The scores, on every process, and on the main process what `predict` gave for every example, in order.
+) -> tuple[dict[str, float], list[Row]] | None:
+    """The scores, on every process, and on the main process what `predict` returned for every example, in order.
 
-    `shows_progress`: a bar, where standard error is a terminal and it takes longer than a second.
+    `asked_to_stop` says whether this process got a signal; one process is enough to stop all of them, and the result
+    is None then. `shows_progress`: a bar, where standard error is a terminal and it takes longer than a second.
     The loss is the sum over all scored things divided by their number, added in the data's order, so that it does
-    not depend on the number of processes.
+    not depend on the number of processes. It is NaN where nothing is scored.
     """
     from tqdm import tqdm
 
     model.eval()
     starts = list(range(0, len(dataset), micro_batch_size))
     rounds = -(-len(starts) // hardware.num_processes)
-    rows: list[tuple[int, Any]] = []
+    rows: list[tuple[int, Row]] = []
     sums: list[tuple[int, float, float]] = []
+    is_stopped = False
     with whole(model), torch.no_grad(), hardware.accelerator.autocast():
         # None: on a terminal only.
         silent = None if shows_progress and hardware.is_main else True
         for turn in tqdm(range(rounds), unit="batch", dynamic_ncols=True, disable=silent, delay=1):
-            if asked_to_stop():
-                model.train()
-                return None
+            is_stopped = hardware.any(is_stopped or asked_to_stop())
+            if is_stopped:
+                break
             # A process without work repeats the last batch: all count the same rounds.
             number = min(turn * hardware.num_processes + hardware.process, len(starts) - 1)
             ids = list(range(starts[number], min(starts[number] + micro_batch_size, len(dataset))))
             seed_everything(key(0, "evaluation", number))
             batch = on_device(recipe.collate(take(dataset, ids)), hardware.device)
-            loss = Loss.of(recipe.loss(model, batch))
-            sums.append((number, float(loss.sum), float(batch.weight)))
-            rows += zip(ids, recipe.predict(model, batch), strict=True)
+            try:
+                with stoppable(asked_to_stop):
+                    loss = Loss.of(recipe.loss(model, batch))
+                    sums.append((number, float(loss.sum), float(batch.weight)))
+                    rows += zip(ids, recipe.predict(model, batch), strict=True)
+            except StopEvaluation:
+                is_stopped = True
     model.train()
+    if hardware.any(is_stopped):
+        return None
     if hardware.num_processes > 1:
         rows, sums = gather_object(rows), gather_object(sums)
     scores: dict[str, float] = {}
-    whole_split: list[Any] = []
+    rows_in_order: list[Row] = []
     if hardware.is_main:
         once = {number: (total, weight) for number, total, weight in sums}
         ordered = [once[number] for number in sorted(once)]
-        scores["loss"] = sum(total for total, _ in ordered) / max(sum(weight for _, weight in ordered), 1e-9)
+        weight = sum(weight for _, weight in ordered)
+        scores["loss"] = sum(total for total, _ in ordered) / weight if weight else math.nan
         by_id = dict(rows)
-        whole_split = [by_id[number] for number in sorted(by_id)]
-        scores |= {name: float(value) for name, value in recipe.score(whole_split).items()}
-    if hardware.num_processes > 1:
-        scores = broadcast_object_list([scores], from_process=0)[0]
-    return scores, whole_split
+        rows_in_order = [by_id[number] for number in sorted(by_id)]
+        scores |= numbers_of(recipe.score(rows_in_order))
+    return hardware.from_main(scores), rows_in_order
+
+
+@contextmanager
+def stoppable(asked_to_stop: Callable[[], bool]) -> Iterator[None]:
+    """Raise StopEvaluation at the next call of any module once this process was asked to stop.
+
+    Generation calls the model for each token. So a signal ends a long answer, whatever the recipe's own loop is.
+    """
+
+    def check(module: torch.nn.Module, arguments: object) -> None:
+        if asked_to_stop():
+            raise StopEvaluation
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def numbers_of(scores: Mapping[str, object]) -> dict[str, float]:
+    """The scores that are numbers, as floats. None is NaN; a line on stderr names what is not a number."""
+    numbers = {}
+    for name, value in scores.items():
+        try:
+            numbers[name] = math.nan if value is None else float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            note_no_number(name, type(value).__name__)
+    return numbers
+
+
+@functools.cache
+def note_no_number(name: str, kind: str) -> None:
+    """Print once that a metric is left out."""
+    print(f"warning: the metric {name} is a {kind}, not a number: it is left out.", file=sys.stderr, flush=True)
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
@@ -93,8 +142,8 @@ LOWER_IS_BETTER = ("loss", "perplexity", "error", "mae", "mse", "rmse", "per_byt
 
 
 def is_better(name: str, new: float, best: float | None, greater_is_better: bool | None) -> bool:
-    """Whether a score beats the best one so far. A score that is not a number beats nothing."""
-    if new != new:
+    """Whether a score is better than the best one so far. NaN and infinity are never better."""
+    if not math.isfinite(new):
         return False
     if best is None:
         return True

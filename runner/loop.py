@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from runner import memory
 from runner.evaluation import evaluate, is_better
@@ -47,9 +47,12 @@ def train(run: Run) -> None:
         if due(state.step, settings.empty_cache_steps):
             run.hardware.accelerator.clear()
     if out_of_patience(run):
+        best, score = "it was never a number", state.best_score
+        if score is not None:
+            best = f"the best was {score:.4f} at step {state.best_step}"
         run.progress.print_line(
             f"stopping early: {run.best_metric} has not improved for {settings.early_stopping_patience} evaluations; "
-            f"the best was {state.best_score:.4f} at step {state.best_step}."
+            f"{best}."
         )
     run.saver.wait()
 
@@ -75,16 +78,12 @@ def record_step(run: Run, lanes: list[Fetched], totals: Totals) -> None:
 def evaluate_and_track_best(run: Run) -> bool:
     """Evaluate, and keep the best score, its step and the patience in the state. True where this is the best.
 
-    Where a signal comes in between, the evaluation is broken off, and done again after the restart.
+    A signal interrupts the evaluation; the resumed run does it again.
     """
     state, name = run.state, run.best_metric
     if len(run.eval_data):
-
-        def asked() -> bool:
-            return run.hardware.any(run.signals.number > 0)
-
-        size = run.settings.examples_per_evaluation_batch
-        scores = evaluate(run.recipe, run.bare_model, run.eval_data, run.hardware, size, asked)
+        size, signals = run.settings.examples_per_evaluation_batch, run.signals
+        scores = evaluate(run.recipe, run.bare_model, run.eval_data, run.hardware, size, lambda: signals.number > 0)
         if scores is None:
             number = run.signals.number
             save_and_stop(run, run.signals.name(number) if number else "a signal to another process")
@@ -94,17 +93,37 @@ def evaluate_and_track_best(run: Run) -> bool:
     state.evaluation_due = False
     if not scores:
         return False
-    better = is_better(name, scores.get(name, math.nan), state.best_score, run.settings.greater_is_better)
-    if better:
-        state.best_score, state.best_step = scores[name], state.step
-        state.evaluations_without_improvement = 0
-    else:
-        state.evaluations_without_improvement += 1
+    is_best = note_best(run, scores)
     if run.metrics is not None:
         run.metrics.write(state.step, "eval", scores)
-    run.progress.evaluation(state.step, scores, f"  (best {name} so far)" if better else "")
+    run.progress.evaluation(state.step, scores, f"  (best {name} so far)" if is_best else "")
     track(run, "eval", scores)
-    return better
+    return is_best
+
+
+def note_best(run: Run, scores: Mapping[str, float]) -> bool:
+    """Compare an evaluation with the best one so far; True where it takes its place.
+
+    Of two equal scores the lower loss is the better one, and of two equal losses the later step. An equal score does
+    not renew the patience: training that has come to a standstill is to end.
+    """
+    state, name = run.state, run.best_metric
+    if name not in scores:
+        if not run.lacks_best_metric:
+            run.progress.print_line(
+                f"warning: the evaluation has no metric {name}; it has {', '.join(sorted(scores))}. So no checkpoint "
+                "is the best one, and early_stopping_patience has no effect."
+            )
+        run.lacks_best_metric = True
+        return False
+    score, loss = scores[name], scores.get("loss", math.nan)
+    improved = is_better(name, score, state.best_score, run.settings.greater_is_better)
+    equals = score == state.best_score and not loss > (math.inf if state.best_loss is None else state.best_loss)
+    state.evaluations_without_improvement = 0 if improved else state.evaluations_without_improvement + 1
+    if improved or equals:
+        state.best_score, state.best_step = score, state.step
+        state.best_loss = loss if math.isfinite(loss) else None
+    return improved or equals
 
 
 def out_of_patience(run: Run) -> bool:

@@ -30,15 +30,16 @@ def write(run: Path) -> Path:
     events = read_lines(run / "metrics.jsonl")
     config = (run / "config.yaml").read_text(encoding="utf-8") if (run / "config.yaml").is_file() else ""
     target = run / "report.html"
-    target.write_text(page(run.resolve().name, events, config, _state(run)), encoding="utf-8")
+    target.write_text(page(run.resolve().name, events, config, _state(run), _origin(run)), encoding="utf-8")
     return target
 
 
-def page(name: str, events: Sequence[dict[str, Any]], config: str, state: dict[str, Any]) -> str:
-    """The whole page, from the events of metrics.jsonl, the settings as text, and the newest checkpoint's state."""
+def page(name: str, events: Sequence[dict[str, Any]], config: str, state: dict[str, Any], origin: str = "") -> str:
+    """The page, from the events of metrics.jsonl, the settings as text, the newest checkpoint's state, and a sentence
+    about the weights in `final/`."""
     train = [event for event in events if event["split"] == "train"]
     scored = [event for event in events if event["split"] == "eval"]
-    parts = [f"<h1>{html.escape(name)}</h1>", f'<p class="quiet">{html.escape(_summary(train, state))}</p>']
+    parts = [f"<h1>{html.escape(name)}</h1>", f'<p class="quiet">{html.escape(_summary(train, state, origin))}</p>']
     parts += ["<h2>Training</h2>", f'<div class="grid">{"".join(_training_figures(train, scored))}</div>']
     if scored:
         parts += ["<h2>Evaluation</h2>", _table(scored, state), f'<div class="grid">{"".join(_scores(scored))}</div>']
@@ -60,12 +61,23 @@ def _state(run: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _summary(train: Sequence[dict[str, Any]], state: dict[str, Any]) -> str:
+def _origin(run: Path) -> str:
+    """Which step the weights in `final/` are of; empty where there is no `final/`."""
+    path = run / "final" / "origin.json"
+    if not path.is_file():
+        return ""
+    origin = json.loads(path.read_text(encoding="utf-8"))
+    which = "the best" if origin["is_best"] else "the last"
+    return f"final/ has the weights of step {origin['step']:,}, {which}"
+
+
+def _summary(train: Sequence[dict[str, Any]], state: dict[str, Any], origin: str = "") -> str:
     words = [f"{state['step']:,} steps of {state['batch_size']} examples"] if state else []
     if train and "epoch" in train[-1]:
         words.append(f"{train[-1]['epoch']:.2f} epochs")
     if state.get("best_step"):
         words.append(f"best score {state['best_score']:.4f} at step {state['best_step']:,}")
+    words += [origin] if origin else []
     wrote = state.get("written_by", {})
     if wrote:
         words.append(f"{wrote.get('processes')} process(es) on {wrote.get('machine')}, torch {wrote.get('torch')}")

@@ -53,6 +53,8 @@ class Run:
     """The sum of `Loss.statistics` over this process's lanes of the current step."""
     remark: str | None = None
     """What the recipe last had to say about its numbers."""
+    lacks_best_metric: bool = False
+    """Whether the user has read that evaluations have no `best_metric`."""
 
     rates: Callable[[int], float] | None = None
     """Learning rates by step, instead of those of the schedule: for a range test."""

@@ -11,7 +11,7 @@ import torch
 from runner import loop, report
 from runner.assembly import build_run, first_weights
 from runner.checkpoints.bucket import Uploader
-from runner.checkpoints.final import model_card, save_final
+from runner.checkpoints.final import ORIGIN, choose_weights, model_card, save_final
 from runner.checkpoints.resume import find_resume_point, restore, with_checkpoint_settings
 from runner.checkpoints.tensors import load_model, model_tensors
 from runner.config import Config, yaml_of
@@ -150,6 +150,11 @@ def _introduce(run: Run, config: Config, found: Path | None) -> None:
         f"data: {training} training and {len(run.eval_data):,} validation examples; "
         f"{run.max_steps:,} steps of {run.lanes.batch_size} examples in {run.lanes.num_lanes} lanes"
     )
+    if not len(run.eval_data) and (run.settings.early_stopping_patience or run.settings.metric_for_best_model):
+        run.notes.append(
+            "the validation split is empty, so nothing is evaluated: early_stopping_patience and "
+            "metric_for_best_model have no effect."
+        )
     for note in run.notes:
         say(f"warning: {note}")
     warmup_steps = num_warmup_steps(run.settings, run.max_steps)
@@ -164,12 +169,13 @@ def _finish(run: Run, config: Config, output_dir: Path) -> None:
     """Write `final/` and the report, and close what is open."""
     run.progress.close()
     accelerator = run.hardware.accelerator
-    # Where weights are cut over the processes, all take part in putting them together.
-    is_needed = run.hardware.is_main or run.hardware.is_sharded
-    tensors = model_tensors(run.bare_model) if is_needed else {}
+    tensors, origin = choose_weights(run)
     if run.hardware.is_main:
-        files = {"config.yaml": yaml_of(config), "README.md": model_card(run, config)}
+        files = {"config.yaml": yaml_of(config), "README.md": model_card(run, config, origin)}
+        files[ORIGIN] = json.dumps(dataclasses.asdict(origin), indent=1)
         final = save_final(output_dir, run.bare_model, tensors, output_dir / "assets", files)
+        if origin.step != origin.last_step:
+            print(f"final/ has the weights of {origin}; --final last keeps the last ones", flush=True)
         print(f"finished at step {run.state.step}: {final}, {report.write(output_dir)}", flush=True)
         if run.saver.uploader is not None:
             run.saver.uploader.add(final)

@@ -89,6 +89,8 @@ class RunSettings:
     """Evaluation metric that chooses checkpoint-best; the recipe's own when not given."""
     greater_is_better: bool | None = None
     """Direction of metric_for_best_model; known for losses and errors by name when not given."""
+    final: Literal["best", "last"] = "best"
+    """Weights in final/: those of the best evaluation (the last ones if there was none), or those of the last step."""
     resume_from_checkpoint: str | None = None
     """"auto" (newest complete checkpoint in output_dir, or start), a checkpoint folder, or a URL."""
     init_from: str | None = None

@@ -12,6 +12,8 @@ SHARED = REPOSITORY.parent / "shared" / "data"
 TOY = str(REPOSITORY / "tests" / "toy_recipe.py")
 SHORT = ("--recipe", TOY, "--max_steps", "24", "--batch_size", "16", "--micro_batch_size", "4", "--logging_steps", "1")
 SHORT += ("--eval_steps", "10", "--save_steps", "5", "--mixed_precision", "no", "--learning_rate", "0.01")
+# The laws are about the weights of the last step.
+SHORT += ("--final", "last")
 
 
 def train(folder: Path, *arguments: str, processes: int = 1, environment: dict[str, str] | None = None) -> str:

@@ -56,6 +56,8 @@ class Recipe(runner.recipe.Recipe):
     """Training rows."""
     noise: float = 0.0
     """Random augmentation of the inputs."""
+    nan_from_row: int = -1
+    """Validation rows from here on have a target that is not a number; -1: none."""
     bad_row: int = -1
     """The row whose target is not a number; -1: none."""
     streamed: bool = False
@@ -75,6 +77,8 @@ class Recipe(runner.recipe.Recipe):
         generator = torch.Generator().manual_seed(1 if split == "train" else 2)
         rows = torch.randn(self.num_rows if split == "train" else 31, 4, generator=generator)
         targets = rows.sum(1) ** 2
+        if split != "train" and self.nan_from_row >= 0:
+            targets[self.nan_from_row :] = torch.nan
         if split == "train" and self.bad_row >= 0:
             targets[self.bad_row] = torch.nan
         examples = [(number, row, target) for number, (row, target) in enumerate(zip(rows, targets, strict=True))]

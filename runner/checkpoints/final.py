@@ -1,19 +1,110 @@
 """`final/`: the trained model as other tools load it, with tokenizer and model card."""
 
+import dataclasses
+import json
 import os
 import shutil
 import sys
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from runner.checkpoints.folders import write_manifest
-from runner.checkpoints.pointers import DRAFT
+from runner.checkpoints.bucket import Remote, download
+from runner.checkpoints.folders import find_damage, write_manifest
+from runner.checkpoints.pointers import DRAFT, resolve_pointer, write_pointer
+from runner.checkpoints.state import read_state
+from runner.checkpoints.tensors import model_tensors, read_tensors
 from runner.config import Config
+from runner.log import read_lines
 from runner.run import Run
+
+ORIGIN = "origin.json"
+"""The file of `final/` that says which step its weights are of."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Which step of a training some weights are of."""
+
+    step: int
+    last_step: int
+    """The step that the training ended at."""
+    is_best: bool
+    """Whether no evaluation was better than the one of this step."""
+    metric: str
+    """`metric_for_best_model`."""
+    score: float | None
+    """The metric at this step; None where it was not evaluated, or where the metric was not a number."""
+
+    def __str__(self) -> str:
+        score = "" if self.score is None else f", {self.metric} {self.score:.4f}"
+        which = " (the best)" if self.is_best else ""
+        return f"step {self.step} of {self.last_step}{score}{which}"
+
+
+def choose_weights(run: Run) -> tuple[Mapping[str, torch.Tensor], Origin]:
+    """The weights for `final/` as `--final` asks for them, and their step. Every process must call it.
+
+    Only the main process gets the weights; the others may get an empty mapping.
+    """
+    state, output_dir = run.state, run.saver.output_dir
+    found, step = None, state.step
+    if run.settings.final == "best" and state.best_step not in (None, state.step):
+        found = run.hardware.from_main(best_checkpoint(run, output_dir) if run.hardware.is_main else None)
+        step = state.best_step if found is not None else step
+    if found is not None:
+        tensors = read_tensors(found / "model.safetensors") if run.hardware.is_main else {}
+    else:
+        # Where weights are cut over the processes, all take part in putting them together.
+        is_needed = run.hardware.is_main or run.hardware.is_sharded
+        tensors = model_tensors(run.bare_model) if is_needed else {}
+    score = score_at(output_dir, step, run.best_metric) if run.hardware.is_main else None
+    return tensors, Origin(step, state.step, step == state.best_step, run.best_metric, score)
+
+
+def best_checkpoint(run: Run, output_dir: Path) -> Path | None:
+    """The undamaged checkpoint of the best evaluation, from this folder or from `upload_to`.
+
+    None where there is none; a line tells the user that `final/` holds the last weights instead.
+    """
+    folder = output_dir / f"checkpoint-{run.state.best_step}"
+    wrong = find_damage(folder) if folder.is_dir() else "it is not there"
+    if wrong is not None and run.settings.upload_to is not None and run.state.best_step is not None:
+        latest = resolve_pointer(output_dir / "checkpoint-latest")
+        try:
+            found = download(Remote.open(run.settings.upload_to), run.state.best_step, output_dir)
+            write_pointer(output_dir / "checkpoint-latest", latest)
+            return found
+        except Exception as error:
+            wrong += f", nor at {run.settings.upload_to} ({error})"
+    if wrong is None:
+        return folder
+    run.progress.print_line(
+        f"warning: the best checkpoint {folder} cannot be used: {wrong}. final/ holds the weights of the last step."
+    )
+    return None
+
+
+def score_at(output_dir: Path, step: int, metric: str) -> float | None:
+    """The value of a metric at a step, as metrics.jsonl has it."""
+    events = read_lines(output_dir / "metrics.jsonl")
+    scores = [line.get(metric) for line in events if line["step"] == step and line["split"] == "eval"]
+    return scores[-1] if scores else None
+
+
+def describe_weights(folder: Path) -> str:
+    """The step and the score of the weights in a folder, a checkpoint or `final/`, in words."""
+    if (folder / ORIGIN).is_file():
+        return f"{folder}, {Origin(**json.loads((folder / ORIGIN).read_text(encoding='utf-8')))}"
+    if not (folder / "state.json").is_file():
+        return str(folder)
+    state = read_state(folder)
+    is_best = state.best_step == state.step and state.best_score is not None
+    return f"{folder}, step {state.step}{f', best score so far {state.best_score:.4f}' if is_best else ''}"
 
 
 def quiet_transformers() -> None:
@@ -23,7 +114,7 @@ def quiet_transformers() -> None:
 
 
 def save_final(
-    output_dir: Path, model: nn.Module, tensors: dict[str, torch.Tensor], assets: Path, files: dict[str, str]
+    output_dir: Path, model: nn.Module, tensors: Mapping[str, torch.Tensor], assets: Path, files: dict[str, str]
 ) -> Path:
     """Write `final/`: the model as others load it, with tokenizer (or what else was fitted) and model card.
 
@@ -32,6 +123,7 @@ def save_final(
     final = output_dir / "final"
     draft = output_dir / f"{DRAFT}final-{uuid.uuid4().hex[:8]}"
     draft.mkdir(parents=True)
+    tensors = dict(tensors)
     if assets.is_dir():
         shutil.copytree(assets, draft, dirs_exist_ok=True)
     if hasattr(model, "save_pretrained"):
@@ -48,17 +140,13 @@ def save_final(
     return final
 
 
-def model_card(run: Run, config: Config) -> str:
+def model_card(run: Run, config: Config, origin: Origin) -> str:
     """A short README.md for the final model."""
-    best = (
-        f", best {run.best_metric} {run.state.best_score:.4f} at step {run.state.best_step}"
-        if run.state.best_step
-        else ""
-    )
     return (
         f"---\nlibrary_name: transformers\ntags: [relay, {config.recipe_name}]\n---\n\n"
         f"# {Path(run.settings.output_dir or 'model').name}\n\n"
         f"Trained with Relay, recipe `{config.recipe_name}`, preset `{config.preset or 'default'}`, "
-        f"{run.state.step} steps of {run.lanes.batch_size} examples{best}.\n\n"
+        f"{run.state.step} steps of {run.lanes.batch_size} examples.\n\n"
+        f"These are the weights of {origin}.\n\n"
         "`config.yaml` repeats the run: `relay train --config config.yaml --output_dir NEW`.\n"
     )

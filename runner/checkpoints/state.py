@@ -21,6 +21,8 @@ class State:
     """Examples in the training split: the order depends on it."""
     best_score: float | None = None
     best_step: int | None = None
+    best_loss: float | None = None
+    """The evaluation loss at best_step; it decides between equal scores."""
     evaluations_without_improvement: int = 0
     trackers: dict[str, str] = dataclasses.field(default_factory=dict)
     """Run ids of the trackers, so that a resumed run continues there."""

@@ -48,7 +48,7 @@ def assets_of(folder: Path) -> Path:
     return folder / "assets" if (folder / "assets").is_dir() else folder
 
 
-NOT_ASSETS = ("*.safetensors", "*.index.json", MANIFEST, "README.md", "config.yaml", "config.json")
+NOT_ASSETS = ("*.safetensors", "*.index.json", MANIFEST, "README.md", "config.yaml", "config.json", "origin.json")
 """What lies in `final/` beside what the recipe fitted."""
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -43,13 +44,15 @@ def main(arguments: list[str]) -> None:
     settings: EvaluateSettings = parse_into(
         EvaluateSettings, own, "relay evaluate", f"{__doc__}\n\n{_without_a_model()}" if wants_help else __doc__
     )
-    from runner.checkpoints.trained import find_config, load_trained
+    from runner.checkpoints.final import describe_weights
+    from runner.checkpoints.trained import find_config, find_weights, load_trained
     from runner.settings import RunSettings
 
     _check_output(settings.output)
     if settings.micro_batch_size < 1:
         raise ConfigError(f"micro_batch_size is {settings.micro_batch_size}: type a number of at least 1.")
     config = find_config(Path(settings.checkpoint), others)
+    print(f"model: {describe_weights(find_weights(Path(settings.checkpoint)))}", file=sys.stderr, flush=True)
     recipe, model = load_trained(Path(settings.checkpoint), config.recipe)
     from runner.assembly import sampled
     from runner.evaluation import evaluate_rows

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
 
 from runner.config import parse_into
@@ -24,17 +25,19 @@ def main(arguments: list[str]) -> None:
     target = Path(settings.output)
     if target.exists():
         raise ConfigError(f"{target} is there already: type --output with a new folder.")
+    from runner.checkpoints.final import describe_weights
     from runner.checkpoints.trained import copy_assets, find_recipe, load_trained, model_folder
 
     source = model_folder(Path(settings.checkpoint))
     recipe, model = load_trained(source, find_recipe(source))
     target.mkdir(parents=True)
     copy_assets(source, target)
-    for name in ("README.md", "config.yaml"):
+    for name in ("README.md", "config.yaml", "origin.json"):
         if (source / name).is_file():
             shutil.copy2(source / name, target)
     model = model.cpu()
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     recipe.export(model, target)
+    print(f"model: {describe_weights(source)}", file=sys.stderr, flush=True)
     print(f"{target}: {', '.join(sorted(path.name for path in target.iterdir()))}")

@@ -11,7 +11,8 @@ from runner.errors import ConfigError
 def main(arguments: list[str]) -> None:
     """Load the checkpoint's recipe and model, and print the recipe's answer to the request on the command line."""
     from runner import registry
-    from runner.checkpoints.trained import find_config, load_trained
+    from runner.checkpoints.final import describe_weights
+    from runner.checkpoints.trained import find_config, find_weights, load_trained
 
     checkpoint, words = _taken("checkpoint", arguments)
     name, words = _taken("recipe", words)
@@ -31,6 +32,7 @@ def main(arguments: list[str]) -> None:
         raise ConfigError(f"{folder} is of the recipe {config.recipe_name}, not of {name}: leave --recipe out.")
     request_type = _request_of(type(config.recipe), config.recipe_name)
     request = parse_into(request_type, words, f"relay predict --checkpoint {folder}")
+    print(f"model: {describe_weights(find_weights(folder))}", file=sys.stderr, flush=True)
     recipe, model = load_trained(folder, config.recipe)
     print(recipe.answer(model, request))
 
