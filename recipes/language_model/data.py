@@ -37,6 +37,9 @@ class Packer:
 
     def tokenize(self, passages: list[Passage]) -> list[np.ndarray]:
         """Token ids of each passage, with BOS and EOS where documents begin and end."""
+        if self.settings.chat_template:
+            # The template marks where a conversation begins and ends.
+            return tokens.encode_conversations(self.tokenizer, [passage.text for passage in passages])
         found = []
         encoded = tokens.encode(self.tokenizer, [passage.text for passage in passages])
         for passage, ids in zip(passages, encoded, strict=True):

@@ -72,13 +72,21 @@ class Recipe(runner.recipe.Recipe):
 
     def prepare(self, folder: Path) -> Recipe:
         """Fit the tokenizer on the training split, or take the one that is there."""
+        from recipes.language_model import tokens
+
         bound = dataclasses.replace(self, assets=folder)
         exists = (folder / "tokenizer.json").is_file()
         # The tokenizer is fitted once per run: the other processes and a resumed run read what the first one wrote.
         must_retrain = self.tokenizer_settings.retrain and not (folder / "fitted.json").is_file()
         if exists and not must_retrain:
             return bound
-        bound._fit_tokenizer().save_pretrained(folder)
+        for corpus in (self._corpus(), self._validation_corpus()):
+            if corpus is not None:
+                corpus.check()
+        tokenizer = bound._fit_tokenizer()
+        if self.data_settings.chat_template:
+            tokens.check_chat_template(tokenizer)
+        tokenizer.save_pretrained(folder)
         bound._check_validation()
         (folder / "fitted.json").write_text(json.dumps({"kind": self.tokenizer_settings.kind}) + "\n", encoding="utf-8")
         if self.model_settings.pretrained:
@@ -163,13 +171,14 @@ class Recipe(runner.recipe.Recipe):
 
     def _corpus(self) -> Corpus:
         from recipes.language_model import demo, text
+        from recipes.language_model.files import list_files
 
         settings = self.data_settings
         source = settings.source
         if source is None:
             source = str(demo.write(cache_folder() / "language_model"))
-        files = text.list_files(source)
-        if settings.val_split is not None and not all(file.path.startswith("datasets://") for file in files):
+        files = list_files(source)
+        if settings.val_split is not None and not all(file.is_dataset for file in files):
             raise DataError(
                 f"data.val_split {settings.val_split!r} needs a `datasets` id, but data.source names files.\n"
                 "Type --data.validation_fraction 0.1 for a share of them, or --data.validation_source with other files."
@@ -180,14 +189,16 @@ class Recipe(runner.recipe.Recipe):
     def _validation_corpus(self) -> Corpus | None:
         """The text that the settings name for validation; None where it is a share of the source."""
         from recipes.language_model import text
+        from recipes.language_model.files import list_files
 
         settings = self.data_settings
         if settings.validation_source is not None:
-            return text.Corpus(text.list_files(settings.validation_source), settings, 0.0)
+            files = list_files(settings.validation_source, "data.validation_source")
+            return text.Corpus(files, settings, 0.0)
         if settings.val_split is not None and settings.source is not None:
             self._corpus()
             other = dataclasses.replace(settings, split=settings.val_split)
-            return text.Corpus(text.list_files(settings.source), other, 0.0)
+            return text.Corpus(list_files(settings.source), other, 0.0)
         return None
 
     def collate(self, examples: list[PackedRow]) -> Batch:

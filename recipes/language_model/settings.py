@@ -30,6 +30,8 @@ class DataSettings:
     """Split of the `datasets` id for validation; none: a share of the training split."""
     text_column: str = "text"
     """Column that holds the text in .jsonl, .json, .csv, .tsv, .parquet and `datasets`."""
+    chat_template: bool = False
+    """text_column holds conversations, lists of {role, content}: write each by the tokenizer's chat template."""
     document_separator: str | None = None
     """Text that separates documents in a text file, such as "\\n\\n"; none: each file is one document."""
     streaming: bool | None = None

@@ -160,6 +160,41 @@ def encode(tokenizer: Any, texts: list[str]) -> list[np.ndarray]:
     return [np.array(each.ids, dtype=np.int32) for each in encoded]
 
 
+def encode_conversations(tokenizer: Any, conversations: list[str]) -> list[np.ndarray]:
+    """Token ids of conversations (JSON lists of messages) as the tokenizer's chat template writes them. int32.
+
+    Raises DataError where the template refuses one.
+    """
+    found = []
+    for conversation in conversations:
+        messages = json.loads(conversation)
+        try:
+            found.append(tokenizer.apply_chat_template(messages, tokenize=False))
+        # Templates raise errors of their own, of several kinds.
+        except Exception as error:
+            raise DataError(
+                f"The chat template of the tokenizer refuses a conversation: {' '.join(str(error).split())[:200]}\n"
+                f"It is: {conversation[:160]}"
+            ) from None
+    # The template's own marks, such as <|im_start|>, are single tokens.
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = False
+    try:
+        encoded = backend.encode_batch_fast(found, add_special_tokens=False)
+    finally:
+        backend.encode_special_tokens = True
+    return [np.array(each.ids, dtype=np.int32) for each in encoded]
+
+
+def check_chat_template(tokenizer: Any) -> None:
+    """Raise ConfigError where data.chat_template is set and the tokenizer has no template."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise ConfigError(
+            "data.chat_template needs a tokenizer with a chat template, and this one has none:\n"
+            "type --model.pretrained with the folder of an instruct model, or --tokenizer.path with its tokenizer."
+        )
+
+
 def bytes_of_tokens(tokenizer: Any) -> np.ndarray:
     """(vocabulary,): how many bytes of text each token stands for; 0 for the special ones. float32."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.language_model import answering, data, demo, model, text, tokens
+from recipes.language_model import answering, data, demo, files, model, text, tokens
 from recipes.language_model.presets import presets
 from recipes.language_model.recipe import Recipe
 from recipes.language_model.settings import DataSettings, ModelSettings, TokenizerSettings
@@ -159,7 +159,7 @@ def as_files(folder: Path, kind: str) -> str:
 @pytest.mark.parametrize("kind", ["text", "jsonl", "compressed", "parquet", "url"])
 def test_training_and_validation_hold_every_document_once(tmp_path: Path, kind: str) -> None:
     settings = DataSettings(source=as_files(tmp_path, kind), document_separator="%%")
-    corpus = text.Corpus(text.list_files(settings.source or ""), settings, 0.1)
+    corpus = text.Corpus(files.list_files(settings.source or ""), settings, 0.1)
     training = [passage.text for passage in corpus.passages("train")]
     validation = [passage.text for passage in corpus.passages("validation")]
     assert Counter(training) + Counter(validation) == Counter(ROWS)

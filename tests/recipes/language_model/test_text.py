@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from recipes.language_model import answering, text, tokens
+from recipes.language_model import answering, files, text, tokens
+from recipes.language_model import rows as rows_of_files
 from recipes.language_model.recipe import Recipe
 from recipes.language_model.settings import DataSettings, TokenizerSettings
 from runner.errors import ConfigError, DataError
@@ -17,7 +18,7 @@ from runner.errors import ConfigError, DataError
 
 def corpus(source: Path | str, **settings: Any) -> text.Corpus:
     own = DataSettings(source=str(source), **settings)
-    return text.Corpus(text.list_files(str(source)), own, own.validation_fraction)
+    return text.Corpus(files.list_files(str(source)), own, own.validation_fraction)
 
 
 @pytest.mark.parametrize(
@@ -48,13 +49,13 @@ def test_zst_is_read_without_another_package(tmp_path: Path) -> None:
 def test_validation_is_taken_from_the_beginning_of_what_cannot_be_entered(monkeypatch: pytest.MonkeyPatch) -> None:
     read = 0
 
-    def endless(self: text.Corpus, name: str, skip: int) -> Any:
+    def endless(file: files.File, settings: DataSettings, skip: int) -> Any:
         nonlocal read
         for number in itertools.count(skip):
             read += 1
-            yield text.Passage(f"document {number}")
+            yield f"document {number}"
 
-    monkeypatch.setattr(text.Corpus, "_from_datasets", endless)
+    monkeypatch.setattr(rows_of_files, "_from_dataset", endless)
     rows = corpus("somebody/endless-1.0")
     assert len(list(rows.passages("validation"))) == text.FIRST_DOCUMENTS // 10
     assert read <= text.FIRST_DOCUMENTS + 1
@@ -112,9 +113,9 @@ def test_json_and_tables_are_rows(tmp_path: Path) -> None:
 
 def test_tables_of_a_folder_are_read_where_it_has_no_text(tmp_path: Path) -> None:
     tables(tmp_path)
-    assert len(text.list_files(str(tmp_path))) == 6
+    assert len(files.list_files(str(tmp_path))) == 6
     (tmp_path / "book.txt").write_text("some words\n")
-    assert [Path(file.path).name for file in text.list_files(f"{tmp_path},")] == ["book.txt"]
+    assert [Path(file.path).name for file in files.list_files(f"{tmp_path},")] == ["book.txt"]
 
 
 @pytest.mark.parametrize(
