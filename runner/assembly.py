@@ -17,7 +17,7 @@ from runner.checkpoints.tensors import read_tensors
 from runner.checkpoints.trained import copy_assets, find_weights
 from runner.config import Config, yaml_of
 from runner.errors import CheckpointError, ConfigError, DataError
-from runner.fetching import examples_per_epoch, has_own_order, is_stream, order_of, warnings_of
+from runner.fetching import examples_per_epoch, has_own_order, indexed_split, is_stream, order_of, warnings_of
 from runner.hardware import Hardware, open_hardware, seed_everything
 from runner.lanes import Lanes, check_batch, check_world, key, run_length
 from runner.log import Progress
@@ -67,7 +67,7 @@ def build_run(config: Config, hardware: Hardware, signals: Any, found: Path | No
     first = check_fresh_start(config, found)
     recipe = bind_recipe(config, Path(settings.output_dir or "") / "assets", found, hardware)
     train_data = training_data(recipe, settings)
-    eval_data = sampled(recipe.data("validation"), settings.max_eval_examples)
+    eval_data = sampled(indexed_split(recipe, "validation"), settings.max_eval_examples)
     lanes, max_steps = plan_steps(settings, train_data, state)
     state.record(lanes)
     model = first_weights(recipe, settings)

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,7 +12,10 @@ from runner import registry
 from runner.errors import DataError
 from runner.hardware import seed_everything
 from runner.lanes import Lanes, divisors, key
-from runner.recipe import Batch, Order
+from runner.recipe import Batch, Data, Example, Order, Recipe, Stream
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 
 @dataclasses.dataclass
@@ -36,9 +39,17 @@ class Fetched:
         return key(step, "consumed", self.lane, json.dumps(self.consumed))
 
 
-def is_stream(data: Any) -> bool:
+def is_stream(data: Data) -> "TypeIs[Stream]":
     """Whether training data are read one after another instead of by index."""
     return hasattr(data, "read")
+
+
+def indexed_split(recipe: Recipe, split: str) -> Sequence[Example]:
+    """The examples of a split that is evaluated. Raises DataError where it is a stream: only training may read one."""
+    data = recipe.data(split)
+    if is_stream(data):
+        raise DataError(f"The {split} split is a stream; an evaluation needs examples with len() and [index].")
+    return data
 
 
 def order_of(data: Any, batch_size: int, micro_batch_size: int, seed: int) -> Order | None:

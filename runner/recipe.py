@@ -167,6 +167,10 @@ class Stream(Protocol):
         ...
 
 
+Data = Sequence[Example] | Stream
+"""What `Recipe.data` returns: examples by index, or a stream."""
+
+
 class Recipe:
     """The methods that the runner calls. A recipe must define the first six; the others have the defaults below."""
 
@@ -196,7 +200,7 @@ class Recipe:
 
     # Required -------------------------------------------------------------------------------------
 
-    def data(self, split: str) -> Sequence[Example] | Stream:
+    def data(self, split: str) -> Data:
         """Examples of `split` ("train", "validation", "test"): a sequence with `len()` and `[index]`. "train" may be a
         `Stream` instead. A split that does not exist is an empty sequence. The runner calls `prepare` first.
 

@@ -1,7 +1,7 @@
-"""`relay check`: does a recipe keep the contract? Each promise of runner/recipe.py is tried on a few examples.
+"""`relay check`: test that a recipe keeps the contract of runner/recipe.py, on a few examples.
 
-What it finds are the mistakes that cost days: a loss that depends on padding, a weight that is not the loss's, a
-parameter that never learns, an evaluation that draws random numbers.
+It finds mistakes that otherwise show after days: a loss that depends on padding, a weight that does not match the loss,
+a parameter that never learns, an evaluation that changes the random numbers of the training.
 """
 
 import dataclasses
@@ -13,13 +13,19 @@ import random
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from runner.commands import split_flags
-from runner.config import Config, parse, parse_into, settings_of, write_yaml
+from runner.config import Config, Setting, parse, parse_into, settings_of, write_yaml
 from runner.errors import DataError, RelayError
+from runner.recipe import Batch, Cursor, Data, Example, Loss, Recipe, Row, Stream
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from runner.hardware import Hardware
 
 # Sums of the same numbers in another order or another matrix shape differ by this much in fp32, relative.
 TOLERANCE = 1e-4
@@ -27,10 +33,10 @@ TOLERANCE = 1e-4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckSettings:
-    """Settings of the check; those of the recipe and the training stand beside them."""
+    """Settings of the check. The flags of the recipe and of a training may follow."""
 
     examples: int = 6
-    """Training examples that are tried, the smallest and the largest of 32 among them."""
+    """Number of training examples to test with, from the smallest to the largest of 32."""
 
 
 class Broken(Exception):
@@ -63,9 +69,9 @@ def main(arguments: list[str]) -> int:
 
 
 def check(subject: "Subject") -> list[tuple[str, str, str]]:
-    """(name, "kept", "BROKEN" or "-", what was seen) for every promise.
+    """(name, "kept", "BROKEN" or "-", what was measured) for every promise.
 
-    Raises RelayError for what the user got wrong before the recipe could: missing data, a wrong path.
+    Raises RelayError for mistakes of the user, such as missing data or a wrong path.
     """
     _ = subject.train_data
     verdicts = []
@@ -85,20 +91,20 @@ def check(subject: "Subject") -> list[tuple[str, str, str]]:
 
 @dataclasses.dataclass
 class Subject:
-    """The recipe that is tried, and what every promise is tried with."""
+    """The recipe under test, with its examples, batches and models."""
 
     config: Config
     folder: Path
     num_examples: int
 
     @functools.cached_property
-    def recipe(self) -> Any:
-        """Bound to a folder of its own, as a training binds it."""
+    def recipe(self) -> Recipe:
+        """The recipe, prepared in a folder of its own as a training prepares it."""
         recipe = self.config.recipe
         return recipe.prepare(self.folder)
 
     @functools.cached_property
-    def hardware(self) -> Any:
+    def hardware(self) -> "Hardware":
         """One process in fp32, where small differences show."""
         from runner.hardware import open_hardware
         from runner.settings import RunSettings
@@ -106,48 +112,42 @@ class Subject:
         return open_hardware(RunSettings(mixed_precision="no"))
 
     @functools.cached_property
-    def train_data(self) -> Any:
+    def train_data(self) -> Data:
         """The training split."""
         return self.recipe.data("train")
 
-    @property
-    def is_stream(self) -> bool:
-        """Whether it is read one after another."""
-        from runner.fetching import is_stream
-
-        return is_stream(self.train_data)
-
     @functools.cached_property
-    def examples(self) -> list[Any]:
+    def examples(self) -> list[Example]:
         """A few training examples, from small to large where their tensors differ in size."""
-        from runner.fetching import take
+        from runner.fetching import is_stream, take
         from runner.hardware import seed_everything
         from runner.memory import size
 
         seed_everything(0)
-        if self.is_stream:
-            reader = self.train_data.read(0, 1, 0, None)
+        data = self.train_data
+        if is_stream(data):
+            reader = data.read(0, 1, 0, None)
             some = [next(reader)[0] for _ in range(32)]
         else:
-            if not len(self.train_data):
+            if not len(data):
                 raise DataError("The training split is empty: give the recipe other data.")
-            places = random.Random(0).sample(range(len(self.train_data)), min(32, len(self.train_data)))
-            some = take(self.train_data, sorted(places))
+            places = random.Random(0).sample(range(len(data)), min(32, len(data)))
+            some = take(data, sorted(places))
         some.sort(key=lambda example: size(self.recipe.collate([example])))
         count = min(self.num_examples, len(some))
         return [some[round(place * (len(some) - 1) / max(1, count - 1))] for place in range(count)]
 
     @functools.cached_property
-    def judged_examples(self) -> list[Any]:
-        """A few validation examples from all over the split; training examples where there is none."""
-        from runner.fetching import take
+    def validation_examples(self) -> list[Example]:
+        """A few validation examples, spread over the split; training examples where the split is empty."""
+        from runner.fetching import indexed_split, take
 
-        split = self.recipe.data("validation")
+        split = indexed_split(self.recipe, "validation")
         count = min(self.num_examples, len(split))
         places = [round(place * (len(split) - 1) / max(1, count - 1)) for place in range(count)]
         return take(split, places) if count else self.examples
 
-    def model(self, seed: int = 0) -> Any:
+    def model(self, seed: int = 0) -> "nn.Module":
         """A fresh model on the device."""
         from runner.hardware import seed_everything
 
@@ -155,11 +155,11 @@ class Subject:
         return self.recipe.model().to(self.hardware.device)
 
     @functools.cached_property
-    def judged(self) -> Any:
+    def eval_model(self) -> "nn.Module":
         """A model in eval mode, which no promise may change."""
         return self.model().eval()
 
-    def batch(self, examples: Sequence[Any] | None = None) -> Any:
+    def batch(self, examples: Sequence[Example] | None = None) -> Batch:
         """A micro-batch on the device."""
         from runner.evaluation import on_device
         from runner.hardware import seed_everything
@@ -169,20 +169,19 @@ class Subject:
             self.recipe.collate(list(self.examples if examples is None else examples)), self.hardware.device
         )
 
-    def loss(self, model: Any, batch: Any, seed: int = 2) -> Any:
+    def loss(self, model: "nn.Module", batch: Batch, seed: int = 2) -> Loss:
         """The recipe's loss of a micro-batch, with seeded random numbers."""
         from runner.hardware import seed_everything
-        from runner.recipe import Loss
 
         seed_everything(seed)
         return Loss.of(self.recipe.loss(model, batch))
 
-    def loss_without_dropout(self, batch: Any) -> float:
-        """The sum, in eval mode."""
+    def loss_without_dropout(self, batch: Batch) -> float:
+        """The summed loss in eval mode."""
         import torch
 
         with torch.no_grad():
-            return float(self.loss(self.judged, batch).sum)
+            return float(self.loss(self.eval_model, batch).sum)
 
     def needs_independent_examples(self) -> None:
         """Raises Skipped where the loss compares examples with each other."""
@@ -193,7 +192,7 @@ class Subject:
 
 
 def settings(subject: Subject) -> str:
-    """every setting survives config.yaml, and every preset is of settings that exist"""
+    """config.yaml gives every setting back, and presets name only settings that exist"""
     file = subject.folder / "relay-check.yaml"
     write_yaml(subject.config, file)
     owner = type(subject.config.recipe)
@@ -226,45 +225,48 @@ def help_texts(subject: Subject) -> str:
     return "a line for each"
 
 
-def _holder(recipe: Any, setting: Any) -> Any:
+def _holder(recipe: Recipe, setting: Setting) -> object:
+    """The dataclass that has the setting as a field."""
     for attribute in setting.attributes[:-1]:
         recipe = getattr(recipe, attribute)
     return recipe
 
 
 def data(subject: Subject) -> str:
-    """the training data are the same at every visit; a stream goes on from its cursor"""
+    """the same seed gives the same example each time; a stream continues from its cursor"""
+    from runner.fetching import indexed_split, is_stream
     from runner.hardware import seed_everything
 
-    if subject.is_stream:
-        whole = _read(subject, None, 12)
+    train_data = subject.train_data
+    if is_stream(train_data):
+        whole = _read(train_data, None, 12)
         cursor = json.loads(json.dumps(whole[4][1]))
-        rest = _read(subject, cursor, 7)
+        rest = _read(train_data, cursor, 7)
         if [at for _, at in whole[5:]] != [at for _, at in rest]:
-            raise Broken(f"read again from cursor {cursor}, the stream goes on with another cursor than before")
+            raise Broken(f"read again from cursor {cursor}, the stream continues with another cursor than before")
         if not all(_same(a, b) for (a, _), (b, _) in zip(whole[5:], rest, strict=True)):
-            raise Broken(f"read again from cursor {cursor}, the stream goes on with other examples")
-        return "a stream; it goes on where a cursor says"
+            raise Broken(f"read again from cursor {cursor}, the stream continues with other examples")
+        return "a stream; it continues at its cursor"
     once = []
     for _ in range(2):
         seed_everything(5)
-        once.append(subject.train_data[len(subject.train_data) - 1])
+        once.append(train_data[len(train_data) - 1])
     if not _same(*once):
-        raise Broken("the last example is another one at the second visit, with the same seed")
-    validation = subject.recipe.data("validation")
-    return f"{len(subject.train_data):,} training and {len(validation):,} validation examples"
+        raise Broken("the last example differs the second time, with the same seed")
+    validation = indexed_split(subject.recipe, "validation")
+    return f"{len(train_data):,} training and {len(validation):,} validation examples"
 
 
-def _read(subject: Subject, cursor: Any, count: int) -> list[tuple[Any, Any]]:
+def _read(stream: Stream, cursor: Cursor | None, count: int) -> list[tuple[Example, Cursor]]:
     from runner.hardware import seed_everything
 
     seed_everything(5)
-    reader = subject.train_data.read(0, 2, 0, cursor)
+    reader = stream.read(0, 2, 0, cursor)
     return [next(reader) for _ in range(count)]
 
 
 def _same(left: Any, right: Any) -> bool:
-    """Whether two examples are the same, whatever they are made of."""
+    """Whether two examples are equal. An example may be of any type."""
     if type(left) is not type(right):
         return False
     if dataclasses.is_dataclass(left):
@@ -281,13 +283,9 @@ def _same(left: Any, right: Any) -> bool:
 
 
 def workers(subject: Subject) -> str:
-    """recipe and data can go over into worker processes (--num_workers)"""
-    from runner.fetching import MapReader
-    from runner.lanes import Lanes
-
-    reader = MapReader(subject.recipe, subject.train_data, Lanes(8, 8, 8, 0))
+    """worker processes can receive recipe and data (--num_workers)"""
     try:
-        size = len(pickle.dumps(reader))
+        size = len(pickle.dumps((subject.recipe, subject.train_data)))
     except Exception as error:
         raise Broken(f"they cannot be pickled: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
     return f"{size:,} bytes"
@@ -296,7 +294,7 @@ def workers(subject: Subject) -> str:
 def collate(subject: Subject) -> str:
     """the first axis of every tensor counts the examples; the batch has a weight"""
     batch = subject.batch()
-    # Where examples are coupled nothing is ever cut along that axis.
+    # The runner never splits a micro-batch whose examples are coupled.
     for name, tensor in () if subject.recipe.couples_examples else batch.tensors.items():
         if not tensor.ndim or len(tensor) != len(subject.examples):
             raise Broken(f"{name} has shape {tuple(tensor.shape)}; its first axis should count {len(subject.examples)}")
@@ -306,7 +304,7 @@ def collate(subject: Subject) -> str:
 
 
 def additive(subject: Subject) -> str:
-    """the loss of a micro-batch is the sum of its examples' losses: padding and company change nothing"""
+    """the loss of a micro-batch is the sum over its examples, whatever the padding"""
     subject.needs_independent_examples()
     whole, single = subject.batch(), [subject.batch([example]) for example in subject.examples]
     _compare("the weight", whole.weight, sum(batch.weight for batch in single), "its examples one by one")
@@ -325,14 +323,14 @@ def order(subject: Subject) -> str:
 
 
 def divisible(subject: Subject) -> str:
-    """a micro-batch that memory cannot hold can be cut in two"""
+    """a micro-batch that does not fit into memory can be split in two"""
     from runner.memory import split
 
     subject.needs_independent_examples()
     whole = subject.loss_without_dropout(subject.batch())
     parts = [subject.loss_without_dropout(part) for part, _ in split(subject.batch(), 2)]
     _compare("the loss", whole, sum(parts), "its two halves")
-    return f"{whole:.6g} whole, {sum(parts):.6g} in halves"
+    return f"{whole:.6g} at once, {sum(parts):.6g} in halves"
 
 
 def _compare(what: str, whole: float, other: float, of_what: str) -> None:
@@ -341,7 +339,7 @@ def _compare(what: str, whole: float, other: float, of_what: str) -> None:
 
 
 def forward(subject: Subject) -> str:
-    """the loss calls the model once: data-parallel training counts on it"""
+    """the loss calls the model once, which data-parallel training requires"""
     calls: list[int] = []
     model = subject.model()
     model.register_forward_hook(lambda *_: calls.append(1))
@@ -352,7 +350,7 @@ def forward(subject: Subject) -> str:
 
 
 def gradients(subject: Subject) -> str:
-    """the loss is finite and so is the gradient, which every trained parameter gets"""
+    """the loss is finite, and every trained parameter gets a finite gradient"""
     model = subject.model().train()
     batch = subject.batch()
     loss = subject.loss(model, batch)
@@ -360,28 +358,29 @@ def gradients(subject: Subject) -> str:
         raise Broken(f"the loss of fresh weights is {float(loss.sum)}")
     _objective(loss, batch).backward()
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    without = [name for name, parameter in trained if parameter.grad is None]
+    gradients = {name: parameter.grad for name, parameter in trained if parameter.grad is not None}
+    without = [name for name, _ in trained if name not in gradients]
     if without:
-        raise Broken(f"{len(without)} of {len(trained)} get none, {without[0]} for one: DDP would wait for it for ever")
-    bad = [name for name, parameter in trained if not parameter.grad.isfinite().all()]
+        raise Broken(f"{len(without)} of {len(trained)} get none, such as {without[0]}: DDP would wait for it for ever")
+    bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
     if bad:
         raise Broken(f"the gradient of {bad[0]} is not finite")
-    if not any(parameter.grad.any() for _, parameter in trained):
+    if not any(gradient.any() for gradient in gradients.values()):
         raise Broken("every gradient is zero")
     return f"{len(trained)} parameters"
 
 
-def _objective(loss: Any, batch: Any) -> Any:
+def _objective(loss: Loss, batch: Batch) -> "Tensor":
     """What a step of this micro-batch alone minimises."""
     return loss.sum / max(batch.weight, 1) + (loss.auxiliary if loss.auxiliary is not None else 0)
 
 
 def repeatable(subject: Subject) -> str:
-    """the same seed gives the same training loss to the bit, dropout on"""
+    """the same seed gives exactly the same training loss, with dropout"""
     model = subject.model().train()
     first, second = (float(subject.loss(model, subject.batch()).sum.detach()) for _ in range(2))
     if first != second:
-        raise Broken(f"the same step gave {first!r}, then {second!r}: something draws from a generator of its own")
+        raise Broken(f"the same step gave {first!r}, then {second!r}: something uses a random generator of its own")
     return f"{first:.9g}"
 
 
@@ -407,7 +406,7 @@ def learns(subject: Subject) -> str:
 
 
 def weights(subject: Subject) -> str:
-    """the same seed gives the same fresh weights, another seed others; they can be saved, loaded and sharded"""
+    """a seed decides the fresh weights; they can be saved, loaded and sharded"""
     from runner.checkpoints.tensors import load_model, model_tensors
 
     scalars = [name for name, value in subject.model(0).named_parameters() if not value.dim()]
@@ -419,7 +418,7 @@ def weights(subject: Subject) -> str:
         raise Broken(f"{differing[0]} differs between two models of one seed")
     if all(first[name].equal(other[name]) for name in first):
         raise Broken("two seeds give the same weights: `model` seeds a generator itself")
-    # Away from the start, so that what is not saved does not look saved.
+    # Other weights than the loaded model starts with, so that a tensor that is not saved is noticed.
     trained = subject.model(2).eval()
     loaded = subject.model(3).eval()
     load_model(loaded, model_tensors(trained), "the model that was saved")
@@ -428,26 +427,26 @@ def weights(subject: Subject) -> str:
     with torch.no_grad():
         before, after = (float(subject.loss(model, subject.batch()).sum) for model in (trained, loaded))
     if before != after:
-        raise Broken(f"the loss is {before!r} before it was saved, {after!r} after it was loaded")
+        raise Broken(f"the loss is {before!r} before saving and {after!r} after loading")
     return f"{len(first)} tensors, {sum(tensor.numel() for tensor in first.values()):,} numbers"
 
 
 def predict(subject: Subject) -> str:
-    """`predict` gives one row per example, which JSON can hold"""
+    """`predict` gives one row per example, and JSON can hold it"""
     import torch
 
     with torch.no_grad():
-        rows = subject.recipe.predict(subject.judged, subject.batch(subject.judged_examples))
-    if len(rows) != len(subject.judged_examples):
-        raise Broken(f"{len(subject.judged_examples)} examples, {len(rows)} rows")
+        rows = subject.recipe.predict(subject.eval_model, subject.batch(subject.validation_examples))
+    if len(rows) != len(subject.validation_examples):
+        raise Broken(f"{len(subject.validation_examples)} examples, {len(rows)} rows")
     for row in rows:
         json.dumps(row)
-    return f"{len(rows)} rows, {len(json.dumps(rows[0])):,} characters the first"
+    return f"{len(rows)} rows, the first has {len(json.dumps(rows[0])):,} characters"
 
 
 def score(subject: Subject) -> str:
     """`score` gives numbers, the recipe's best_metric among them"""
-    scores = _evaluate(subject, subject.judged)[0]
+    scores = _evaluate(subject, subject.eval_model)[0]
     for name, value in scores.items():
         if not isinstance(value, float):
             raise Broken(f"{name} is a {type(value).__name__}")
@@ -458,7 +457,7 @@ def score(subject: Subject) -> str:
 
 
 def evaluation(subject: Subject) -> str:
-    """an evaluation gives the same twice, and changes nothing in training: no weight, no buffer, no random number"""
+    """an evaluation can be repeated, and changes no weight, buffer or random number"""
     from runner.hardware import seed_everything
 
     model = subject.model().train()
@@ -477,20 +476,20 @@ def evaluation(subject: Subject) -> str:
     if json.dumps(results[0]) != json.dumps(results[1]):
         raise Broken("two evaluations of the same weights differ")
     if float(subject.loss(restored, batch).sum.detach()) != expected:
-        raise Broken("a training step after it has another loss than without it")
-    return f"twice the same, {len(results[0][1])} rows"
+        raise Broken("the next training step has another loss than without the evaluation")
+    return f"twice the same result, {len(results[0][1])} rows"
 
 
-def _restore(model: Any, before: dict[str, Any]) -> Any:
-    """Undo what a forward pass of training does to buffers (running means)."""
+def _restore(model: "nn.Module", before: Mapping[str, "Tensor"]) -> "nn.Module":
+    """Undo what a forward pass in training mode does to buffers (running means)."""
     model.load_state_dict(before)
     return model
 
 
-def _evaluate(subject: Subject, model: Any) -> tuple[dict[str, float], list[Any]]:
+def _evaluate(subject: Subject, model: "nn.Module") -> tuple[dict[str, float], list[Row]]:
     from runner.evaluation import evaluate_rows
 
-    examples = subject.judged_examples
+    examples = subject.validation_examples
     found = evaluate_rows(subject.recipe, model, examples, subject.hardware, max(1, len(examples) // 2))
     assert found is not None
     return found
