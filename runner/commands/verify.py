@@ -1,7 +1,7 @@
-"""`relay verify`: prove on this machine, for a recipe, what Relay promises about any machine.
+"""`relay verify`: test on this machine, for a recipe, what Relay promises.
 
-Each proof starts real trainings in processes of their own, disturbs them, and compares what they leave. It prints a
-table and a verdict, and ends with status 1 where one trial fails.
+Each proof starts real trainings in processes of their own, interrupts them, and compares their results. It prints a
+table and a verdict, and ends with status 1 if a trial fails.
 """
 
 import dataclasses
@@ -12,51 +12,58 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from runner import lanes as lanes_module
 from runner.commands import split_flags
 from runner.config import Config, parse, parse_into, settings_of
 from runner.errors import ConfigError, RelayError
+from runner.recipe import Cursor, Data, Stream
 from runner.settings import RunSettings
 from runner.trials import PHASES, PLAIN_SUM, Interruption, Trial, preload_for, train
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Start = Mapping[str, Any]
+"""A line of ledger.jsonl about a start of the run: its step, seed, batch and excluded examples."""
+
 PROOFS = {
-    "invariance": "one hash of the weights for every number of processes, in fp32 and bf16 (--deterministic)",
-    "elastic": "killed at random and resumed on other numbers of processes equals the unbroken run",
-    "torture": "kill -9 in the middle of saves: every restart finds a whole checkpoint, at most one interval back",
-    "bitrot": "every flipped bit of a checkpoint is found, its file named, and the previous checkpoint used",
-    "preempt": "a signal to any process in any phase: saved within a step, status 75, no hang",
-    "reshard": "one process, DDP, FSDP2 on 2 and 4, one process again: the unbroken run's weights",
-    "grads": "one big batch's gradient for every number of processes and lanes, with a ragged end",
-    "ledger": "what a run consumed over all its restarts: repeated 0, missing 0",
+    "invariance": "every number of processes gives the same bits, in fp32 and in bf16 (--deterministic)",
+    "elastic": "killed at random and resumed on other numbers of processes, a run equals the uninterrupted one",
+    "torture": "kill -9 during saves: every restart finds a complete checkpoint, at most one interval back",
+    "bitrot": "each flipped bit is detected, its file is named, and the previous checkpoint is used",
+    "preempt": "a signal to any process in any phase: saved within one step, status 75, no hang",
+    "reshard": "one process, DDP, FSDP2 on 2 and 4, one process again: the weights of the uninterrupted run",
+    "grads": "every number of processes and lanes gives the gradient of one large batch, also in a smaller last step",
+    "ledger": "over all its restarts, a run repeated 0 examples and missed 0",
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VerifySettings:
-    """Settings of the proofs; any setting of a training may stand beside them."""
+    """Settings of the proofs. Any flag of a training may follow."""
 
     world: str = "1,2,4"
-    """Numbers of processes, with commas between them."""
+    """Numbers of processes, separated by commas."""
     trials: int = 20
-    """How many times elastic and preempt are tried, in each of their modes."""
+    """Number of trials of elastic and preempt, in each of their modes."""
     kills: int = 100
-    """How many saves torture kills."""
+    """Number of saves that torture kills."""
     flips: int = 200
-    """How many bits bitrot flips, one after another."""
+    """Number of bits that bitrot flips, one at a time."""
     steps: int = 12
-    """Updates of a training that is compared."""
+    """Number of steps of each training."""
     random_seed: int = 0
-    """Seed of what is chosen at random: where to kill, which bit to flip."""
+    """Seed of the random choices: where to kill, which bit to flip."""
     keep: bool = False
-    """Leave the folder of the trainings where it is, and say where."""
+    """Do not delete the folder of the trainings, and print its path."""
 
 
 class Failed(RelayError):
-    """A promise is not kept on this machine."""
+    """A promise does not hold on this machine."""
 
     exit_status = 1
 
@@ -97,7 +104,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _split(arguments: list[str]) -> tuple[VerifySettings, list[str]]:
-    """Our own settings, and the words that are the training's."""
+    """The settings of the proof, and the flags of the training."""
     own, others = split_flags(VerifySettings, arguments)
     return parse_into(VerifySettings, own, "relay verify PROOF"), others
 
@@ -112,7 +119,7 @@ class Result:
 
 
 def _verdict(proof: str, rows: Iterator[Result], took: str = "") -> None:
-    """Print rows as they come, then the verdict. Raises Failed where one does not hold."""
+    """Print each row as it comes, then the verdict. Raises Failed if a row does not hold."""
     good = total = 0
     for row in rows:
         total += 1
@@ -161,22 +168,22 @@ class Bench:
         """The command line of a training into the folder `name`."""
         folder = self.folder / name
         if self.assets is not None and not (folder / "assets").exists():
-            # What is fitted on the training split is the same for all: fit it once.
+            # All trainings fit the same assets on the training split: fit them once.
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copytree(self.assets, folder / "assets")
         length = ["--max_steps", str(steps or self.settings.steps), "--eval_steps", "0", "--save_steps", "0"]
         return [*self.flags, *length, "--output_dir", str(folder), "--resume_from_checkpoint", "auto", *flags]
 
     def run(self, name: str, processes: int, *flags: str, steps: int | None = None, sharded: bool = False) -> Path:
-        """A training to its good end; returns its folder."""
+        """Run a training that must succeed; returns its folder."""
         environment = {"ACCELERATE_USE_FSDP": "true"} if sharded else {}
         train(self.words(name, *flags, steps=steps), processes, self.folder / f"{name}.log", environment)
         if self.assets is None and (self.folder / name / "assets").is_dir():
             self.assets = self.folder / name / "assets"
         return self.folder / name
 
-    def training_data(self) -> Any:
-        """The training split as a training of one step has prepared it."""
+    def training_data(self) -> Data:
+        """The training split, as a training of one step prepared it."""
         folder, recipe = self.run("assets", 1, steps=1), self.config.recipe
         return recipe.prepare(folder / "assets").data("train")
 
@@ -190,50 +197,46 @@ class Bench:
         sharded: bool = False,
         limit_seconds: float = 300.0,
     ) -> tuple[list[int], str]:
-        """A training that is interrupted: the exit statuses, and what it printed."""
+        """Run a training that is interrupted; returns the exit statuses and what it printed."""
         environment = {"ACCELERATE_USE_FSDP": "true"} if sharded else {}
         log = self.folder / f"{name}.log"
         trial = Trial(self.words(name, *flags, steps=steps), processes, log, environment, interruption)
         return trial.wait(limit_seconds), trial.output()
 
 
-def final_weights(folder: Path) -> Mapping[str, Any]:
+def final_weights(folder: Path) -> "Mapping[str, Tensor]":
     """The weights of the last checkpoint of a run, by name."""
     from runner.checkpoints.folders import newest_checkpoint
     from runner.checkpoints.tensors import read_tensors
 
     found, _ = newest_checkpoint(folder)
     if found is None:
-        raise Failed(f"{folder} has no whole checkpoint.")
+        raise Failed(f"{folder} has no complete checkpoint.")
     return read_tensors(found / "model.safetensors")
 
 
-def hash_of(tensors: Mapping[str, Any]) -> str:
+def hash_of(tensors: "Mapping[str, Tensor]") -> str:
     """A short hash of names and bits."""
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].contiguous().view(-1).view(_bytes()).numpy().tobytes())
+        digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _bytes() -> Any:
-    import torch
-
-    return torch.uint8
-
-
-def gap(left: Mapping[str, Any], right: Mapping[str, Any]) -> float:
-    """Length of the difference of all tensors together, relative to the length of the right ones."""
+def gap(left: "Mapping[str, Tensor]", right: "Mapping[str, Tensor]") -> float:
+    """Norm of the difference over all tensors, relative to the norm of the right ones."""
     if left.keys() != right.keys():
-        raise Failed("the two have other tensors.")
+        raise Failed("the two runs have different tensors.")
     difference = sum(float((left[name].double() - right[name].double()).square().sum()) for name in left)
     length = sum(float(right[name].double().square().sum()) for name in right)
     return (difference / max(length, 1e-300)) ** 0.5
 
 
 def check_invariance(bench: Bench) -> Iterator[Result]:
-    """One hash per precision."""
+    """Every number of processes gives the same hash, in each precision."""
     for precision in ("no", "bf16"):
         first = None
         for world in bench.worlds:
@@ -244,7 +247,7 @@ def check_invariance(bench: Bench) -> Iterator[Result]:
 
 
 def check_elastic(bench: Bench) -> Iterator[Result]:
-    """At least three kills in each trial, and another world at every restart."""
+    """At least three kills in each trial, and a new number of processes at every restart."""
     steps = max(bench.settings.steps, 8)
     for mode, flags, limit in (("deterministic", ("--deterministic", "True"), 0.0), ("plain", (), 1e-5)):
         whole = final_weights(bench.run(f"{mode}-whole", 1, *flags, steps=steps))
@@ -269,13 +272,13 @@ def check_elastic(bench: Bench) -> Iterator[Result]:
 
 
 def check_torture(bench: Bench) -> Iterator[Result]:
-    """One run, killed in save after save."""
+    """Kill one run in each of its saves."""
     from runner.checkpoints.folders import newest_checkpoint, step_of
 
-    # Never reached: a fast recipe on a slow disk takes many steps while one save waits for its kill.
+    # More than can be reached: a fast recipe on a slow disk takes many steps while one save waits for its kill.
     steps = 1000 * bench.settings.kills
     folder = bench.folder / "run"
-    # A rate that does not know the length of the run: that of the unbroken one to compare with is known at the end.
+    # A learning rate that does not depend on the length of the run, which is only known at the end.
     flags = ("--save_steps", "1", "--max_eval_examples", "1", "--lr_scheduler_type", "constant", "--warmup_ratio", "0")
     flags += ("--warmup_steps", "0")
     if "save_total_limit" not in bench.config.explicit:
@@ -304,11 +307,11 @@ def check_torture(bench: Bench) -> Iterator[Result]:
         at = reached
     found = hash_of(final_weights(bench.run("run", 1, *flags, steps=at + 2)))
     whole = hash_of(final_weights(bench.run("whole", 1, *flags, steps=at + 2)))
-    yield Result(f"the weights of step {at + 2}, and of an unbroken run", f"{found} {whole}", found == whole)
+    yield Result(f"the weights of step {at + 2}, and of an uninterrupted run", f"{found} {whole}", found == whole)
 
 
 def check_bitrot(bench: Bench) -> Iterator[Result]:
-    """Flip a bit, look for the newest checkpoint, flip it back."""
+    """Flip a bit, look for the newest checkpoint, flip the bit back."""
     from runner.checkpoints.folders import newest_checkpoint
 
     folder = bench.run("run", 1, "--save_steps", "2", steps=4)
@@ -328,10 +331,10 @@ def check_bitrot(bench: Bench) -> Iterator[Result]:
     for name, results in sorted(found_all.items()):
         yield Result(name, f"{sum(results)} of {len(results)} flips found and named", all(results))
     found, skipped = newest_checkpoint(folder)
-    yield Result("all flipped back", f"{found.name if found else None} is whole", found == newest and not skipped)
+    yield Result("all flipped back", f"{found.name if found else None} is complete", found == newest and not skipped)
 
 
-def _flip(file: Any, place: int, bit: int) -> None:
+def _flip(file: IO[bytes], place: int, bit: int) -> None:
     file.seek(place)
     byte = file.read(1)[0]
     file.seek(place)
@@ -340,7 +343,7 @@ def _flip(file: Any, place: int, bit: int) -> None:
 
 
 def check_preempt(bench: Bench) -> Iterator[Result]:
-    """Any process, any phase, any of the three signals."""
+    """Send one of three signals to any process in any phase."""
     from runner.checkpoints.folders import newest_checkpoint, step_of
 
     bench.run("assets", 1, steps=1)
@@ -370,7 +373,7 @@ def check_preempt(bench: Bench) -> Iterator[Result]:
 
 
 def check_reshard(bench: Bench) -> Iterator[Result]:
-    """Five steps in each kind of group."""
+    """Train five steps in each kind of process group."""
     stages = ((1, False, "one process"), (2, False, "DDP on 2"), (2, True, "FSDP2 on 2"), (4, True, "FSDP2 on 4"))
     whole = bench.run("whole", 1, "--save_steps", "5", steps=25)
     for number, (world, sharded, what) in enumerate(stages):
@@ -393,23 +396,23 @@ def _gap_at(folder: Path, whole: Path, step: int) -> float:
 
 
 def check_grads(bench: Bench) -> Iterator[Result]:
-    """Adam's first moment after one step is a tenth of the gradient: compare it with that of one lane."""
+    """Compare gradients with that of a single lane. Adam's first moment after one step is a tenth of the gradient."""
     from runner.fetching import has_own_order, is_stream
 
     batch = bench.config.run.batch_size or 8
     known = {setting.flag for setting in settings_of(type(bench.config.recipe))}
     quiet = ["--max_grad_norm", "0", "--adam_beta1", "0.9", "--save_steps", "1"]
-    # Dropout draws by lane, so it is turned off; auxiliary losses, which couple the examples of a lane, are too.
+    # Dropout depends on the lane, and auxiliary losses couple the examples of a lane: both are turned off.
     quiet += [word for name in sorted(known) if name.endswith("dropout") for word in (f"--{name}", "0")]
     lengths = {"full": ["--max_steps", "1"], "ragged": _ragged(batch)}
     data = bench.training_data()
     is_free = not has_own_order(data) and not is_stream(data)
     if not is_free:
-        # Their last step is as full as any other.
+        # Their last step is never smaller.
         del lengths["ragged"]
     sizes, together = (1, 2, 4), batch
     if not is_free or bench.config.recipe.couples_examples:
-        # The size of a lane decides what it holds, or what the loss compares: only who computes it changes.
+        # The size of a lane decides what it holds, or what the loss compares: only the number of processes varies.
         sizes, together = (bench.config.run.micro_batch_size,), bench.config.run.micro_batch_size
     for precision, limit in (("float64", 1e-12), ("float32", 1e-6)):
         environment = {PLAIN_SUM: precision}
@@ -427,13 +430,13 @@ def check_grads(bench: Bench) -> Iterator[Result]:
 
 
 def _ragged(batch: int) -> list[str]:
-    """One step that the data do not fill: all but three of its examples."""
+    """One step with three examples fewer than the batch."""
     return ["--max_steps", "-1", "--num_train_epochs", "1", "--max_train_examples", str(batch - 3)]
 
 
 def _gradient(
     bench: Bench, name: str, world: int, micro: int, flags: list[str], environment: dict[str, str]
-) -> dict[str, Any]:
+) -> "Mapping[str, Tensor]":
     from runner.checkpoints.tensors import read_tensors
 
     words = [*bench.words(name, *flags), "--micro_batch_size", str(micro)]
@@ -445,13 +448,13 @@ def _gradient(
 
 
 def check_ledger(run: Path) -> Iterator[Result]:
-    """Make the order of a run again from its settings, and compare it with the checksums of what it consumed."""
+    """Compute the order of a run again from its settings, and compare it with the checksums in its ledger."""
     from runner.fetching import has_own_order, is_stream
     from runner.log import read_lines
 
     lines = read_lines(run / "ledger.jsonl")
     if not lines:
-        raise ConfigError(f"{run} has no ledger.jsonl: give the folder of a run of Relay.")
+        raise ConfigError(f"{run} has no ledger.jsonl: type the folder of a run of Relay.")
     recorded: dict[int, int] = {}
     starts = [line["start"] for line in lines if "start" in line]
     for line in lines:
@@ -469,15 +472,15 @@ def check_ledger(run: Path) -> Iterator[Result]:
     for step, (checksum, consumed) in zip(steps, again, strict=True):
         wrong += [step + 1] if recorded.get(step) != checksum else []
         seen += consumed
-    result = f"{len(wrong)} steps consumed something else" + (f", first step {wrong[0]}" if wrong else "")
-    yield Result(f"{len(seen):,} examples, in the order that the seed says", result, not wrong)
+    result = f"{len(wrong)} steps consumed other examples" + (f", first step {wrong[0]}" if wrong else "")
+    yield Result(f"{len(seen):,} examples, in the order of the seed", result, not wrong)
     if is_stream(data) or not has_own_order(data):
         repeated, left_out = _census(seen, starts, is_stream(data))
         holds = not repeated and not left_out
         yield Result("every epoch", f"repeated {repeated}, missing {left_out}", holds)
 
 
-def _by_index(data: Any, starts: list[dict[str, Any]], steps: range) -> Iterator[tuple[int, list[Any]]]:
+def _by_index(data: Data, starts: list[Start], steps: range) -> Iterator[tuple[int, list[int]]]:
     from runner.fetching import order_of
 
     orders = []
@@ -493,7 +496,7 @@ def _by_index(data: Any, starts: list[dict[str, Any]], steps: range) -> Iterator
         yield total % 2**64, [index for ids in consumed for index in ids]
 
 
-def _streamed(data: Any, starts: list[dict[str, Any]], steps: range) -> Iterator[tuple[int, list[Any]]]:
+def _streamed(data: Stream, starts: list[Start], steps: range) -> Iterator[tuple[int, list[str]]]:
     first = starts[0]
     num_lanes = first["batch_size"] // first["micro_batch_size"]
     readers = [data.read(lane, num_lanes, first["seed"], None) for lane in range(num_lanes)]
@@ -511,12 +514,12 @@ def _streamed(data: Any, starts: list[dict[str, Any]], steps: range) -> Iterator
         yield total % 2**64, seen
 
 
-def _checksum(step: int, lane: int, consumed: list[Any]) -> int:
+def _checksum(step: int, lane: int, consumed: list[int] | list[Cursor]) -> int:
     return lanes_module.key(step, "consumed", lane, json.dumps(consumed))
 
 
-def _census(seen: list[Any], starts: list[dict[str, Any]], is_stream: bool) -> tuple[int, int]:
-    """Examples that came twice within an epoch, and those that an epoch never brought."""
+def _census(seen: Sequence[int | str], starts: list[Start], is_stream: bool) -> tuple[int, int]:
+    """The numbers of examples that were repeated within an epoch, and that were missing from one."""
     if is_stream:
         return len(seen) - len(set(seen)), 0
     num_examples, excluded = starts[0]["num_examples"], set(starts[-1]["excluded"])
