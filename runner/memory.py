@@ -1,20 +1,20 @@
-"""Out of memory: a lane that does not fit is computed in parts, with the same sum and weight."""
+"""Out of memory: a lane that does not fit is computed in parts, with the same loss."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
 from runner.errors import OutOfMemory
-from runner.recipe import Batch
+from runner.recipe import Batch, Recipe
 
 
 def size(batch: Batch) -> int:
-    """Numbers in a micro-batch: what its memory grows with."""
+    """Elements of all tensors of a micro-batch; its memory grows with them."""
     return sum(tensor.numel() for tensor in batch.tensors.values())
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch could not get memory on the device: CUDA has a class for it, MPS and CPU only words."""
+    """Whether torch could not allocate memory. CUDA raises a class of its own, MPS and CPU only a message."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return "out of memory" in str(error) or "can't allocate memory" in str(error)
@@ -23,8 +23,8 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 def split(batch: Batch, parts: int) -> list[tuple[Batch, float]]:
     """The micro-batch in up to `parts` pieces along its examples, each with the fraction of the examples it holds.
 
-    Tensors, and lists in `extra` that are as long, are cut; everything else goes to every piece. A piece's
-    weight is its fraction of the whole's, and is not what the loss is divided by.
+    Tensors, and lists in `extra` with one entry per example, are split; everything else goes to every piece. The
+    weight of a piece is its fraction of the weight; the loss is not divided by it.
     """
     if parts == 1:
         return [(batch, 1.0)]
@@ -40,18 +40,18 @@ def split(batch: Batch, parts: int) -> list[tuple[Batch, float]]:
     return pieces
 
 
-def _cut(value: Any, own: slice, count: int) -> Any:
+def _cut(value: object, own: slice, count: int) -> object:
     return value[own] if isinstance(value, (list, tuple)) and len(value) == count else value
 
 
-def check_splittable(recipe: Any, lanes: list[Any], parts: int, error: RuntimeError) -> None:
-    """Raises OutOfMemory where the lanes cannot be cut further."""
+def check_splittable(recipe: Recipe, batches: Sequence[Batch], parts: int, error: RuntimeError) -> None:
+    """Raises OutOfMemory if the micro-batches cannot be split further."""
     advice = recipe.memory_advice
     if recipe.couples_examples:
         raise OutOfMemory(
-            f"Out of memory, and the loss compares the examples of a micro-batch, so it cannot be cut.\n{advice}"
+            f"Out of memory. The loss compares the examples of a micro-batch, so Relay cannot split it.\n{advice}"
         ) from error
-    largest = max(len(next(iter(lane.batch.tensors.values()))) for lane in lanes)
+    largest = max(len(next(iter(batch.tensors.values()))) for batch in batches)
     if parts >= largest:
         raise OutOfMemory(
             "Out of memory with a single example.\nChoose a smaller model, type --gradient_checkpointing true, or: "

@@ -87,7 +87,7 @@ def accumulate(run: Run, lanes: list[Fetched], totals: Totals) -> tuple[torch.Te
         except RuntimeError as error:
             if not memory.is_out_of_memory(error) or not (is_alone or careful):
                 raise
-            memory.check_splittable(run.recipe, lanes, run.state.parts, error)
+            memory.check_splittable(run.recipe, [lane.batch for lane in lanes], run.state.parts, error)
             fits = False
         if careful:
             fits = not run.hardware.any(not fits)

@@ -1,7 +1,7 @@
-"""Trainings in processes of their own, to be killed and compared: for `relay verify` and the tests of the laws.
+"""Trainings in processes of their own, for `relay verify` and the tests to interrupt and compare.
 
-The processes are forked from a server that has imported the heavy libraries once, so that a hundred starts take
-minutes, not an hour. They are what torchrun would start: one per rank, with its variables.
+The processes are forked from a server that has already imported the heavy libraries, so that a hundred starts take
+minutes instead of an hour. There is one process per rank, with the environment variables that torchrun sets.
 """
 
 import dataclasses
@@ -14,10 +14,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
+
+    from torch import Tensor
+
+    from runner.fetching import Fetched
+    from runner.run import Run
 
 PLAIN_SUM = "RELAY_TRIAL_PLAIN_SUM"
-"""The variable that makes a training leave out auxiliary losses, and names the dtype it computes in."""
+"""The environment variable that turns auxiliary losses off and names the dtype of the computation."""
 PHASES = ("fetch", "forward", "backward", "reduce", "evaluate", "save")
 
 
@@ -28,11 +37,11 @@ class Interruption:
     phase: str
     """Where: one of PHASES."""
     step: int
-    """In which step, counted from 0; for "evaluate" and "save" the first one from then on."""
+    """The step, counted from 0; for "evaluate" and "save", the first such phase from this step on."""
     process: int = 0
     signal: int = signal.SIGKILL
     delay_seconds: float = 0.0
-    """How long after the phase has begun."""
+    """Delay after the start of the phase."""
 
 
 class Trial:
@@ -50,7 +59,7 @@ class Trial:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("", encoding="utf-8")
         context = _server()
-        # One process is started as one: no group, no port.
+        # A single process needs no process group and no port.
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
         self.ranks = []
         for rank in range(processes):
@@ -62,19 +71,20 @@ class Trial:
             each.start()
 
     def wait(self, timeout_seconds: float = 600.0) -> list[int]:
-        """The exit status of every process (minus the signal that ended it); the rest is killed once one is killed.
+        """The exit status of every process: the negative number of the signal that ended it. After one process was
+        killed, the others are killed too.
 
-        Raises TimeoutError where they hang.
+        Raises TimeoutError if they hang.
         """
         deadline = time.monotonic() + timeout_seconds
         while any(each.is_alive() for each in self.ranks):
             if any(each.exitcode == -signal.SIGKILL for each in self.ranks):
-                # As torchrun does: a group without one of its processes is no group.
+                # As torchrun does: the group cannot continue without one of its processes.
                 self.kill()
                 break
             if time.monotonic() > deadline:
                 self.kill()
-                raise TimeoutError(f"the training hangs since {timeout_seconds:.0f} s:\n{self.output()[-2000:]}")
+                raise TimeoutError(f"the training did not end within {timeout_seconds:.0f} s:\n{self.output()[-2000:]}")
             time.sleep(0.02)
         for each in self.ranks:
             each.join()
@@ -92,7 +102,7 @@ class Trial:
 
 
 def train(arguments: Sequence[str], processes: int, log: Path, environment: dict[str, str] | None = None) -> str:
-    """Run a training to its good end, with the number of processes asked for; returns what it printed."""
+    """Run a training that must succeed on this number of processes; returns what it printed."""
     trial = Trial(arguments, processes, log, environment)
     statuses, output = trial.wait(), trial.output()
     if any(statuses):
@@ -107,7 +117,7 @@ _preload = ["runner.session", "transformers.modeling_utils", "transformers.gener
 
 
 def preload_for(recipe: type) -> None:
-    """Let the server import what a recipe's files do, before the first trial: some of it takes seconds."""
+    """Let the server import, before the first trial, the modules that a recipe's files import: some take seconds."""
     import ast
 
     file = Path(sys.modules[recipe.__module__].__file__ or "")
@@ -119,15 +129,15 @@ def preload_for(recipe: type) -> None:
                 _preload.append(node.module)
 
 
-def _server() -> Any:
-    """The forkserver; where there is none (Windows), processes start from nothing."""
+def _server() -> "ForkServerContext | SpawnContext":
+    """The fork server; where there is none (Windows), each process imports everything itself."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(dict.fromkeys(_preload)))
     # More threads would change bits, and many processes of many threads crawl.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # Processes that are killed leave semaphores behind, which multiprocessing's tracker would tell the user.
+    # Killed processes leave semaphores behind; the resource tracker of multiprocessing would warn about them.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     return context
 
@@ -141,10 +151,10 @@ def _free_port() -> int:
 def _work(
     arguments: list[str], environment: dict[str, str], log: str, rank: int, interruption: Interruption | None
 ) -> None:
-    """What a started process does: the training program, its output into a file, its status as its own."""
+    """Run the training program in a started process: its output goes into a file, its status is the process's."""
     os.environ.update(environment)
     if sys.platform == "linux":
-        # Workers of the data loader are to be this process's children, and to end with it.
+        # Workers of the data loader must be children of this process, so that they end with it.
         multiprocessing.set_start_method("fork", force=True)
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -162,7 +172,7 @@ def _work(
 
 
 def _compute_plain_sum(dtype: str) -> None:
-    """Leave out the auxiliary losses, which couple the examples of a lane, and compute in `dtype`."""
+    """Turn off the auxiliary losses, which couple the examples of a lane, and compute in `dtype`."""
     import torch
 
     from runner import step
@@ -173,18 +183,21 @@ def _compute_plain_sum(dtype: str) -> None:
         torch.nn.functional.grouped_mm = _slow_grouped_mm
 
     class Plain(Loss):
-        """Leaves out the auxiliary losses."""
+        """A loss without its auxiliary part."""
 
         @classmethod
-        def of(cls, result: Any) -> Loss:
+        def of(cls, result: Loss | tuple[Any, ...]) -> Loss:
             loss = Loss.of(result)
             return Loss(loss.sum, logs=loss.logs)
 
     replace(step, Loss, Plain)
 
 
-def _slow_grouped_mm(rows: Any, weights: Any, *, offs: Any, **options: Any) -> Any:
-    """What torch's grouped product is, for the dtype that it has no kernel for."""
+def _slow_grouped_mm(rows: "Tensor", weights: "Tensor", *, offs: "Tensor", **options: object) -> "Tensor":
+    """The grouped matrix product, for a dtype that torch has no kernel for.
+
+    rows: (tokens, in); weights: (groups, in, out); offs: (groups,), the end of each group's rows.
+    """
     import torch
 
     ends = offs.tolist()
@@ -193,10 +206,10 @@ def _slow_grouped_mm(rows: Any, weights: Any, *, offs: Any, **options: Any) -> A
     return torch.cat([*pieces, rows.new_zeros(len(rows) - ends[-1], weights.shape[-1])])
 
 
-def replace(owner: Any, function: Callable[..., Any], other: Callable[..., Any]) -> None:
-    """Let `owner` (a module or a class) call `other` where it calls `function`.
+def replace(owner: ModuleType | type, function: Callable[..., Any], other: Callable[..., Any]) -> None:
+    """Let `owner` call `other` where it calls `function`.
 
-    Raises AttributeError where it calls nothing of that name: after a renaming, a trial must not pass unharmed.
+    Raises AttributeError if `owner` does not have that function: a trial must not pass because of a renaming.
     """
     name = function.__name__
     if getattr(owner, name, None) is not function:
@@ -225,7 +238,7 @@ def _arm(interruption: Interruption) -> None:
         else:
             os.kill(os.getpid(), interruption.signal)
 
-    def before(owner: Any, function: Callable[..., Any], is_due: Callable[..., bool]) -> None:
+    def before(owner: ModuleType | type, function: Callable[..., Any], is_due: Callable[..., bool]) -> None:
         """Put the interruption in front of `function` where `owner` calls it."""
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -235,14 +248,14 @@ def _arm(interruption: Interruption) -> None:
 
         replace(owner, function, wrapped)
 
-    def note_step(run: Any, *rest: Any) -> bool:
+    def note_step(run: "Run", *rest: object) -> bool:
         step_now[0] = run.state.step
         return False
 
     if interruption.phase == "fetch":
         fetch = loop.fetch_lanes
 
-        def fetching(run: Any) -> Iterator[Any]:
+        def fetching(run: "Run") -> "Iterator[Fetched]":
             for number, fetched in enumerate(fetch(run), start=run.state.step * len(run.share)):
                 if number // len(run.share) >= interruption.step:
                     fire()

@@ -7,28 +7,34 @@ import math
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from runner.commands import split_flags
-from runner.config import parse, parse_into
+from runner.config import Config, parse, parse_into
 from runner.errors import ConfigError, DataError
+from runner.recipe import Batch, Data, Recipe
+from runner.settings import RunSettings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 from runner.parts.installation import shown_launch_config
 
-# A model of so many parameters can be tried for real on any machine.
+# A model of at most this many parameters can be computed for real on any machine.
 MOST_PARAMETERS = 100_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlanSettings:
-    """Settings of the plan; those of the training stand beside them."""
+    """Settings of the plan. Any flag of a training may follow."""
 
     accelerate_config: str | None = None
-    """The file that would be given to accelerate launch: how many processes, and whether they hold shards."""
+    """The file for accelerate launch. It says how many processes there are, and whether they hold shards."""
     longest: int = 8
-    """Take the longest of so many training examples for each place of the micro-batch."""
+    """Plan with the longest of this many training examples for each place of the micro-batch."""
     timed_steps: int = 0
-    """Make so many steps with fresh weights here, and say how long all of them would take."""
+    """Train this many steps with fresh weights here, to estimate how long the training takes."""
 
     def __post_init__(self) -> None:
         if self.timed_steps < 0 or self.longest < 1:
@@ -36,7 +42,7 @@ class PlanSettings:
 
 
 def main(arguments: list[str]) -> None:
-    """Print the plan. Without timed_steps, nothing is trained, and the model's weights are not made."""
+    """Print the plan. Without timed_steps, nothing is trained, and no weights are allocated."""
     own, flags = split_flags(PlanSettings, arguments)
     if not flags or "--help" in own or "-h" in own:
         print("usage: relay plan --recipe NAME [--preset P] [--accelerate_config FILE.yaml] [--flag value ...]\n")
@@ -96,21 +102,21 @@ class Measured:
 
     total: int
     active: int
-    """Parameters that one token meets."""
+    """Parameters that one token is computed with."""
     trained: int
     precision: str
-    """fp32, bf16 or fp16: what the arithmetic is done in."""
+    """fp32, bf16 or fp16: the dtype of the computation."""
     activations: float = 0.0
-    """Bytes that the backward pass of one lane keeps, beside weights and their copies."""
+    """Bytes that the backward pass of one lane needs, without weights and their copies."""
     copies: float = 0.0
-    """Bytes of the weights' copies in bf16 or fp16, which the backward pass keeps too."""
+    """Bytes of the copies of the weights in bf16 or fp16, which the backward pass needs too."""
     logits: float = 0.0
-    """Bytes of the activations whose last axis counts the vocabulary."""
+    """Bytes of those activations whose last axis is the vocabulary."""
     unknown: str | None = None
-    """Why there is no number of activations."""
+    """Why the activations could not be measured."""
 
     def memory(self, shards: int) -> dict[str, float]:
-        """Bytes on each device by part; weights, gradients and moments are cut into `shards`."""
+        """Bytes on each device, by part. Weights, gradients and moments are split into `shards`."""
         parts = {
             "weights": 4 * self.total / shards,
             "gradients": 4 * self.trained / shards,
@@ -121,8 +127,8 @@ class Measured:
         return {**parts, "activations": self.activations} if not self.unknown else parts
 
 
-def measure(recipe: Any, batch: Any, run: Any) -> Measured:
-    """Build the model and compute the loss of a micro-batch on tensors that have shapes and no numbers."""
+def measure(recipe: Recipe, batch: Batch | None, run: RunSettings) -> Measured:
+    """Build the model and compute the loss of a micro-batch on fake tensors, which have a shape and no content."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -132,7 +138,7 @@ def measure(recipe: Any, batch: Any, run: Any) -> Measured:
     precision, _ = choose_precision(run.mixed_precision, best_device_type())
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
-    def build() -> Any:
+    def build() -> "nn.Module":
         model = recipe.model()
         if run.gradient_checkpointing:
             enable_gradient_checkpointing(model)
@@ -148,30 +154,35 @@ def measure(recipe: Any, batch: Any, run: Any) -> Measured:
             tensors = {name: mode.from_tensor(tensor) for name, tensor in batch.tensors.items()}
             kept = kept_for_backward(recipe, model, dataclasses.replace(batch, tensors=tensors), dtype)
     if kept is None and found.total <= MOST_PARAMETERS:
-        # A loss that looks at its numbers needs numbers: a small model is computed for real.
+        # A loss that reads values cannot be computed on fake tensors: a small model is computed for real.
         kept = kept_for_backward(recipe, build(), batch, dtype)
     if kept is None:
-        return dataclasses.replace(found, unknown="the loss looks at numbers, and the model is too large to try")
+        return dataclasses.replace(found, unknown="the loss reads values, and the model is too large to compute here")
     return dataclasses.replace(found, activations=kept[0], copies=kept[1], logits=kept[2])
 
 
-def _grouped_shapes(input: Any, weight: Any, *, offs: Any = None, **rest: Any) -> Any:
-    """What a product of grouped matrices keeps and gives; torch knows the shapes of the bf16 one alone."""
+def _grouped_shapes(input: "Tensor", weight: "Tensor", *, offs: "Tensor | None" = None, **rest: object) -> "Tensor":
+    """The grouped matrix product on fake tensors; torch has it for bf16 only.
+
+    input: (tokens, in); weight: (groups, in, out).
+    """
     import torch
 
     class Product(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, left: Any, right: Any) -> Any:
+        def forward(ctx: Any, left: "Tensor", right: "Tensor") -> "Tensor":
             ctx.save_for_backward(left, right)
             return left.new_empty(left.shape[0], right.shape[-1])
 
     return Product.apply(input, weight)
 
 
-def kept_for_backward(recipe: Any, model: Any, batch: Any, dtype: Any) -> tuple[float, float, float]:
-    """Bytes that autograd keeps for the backward pass: (activations, copies of weights in `dtype`, logits).
+def kept_for_backward(
+    recipe: Recipe, model: "nn.Module", batch: Batch, dtype: "torch.dtype | None"
+) -> tuple[float, float, float]:
+    """Bytes that autograd saves for the backward pass: (activations, copies of weights in `dtype`, logits).
 
-    Each storage counts once, and the parameters' own do not.
+    Each storage counts once. Those of the parameters do not count.
     """
     import torch
 
@@ -181,7 +192,7 @@ def kept_for_backward(recipe: Any, model: Any, batch: Any, dtype: Any) -> tuple[
     shapes |= {tuple(reversed(shape)) for shape in shapes if len(shape) == 2}
     shapes |= {(*shape[:-2], shape[-1], shape[-2]) for shape in shapes if len(shape) > 2}
     vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
-    # The tensors are held, so that no storage is freed and its address given to another.
+    # Holding the tensors prevents that a storage is freed and its address is used again.
     held: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -192,7 +203,7 @@ def kept_for_backward(recipe: Any, model: Any, batch: Any, dtype: Any) -> tuple[
 
     context = torch.autocast("cpu", dtype=dtype) if dtype else contextlib.nullcontext()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), context:
-        # Held until all is counted.
+        # `loss` must live until everything is counted.
         loss = recipe.loss(model.train(), batch)
     sizes = [0.0, 0.0, 0.0]
     for tensor in held.values():
@@ -209,8 +220,8 @@ def _processes(processes: int, is_sharded: bool) -> str:
     return "1 process" if processes == 1 else f"{processes} processes" + (", sharded" if is_sharded else "")
 
 
-def _with_data(recipe: Any, folder: Path) -> tuple[Any, Any]:
-    """The recipe, bound as a training binds it, and its training split; None where the data are not there."""
+def _with_data(recipe: Recipe, folder: Path) -> tuple[Recipe, Data | None]:
+    """The recipe, prepared as for a training, and its training split; None if the data are missing."""
     try:
         bound = recipe.prepare(folder)
         return bound, bound.data("train")
@@ -219,8 +230,8 @@ def _with_data(recipe: Any, folder: Path) -> tuple[Any, Any]:
         return recipe, None
 
 
-def count_parameters(model: Any) -> tuple[int, int, int]:
-    """(all, those that one token meets, those that are trained); experts are stacked along the first axis."""
+def count_parameters(model: "nn.Module") -> tuple[int, int, int]:
+    """(all, active for one token, trained). The weights of experts are stacked along the first axis."""
     settings = getattr(model, "config", None)
     experts = getattr(settings, "num_local_experts", None) or getattr(settings, "num_experts", None)
     chosen = getattr(settings, "num_experts_per_tok", None)
@@ -229,8 +240,10 @@ def count_parameters(model: Any) -> tuple[int, int, int]:
         size = parameter.numel()
         total += size
         trained += size if parameter.requires_grad else 0
-        is_expert = experts and chosen and ".experts." in f".{name}." and parameter.shape[0] == experts
-        active += size * chosen / experts if is_expert else size
+        if experts and chosen and ".experts." in f".{name}." and parameter.shape[0] == experts:
+            active += size * chosen / experts
+        else:
+            active += size
     return int(total), int(active), int(trained)
 
 
@@ -246,8 +259,8 @@ def _world(file: str | None) -> tuple[int, bool]:
         raise ConfigError(f"{file} cannot be read as a config of accelerate launch: {error}") from None
 
 
-def _longest(recipe: Any, data: Any, seed: int, sample: int, micro_batch_size: int) -> Any:
-    """A micro-batch of the longest among a few examples; None where there are none."""
+def _longest(recipe: Recipe, data: Data | None, seed: int, sample: int, micro_batch_size: int) -> Batch | None:
+    """A micro-batch of the longest examples of a sample; None without data."""
     from runner.fetching import is_stream, take
     from runner.memory import size
 
@@ -262,8 +275,8 @@ def _longest(recipe: Any, data: Any, seed: int, sample: int, micro_batch_size: i
     return recipe.collate((few * micro_batch_size)[:micro_batch_size])
 
 
-def _print_time(config: Any, timed: int, steps: int) -> None:
-    """Make a few steps, the first of which is not counted, and print what all of them would take."""
+def _print_time(config: Config, timed: int, steps: int) -> None:
+    """Train a few steps, leave the first out of the mean, and print how long the training would take."""
     from runner.assembly import open_run
     from runner.loop import train
 
@@ -276,13 +289,12 @@ def _print_time(config: Any, timed: int, steps: int) -> None:
     seconds = (ends[-1] - ends[0]) / timed
     whole = datetime.timedelta(seconds=round(seconds * steps))
     print(
-        f"time         {whole} at {seconds:.3g} s a step (mean of {timed}, one process), beside evaluation and saving"
+        f"time         {whole} at {seconds:.3g} s a step (mean of {timed}, one process), without evaluation and saving"
     )
 
 
-def _print_steps(run: Any, data: Any, batch_size: int, batch: Any) -> int:
-    """Steps (which are returned, 0 where nobody knows), passes over the data and, where the word means something,
-    tokens."""
+def _print_steps(run: RunSettings, data: Data | None, batch_size: int, batch: Batch | None) -> int:
+    """Print steps, passes over the data and tokens. Returns the number of steps, 0 where it is unknown."""
     from runner.fetching import examples_per_epoch, warnings_of
     from runner.lanes import run_length
 
@@ -304,7 +316,7 @@ def _print_steps(run: Any, data: Any, batch_size: int, batch: Any) -> int:
 
 
 def _print_fit(parts: dict[str, float], found: Measured, is_checkpointed: bool, is_sharded: bool) -> None:
-    """Whether it fits here, and what would make it smaller, by what it saves."""
+    """Print whether the training fits here, and what would need less memory."""
     import psutil
     import torch
 
@@ -319,15 +331,15 @@ def _print_fit(parts: dict[str, float], found: Measured, is_checkpointed: bool, 
         return
     if found.activations > 0.3 * sum(parts.values()):
         if not is_checkpointed:
-            print("  --gradient_checkpointing true keeps a fraction of the activations")
-        print("  a lower --micro_batch_size, and the same --batch_size, keeps proportionally less of them")
+            print("  --gradient_checkpointing true needs a fraction of the activations")
+        print("  a lower --micro_batch_size with the same --batch_size needs proportionally less of them")
     if not is_sharded:
         cut = sum(size for part, size in parts.items() if part.startswith(("weights", "gradients", "optimiser")))
         rest = max(have - 1.1 * (sum(parts.values()) - cut), 1)
         devices = math.ceil(1.1 * cut / rest)
         if devices <= 4096:
             file = shown_launch_config("gpus_fsdp2")
-            print(f"  {file} cuts {_bytes(cut)} of it over at least {devices} such devices")
+            print(f"  {file} splits {_bytes(cut)} of it over at least {devices} such devices")
 
 
 def _count(number: float) -> str:

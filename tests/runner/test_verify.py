@@ -48,7 +48,7 @@ def test_the_ledger_of_a_killed_run_is_clean_and_a_changed_one_is_not(
     steps["steps"] = ("0" if steps["steps"][0] != "0" else "1") + steps["steps"][1:]
     (run / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     assert main(["verify", "ledger", str(run)]) == 1
-    assert "1 steps consumed something else" in capsys.readouterr().out
+    assert "1 steps consumed other examples" in capsys.readouterr().out
 
 
 def test_a_proof_that_does_not_hold_fails_loudly(
