@@ -256,12 +256,15 @@ class Recipe(runner.recipe.Recipe):
         return collapse(counts, self.model_settings.balance) if counts and step >= 20 else None
 
     def predict(self, model: PreTrainedModel, batch: Batch) -> list[Any]:
-        """Generate SQL for each question; each row also holds what `score` needs."""
+        """Generate SQL for each question; each row also holds the question, whether the SQL is right by each metric,
+        and what `score` needs."""
+        from recipes.text2sql.scoring.metrics import verdicts
         from recipes.text2sql.sql.canonical import plain
 
         examples: list[Example] = batch.extra["examples"]
-        return [
+        rows = [
             {
+                "question": example.question.text,
                 "predicted": plain(predicted),
                 "gold": example.question.query,
                 "db_id": example.question.schema.db_id,
@@ -271,6 +274,7 @@ class Recipe(runner.recipe.Recipe):
             }
             for predicted, example in zip(self.write(model, examples), examples, strict=True)
         ]
+        return [row | verdicts(row) for row in rows]
 
     def score(self, rows: list[Any]) -> dict[str, float]:
         """Exact match of the text, validity and execution accuracy."""

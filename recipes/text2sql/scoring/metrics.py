@@ -79,6 +79,19 @@ def _metrics(rows: Sequence[CompleteRow], by_hardness: bool) -> dict[str, float]
     return result
 
 
+def verdicts(row: Mapping[str, Any]) -> dict[str, bool | None]:
+    """Whether one prediction is right, by each metric; None where a metric does not apply to the row."""
+    complete = _completed(row)
+    predicted, gold, schema, database = (complete[name] for name in ("predicted", "gold", "schema", "database"))
+    matched = set_match(predicted, gold, schema)
+    return {
+        "exact_match": is_exact_match(predicted, gold, schema),
+        "exact_set_match": None if matched is None else matched[1],
+        "valid_sql": is_valid(database or _schema(schema), predicted),
+        "execution_accuracy": is_same_execution(predicted, gold, database) if database else None,
+    }
+
+
 def is_exact_match(predicted: str, gold: str, schema: str) -> bool:
     """Whether two queries have one canonical spelling; `schema` is the JSON text of `Schema.to_json`."""
     return canonical(predicted, _schema(schema)) == canonical(gold, _schema(schema))

@@ -358,6 +358,44 @@ def test_writing_in_batches_is_writing_one_by_one(folder: Path, num_beams: int) 
     assert [row["gold"] for row in together] == [query for _, query in PAIRS[:6]]
 
 
+@pytest.mark.parametrize(
+    ("number", "predicted", "wanted"),
+    [
+        # exact_match, exact_set_match, valid_sql, execution_accuracy
+        (0, "SELECT COUNT(*) FROM book", (True, True, True, True)),
+        (0, "SELECT COUNT(id) FROM book", (False, False, True, True)),
+        (0, "SELECT COUNT(*) FROM author WHERE id > 7", (False, False, True, False)),
+        (0, "SELECT COUNT(*) FROM shelf", (False, False, False, False)),
+        (0, "", (False, False, False, False)),
+        # Spider's exact set match ignores literals.
+        (3, "SELECT title FROM book WHERE price < 100", (False, True, True, False)),
+    ],
+)
+def test_a_row_has_the_question_and_whether_it_was_right(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, predicted: str, wanted: tuple[bool, ...]
+) -> None:
+    recipe = recipe_for(folder)
+    monkeypatch.setattr(Recipe, "write", lambda *_: [predicted])
+    (row,) = recipe.predict(None, recipe.collate([recipe.data("train")[number]]))
+    assert (row["question"], row["gold"], row["db_id"]) == (*PAIRS[number], "shop") and row["predicted"] == predicted
+    names = ("exact_match", "exact_set_match", "valid_sql", "execution_accuracy")
+    assert tuple(row[name] for name in names) == wanted
+    scores = recipe.score([row])
+    assert tuple(scores[name] == 1.0 for name in names) == wanted, "a row says what the score counts"
+    assert json.loads(json.dumps(row)) == row
+
+
+def test_a_metric_that_does_not_apply_to_a_row_is_null(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(folder / "spider" / "database")
+    recipe = recipe_for(folder)
+    monkeypatch.setattr(Recipe, "write", lambda *_: ["SELECT 1"])
+    (row,) = recipe.predict(None, recipe.collate([recipe.data("train")[0]]))
+    assert row["execution_accuracy"] is None and row["exact_set_match"] is False and row["valid_sql"] is True
+    question = dataclasses.replace(recipe.data("train").questions[0], query="SELECT CASE WHEN 1 THEN 2 END FROM book")
+    (row,) = recipe.predict(None, recipe.collate([recipe.encoder.example(question)]))
+    assert row["exact_set_match"] is None and row["exact_match"] is False
+
+
 class Perfect:
     """Stands for a model that writes the right tokens, then noise after the end."""
 
