@@ -18,6 +18,7 @@ from recipes.text2sql.prompts.encoding import (
     Example,
     added_tokens,
     repeated_words,
+    smallest_vocabulary,
     train_tokenizer,
 )
 from recipes.text2sql.settings import (
@@ -87,9 +88,22 @@ class Recipe(runner.recipe.Recipe):
         )
         return [f"{name} has no effect {reason}." for name, reason in found if name in changed]
 
+    def fresh_start(self) -> str | None:
+        """Nothing to say. Raises ConfigError where no prompt has room for a schema."""
+        longest, written = self.data_settings.max_seq_length, self.generation_settings.max_new_tokens
+        if self.data_settings.schema_in_prompt and longest <= written:
+            raise ConfigError(
+                f"data.max_seq_length is {longest}, of which generation.max_new_tokens reserves {written} for the SQL: "
+                "no schema fits.\nType a larger --data.max_seq_length, or --data.schema_in_prompt false."
+            )
+        return None
+
     def prepare(self, folder: Path) -> Recipe:
         """Train the tokenizer on the training split, unless the folder has one or model.pretrained brings its own."""
         bound = dataclasses.replace(self, assets=folder)
+        least, size = smallest_vocabulary(self.data_settings), self.tokenizer_settings.vocab_size
+        if size < least and not self.model_settings.pretrained:
+            raise ConfigError(f"tokenizer.vocab_size is {size}: these data settings need at least {least} tokens.")
         if not (folder / "tokenizer.json").is_file():
             from recipes.text2sql.data.cache import load_questions
 

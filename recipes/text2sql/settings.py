@@ -82,6 +82,13 @@ class DataSettings:
             raise ConfigError(f"The weights of {self.source} are all 0: type a larger --data.spider_weight, for one.")
         if not self.max_source_epochs >= 0:
             raise ConfigError(f"data.max_source_epochs is {self.max_source_epochs}: type a number of at least 0.")
+        for name in SHARES:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"data.{name} is {getattr(self, name)}: type a number from 0 to 1.")
+        for name, least in (("max_seq_length", 2), ("question_repeats", 1), ("schema_samples", 0),
+                            ("preprocessing_num_workers", 0)):  # fmt: skip
+            if getattr(self, name) < least:
+                raise ConfigError(f"data.{name} is {getattr(self, name)}: type a whole number of at least {least}.")
 
     @property
     def style(self) -> Style:
@@ -101,6 +108,10 @@ class DataSettings:
         if len(names) == 1:
             return names
         return tuple(name for name in names if getattr(self, f"{WEIGHTED[name]}_weight"))
+
+
+SHARES = ("word_dropout", "recombination_prob", "value_swap_prob", "augmentation_prob", "schema_perturbation_prob")
+"""Settings of `data` that are fractions of the training examples or words."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,10 +154,38 @@ class ModelSettings:
     """With balance bias: change of the bias per step."""
 
     def __post_init__(self) -> None:
+        if self.pretrained is None:
+            self._check_dimensions()
+        if self.balance_bias_rate < 0:
+            raise ConfigError(f"model.balance_bias_rate is {self.balance_bias_rate}: type a number of at least 0.")
         if self.expert_capacity is not None and self.expert_capacity <= 0:
             raise ConfigError(f"model.expert_capacity is {self.expert_capacity}: type a number above 0, such as 1.25.")
         if not 0 <= self.expert_dropout < 1 or not 0 <= self.router_jitter_noise < 1:
             raise ConfigError("model.expert_dropout and model.router_jitter_noise are numbers from 0 to below 1.")
+
+    def _check_dimensions(self) -> None:
+        """Raise ConfigError where no model can have these dimensions."""
+        for name in DIMENSIONS:
+            value = getattr(self, name)
+            if isinstance(value, int) and value < 1:
+                raise ConfigError(f"model.{name} is {value}: type a whole number of at least 1.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout is {self.dropout}: type a number from 0 to below 1.")
+        heads, groups = self.num_attention_heads, self.num_key_value_heads
+        if self.hidden_size % heads or self.hidden_size // heads % 2:
+            raise ConfigError(
+                f"model.hidden_size is {self.hidden_size} and model.num_attention_heads is {heads}: type a hidden size "
+                f"that is a multiple of {2 * heads}, twice the number of heads."
+            )
+        if heads % groups:
+            raise ConfigError(
+                f"model.num_key_value_heads is {groups}: type a number that divides model.num_attention_heads, {heads}."
+            )
+        if self.num_experts_per_tok > self.num_local_experts:
+            raise ConfigError(
+                f"model.num_experts_per_tok is {self.num_experts_per_tok}, and model.num_local_experts is "
+                f"{self.num_local_experts}: a token cannot be sent to more experts than there are."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -191,6 +230,8 @@ class GenerationSettings:
     """Seed of the sampling."""
 
     def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"generation.max_new_tokens is {self.max_new_tokens}: type a whole number of at least 1.")
         if self.temperature < 0 or not 0 < self.top_p <= 1 or min(self.num_beams, self.num_candidates) < 1:
             raise ConfigError(
                 "Wanted: generation.temperature of at least 0, generation.top_p above 0 up to 1, and "

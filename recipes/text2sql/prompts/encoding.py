@@ -108,6 +108,13 @@ def added_tokens(settings: DataSettings) -> tuple[str, ...]:
     return (*names, prompt.UNKNOWN) if settings.word_dropout else names
 
 
+def smallest_vocabulary(settings: DataSettings) -> int:
+    """How many tokens a tokenizer of ours has at least: one for each byte, and the special ones."""
+    from recipes.text2sql.prompts import prompt
+
+    return 256 + len(prompt.SPECIAL_TOKENS) + len(added_tokens(settings))
+
+
 def repeated_words(questions: Iterable[Question]) -> list[str]:
     """The words that stand in more than one question, in order."""
     counts: Counter[str] = Counter()

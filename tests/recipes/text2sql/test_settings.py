@@ -1,10 +1,13 @@
 """The settings of text2sql: which of them another setting switches off, and what a run says about it."""
 
+from pathlib import Path
+
 import pytest
 
 from recipes.text2sql.recipe import Recipe
 from recipes.text2sql.settings import settings_without_effect
 from runner.config import parse, settings_of
+from runner.errors import ConfigError
 
 
 def notes(*flags: str) -> list[str]:
@@ -71,3 +74,59 @@ def test_every_reported_name_is_a_setting() -> None:
     )
     known = {each.flag for each in settings_of(Recipe)}
     assert {name for name, _ in found} <= known
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--model.hidden_size 100 --model.num_attention_heads 3", "hidden_size 100 num_attention_heads 3 multiple 6"),
+        ("--model.hidden_size 12 --model.num_attention_heads 4", "hidden_size 12 multiple 8"),
+        ("--model.num_attention_heads 4 --model.num_key_value_heads 3", "num_key_value_heads 3 divides 4"),
+        ("--model.num_key_value_heads 8", "num_key_value_heads 8 divides 4"),
+        ("--model.num_experts_per_tok 5", "num_experts_per_tok 5 num_local_experts 4"),
+        ("--model.num_local_experts 1", "num_experts_per_tok 2 num_local_experts 1"),
+        ("--preset mini --model.num_experts_per_tok 9", "num_experts_per_tok 9 num_local_experts 8"),
+        ("--model.num_local_experts 0", "num_local_experts 0 least 1"),
+        ("--model.hidden_size -64", "hidden_size -64 least 1"),
+        ("--model.num_hidden_layers 0", "num_hidden_layers 0 least 1"),
+        ("--model.dropout 1", "model.dropout 1.0 below 1"),
+        ("--model.dropout -0.1", "model.dropout -0.1"),
+        ("--model.balance_bias_rate -1", "balance_bias_rate -1"),
+        ("--data.word_dropout 1.5", "word_dropout 1.5 from 0 to 1"),
+        ("--data.recombination_prob -1", "recombination_prob -1"),
+        ("--data.schema_perturbation_prob nan", "schema_perturbation_prob nan"),
+        ("--data.question_repeats 0", "question_repeats 0 least 1"),
+        ("--data.schema_samples -1", "schema_samples -1"),
+        ("--data.max_seq_length 0", "max_seq_length 0"),
+        ("--generation.max_new_tokens 0", "max_new_tokens 0"),
+    ],
+)
+def test_what_no_model_can_have_is_refused_before_data_are_read(flags: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(["--recipe", "text2sql", *flags.split()])
+    assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words.split())
+
+
+def test_a_trained_model_brings_its_own_dimensions() -> None:
+    parse(["--recipe", "text2sql", "--model.pretrained", "x", "--model.num_local_experts", "1"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "least"),
+    [([], 271), (["--data.schema_tokens", "true"], 421), (["--data.word_dropout", "0.1"], 272)],
+)
+def test_a_vocabulary_that_is_too_small_is_refused(flags: list[str], least: int, tmp_path: Path) -> None:
+    for size in (least - 1, 0):
+        words = ["--recipe", "text2sql", "--preset", "nano", "--data.source", "spider", *flags]
+        recipe = parse([*words, "--tokenizer.vocab_size", str(size)]).recipe
+        # No file is read: there is no data.dir.
+        with pytest.raises(ConfigError, match=f"vocab_size is {size}: .* at least {least} tokens"):
+            recipe.prepare(tmp_path)
+
+
+@pytest.mark.parametrize("flags", [["--data.max_seq_length", "128"], ["--generation.max_new_tokens", "800"]])
+def test_a_prompt_without_a_place_for_the_schema_is_refused(flags: list[str]) -> None:
+    with pytest.raises(ConfigError, match="no schema fits"):
+        parse(["--recipe", "text2sql", *flags]).recipe.fresh_start()
+    assert parse(["--recipe", "text2sql", "--data.schema_in_prompt", "false", *flags]).recipe.fresh_start() is None
+    assert parse(["--recipe", "text2sql"]).recipe.fresh_start() is None
