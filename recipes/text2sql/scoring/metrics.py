@@ -82,7 +82,8 @@ def _metrics(rows: Sequence[CompleteRow], by_hardness: bool) -> dict[str, float]
 def verdicts(row: Mapping[str, Any]) -> dict[str, bool | None]:
     """Whether one prediction is right, by each metric; None where a metric does not apply to the row."""
     complete = _completed(row)
-    predicted, gold, schema, database = complete["predicted"], complete["gold"], complete["schema"], complete["database"]
+    predicted, gold = complete["predicted"], complete["gold"]
+    schema, database = complete["schema"], complete["database"]
     matched = set_match(predicted, gold, schema)
     return {
         "exact_match": is_exact_match(predicted, gold, schema),
