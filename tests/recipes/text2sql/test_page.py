@@ -10,10 +10,7 @@ from recipes.text2sql.experts import expert_logs
 from recipes.text2sql.recipe import Recipe
 from runner.commands.plan import count_parameters
 from runner.config import parse, settings_of
-from runner.settings import RunSettings
-from tests.launching import REPOSITORY
-
-PAGE = REPOSITORY / "docs" / "recipes" / "text2sql.md"
+from tests.recipes.text2sql.settings_table import PAGE, table, with_table
 
 # What the presets are called after: all parameters, and those that one token meets.
 SIZES = {
@@ -59,24 +56,11 @@ def by_formula(sizes: Any, vocab_size: int, experts: int) -> int:
     return vocab_size * hidden + sizes.num_hidden_layers * layer + hidden
 
 
-def rows_of(owner: type, only: str = "") -> list[str]:
-    """The beginning of the page's row for every setting: its flag, and what it is when nobody gives it."""
-    default = owner()
-    return [f"| `{each.flag}` | {shown(each.get(default))} |" for each in settings_of(owner) if only in each.flag]
-
-
-def shown(value: Any) -> str:
-    """A default as the page writes it."""
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else f"{value}"
-
-
-def test_the_page_has_every_setting() -> None:
-    page = PAGE.read_text(encoding="utf-8").partition("\n## Settings\n")[2].partition("\n## ")[0]
-    missing = [row for row in (*rows_of(Recipe), *rows_of(RunSettings)) if row not in page]
-    assert not missing, "add to docs/recipes/text2sql.md:\n" + "\n".join(missing)
-    known = {each.flag for owner in (Recipe, RunSettings) for each in settings_of(owner)}
-    documented = re.findall(r"^\| `([a-z0-9_.]+)` \| [^|]* \| [^|]* \|$", page, re.MULTILINE)
-    assert set(documented) == known, "settings that are no more, or are not"
+def test_the_page_has_every_setting_with_its_help() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert with_table(page) == page, "type: python -m tests.recipes.text2sql.settings_table"
+    flags = [setting.flag for setting in settings_of(Recipe)]
+    assert re.findall(r"^\| `([a-z_]+[a-z0-9_.]*)` \| \S+ \| .{9,} \|$", table(), re.MULTILINE) == flags
 
 
 def test_the_page_has_every_presets_size() -> None:
