@@ -1,7 +1,6 @@
-"""AdamW with weight decay on matrices only, and Muon for the matrices inside layers."""
+"""The optimisers: AdamW with weight decay on matrices only, and Muon for the matrices of layers."""
 
 from collections import defaultdict
-from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from runner.settings import RunSettings
 
 
 def optimizer(model: nn.Module, settings: RunSettings, device: torch.device) -> torch.optim.Optimizer:
-    """The optimiser that the settings name, over the parameters that train."""
+    """The optimiser that the settings name, for the parameters that are trained."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if settings.optim == "adamw":
         return adamw(trained, settings, device)
@@ -24,7 +23,7 @@ def optimizer(model: nn.Module, settings: RunSettings, device: torch.device) -> 
 
 
 def matrices_of_layers(model: nn.Module) -> list[nn.Parameter]:
-    """Weights with two axes in the model's lists of modules, but for tables of embeddings."""
+    """Weights with two axes in the model's lists of modules, without embeddings."""
     layers = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     inside = [module for layer in layers for module in layer.modules() if not isinstance(module, nn.Embedding)]
     found = {id(p): p for module in inside for p in module.parameters(recurse=False) if p.ndim == 2}
@@ -32,16 +31,18 @@ def matrices_of_layers(model: nn.Module) -> list[nn.Parameter]:
 
 
 class MuonAndAdamW(torch.optim.Optimizer):
-    """Two optimisers that are one to the loop and to checkpoints: their groups and their state are shared.
+    """Muon and AdamW as one optimiser for the loop and for checkpoints, with shared groups and state.
 
-    Muon's updates are scaled to the size of AdamW's, so that one learning rate and one decay do for both.
+    Muon's updates are scaled to the size of AdamW's, so that one learning rate and one weight decay suit both.
     Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv 2502.16982, equation 4.
     """
 
-    def __init__(self, matrices: list[Any], others: list[Any], settings: RunSettings, device: torch.device) -> None:
+    def __init__(
+        self, matrices: list[nn.Parameter], others: list[nn.Parameter], settings: RunSettings, device: torch.device
+    ) -> None:
         decay, rate = settings.weight_decay, settings.learning_rate
         muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        self.parts: list[Any] = [muon, *([adamw(others, settings, device)] if others else [])]
+        self.parts: list[torch.optim.Optimizer] = [muon, *([adamw(others, settings, device)] if others else [])]
         super().__init__([group for part in self.parts for group in part.param_groups], {"lr": rate})
         self.param_groups = [group for part in self.parts for group in part.param_groups]
         self.state = defaultdict(dict)
@@ -49,16 +50,16 @@ class MuonAndAdamW(torch.optim.Optimizer):
             part.state = self.state
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
         """One update of all parameters."""
         for part in self.parts:
             part.step()
 
 
-def adamw(trained: list[Any], settings: RunSettings, device: torch.device) -> torch.optim.AdamW:
-    """AdamW; fused where the device has the kernel.
+def adamw(trained: list[nn.Parameter], settings: RunSettings, device: torch.device) -> torch.optim.AdamW:
+    """AdamW, with the fused kernel where the device has one.
 
-    Biases, norms and other vectors are not decayed: decay there only shrinks scales.
+    Biases, norms and other vectors get no weight decay, which would only shrink their scale.
     Source: Loshchilov and Hutter 2017, arXiv 1711.05101.
     """
     groups = [

@@ -1,8 +1,8 @@
-"""`report.html`: what a run did, as one page that needs nothing but a browser."""
+"""`report.html`: one page about a run that needs only a browser."""
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ UNITS = {
     "tokens_per_second": "tokens per second",
     "seconds_per_step": "seconds per step",
 }
+Event = Mapping[str, Any]
+"""One line of metrics.jsonl: its step, its split, and the values that were logged."""
 NOT_CURVES = {"step", "split", "epoch"}
 
 
@@ -34,7 +36,7 @@ def write(run: Path) -> Path:
     return target
 
 
-def page(name: str, events: Sequence[dict[str, Any]], config: str, state: dict[str, Any], origin: str = "") -> str:
+def page(name: str, events: Sequence[Event], config: str, state: Mapping[str, Any], origin: str = "") -> str:
     """The page, from the events of metrics.jsonl, the settings as text, the newest checkpoint's state, and a sentence
     about the weights in `final/`."""
     train = [event for event in events if event["split"] == "train"]
@@ -56,7 +58,7 @@ def page(name: str, events: Sequence[dict[str, Any]], config: str, state: dict[s
 
 
 def _state(run: Path) -> dict[str, Any]:
-    """The small state of the newest checkpoint; empty before the first one."""
+    """state.json of the newest checkpoint; empty before the first one."""
     path = resolve_pointer(run / "checkpoint-latest") / "state.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
@@ -71,7 +73,7 @@ def _origin(run: Path) -> str:
     return f"final/ has the weights of step {origin['step']:,}, {which}"
 
 
-def _summary(train: Sequence[dict[str, Any]], state: dict[str, Any], origin: str = "") -> str:
+def _summary(train: Sequence[Event], state: Mapping[str, Any], origin: str = "") -> str:
     words = [f"{state['step']:,} steps of {state['batch_size']} examples"] if state else []
     if train and "epoch" in train[-1]:
         words.append(f"{train[-1]['epoch']:.2f} epochs")
@@ -86,16 +88,16 @@ def _summary(train: Sequence[dict[str, Any]], state: dict[str, Any], origin: str
     return "; ".join(words) or "nothing was logged yet"
 
 
-def _names(events: Sequence[dict[str, Any]], kind: type | tuple[type, ...]) -> list[str]:
+def _names(events: Sequence[Event], kind: type | tuple[type, ...]) -> list[str]:
     found = {name for event in events for name, value in event.items() if isinstance(value, kind)}
     return sorted(found - NOT_CURVES)
 
 
-def _points(events: Sequence[dict[str, Any]], name: str) -> list[tuple[float, float]]:
+def _points(events: Sequence[Event], name: str) -> list[tuple[float, float]]:
     return [(event["step"], event[name]) for event in events if isinstance(event.get(name), (int, float))]
 
 
-def _training_figures(train: Sequence[dict[str, Any]], scored: Sequence[dict[str, Any]]) -> list[str]:
+def _training_figures(train: Sequence[Event], scored: Sequence[Event]) -> list[str]:
     curves = {"train": _points(train, "loss"), "eval": _points(scored, "loss")}
     figures = [line_chart("loss", "loss", {name: points for name, points in curves.items() if points})]
     names = _names(train, (int, float))
@@ -104,7 +106,7 @@ def _training_figures(train: Sequence[dict[str, Any]], scored: Sequence[dict[str
     return figures
 
 
-def _scores(scored: Sequence[dict[str, Any]]) -> list[str]:
+def _scores(scored: Sequence[Event]) -> list[str]:
     if len(scored) < 2:
         return []
     return [
@@ -112,7 +114,7 @@ def _scores(scored: Sequence[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _table(scored: Sequence[dict[str, Any]], state: dict[str, Any]) -> str:
+def _table(scored: Sequence[Event], state: Mapping[str, Any]) -> str:
     names = ["loss", *(name for name in _names(scored, (int, float)) if name != "loss")]
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("step", *names))
     rows = []

@@ -1,17 +1,16 @@
-"""FSDP2: weights, gradients and optimiser cut over the processes, by torch's own `fully_shard`."""
+"""FSDP2: weights, gradients and optimiser state sharded over the processes, by torch's `fully_shard`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 
 def shard(model: nn.Module, device_type: str, num_processes: int) -> nn.Module:
-    """Cut every layer that learns, then what is left, over all processes; the module keeps its class and names.
+    """Shard every trained layer, then the rest, over all processes. The module has the same class and names as before.
 
-    Layers are the children of the model's lists of modules: each is gathered while it computes, and only then.
+    Layers are the children of the model's lists of modules. Each is gathered only while it computes.
     """
     from torch.distributed.device_mesh import init_device_mesh
 
@@ -21,7 +20,7 @@ def shard(model: nn.Module, device_type: str, num_processes: int) -> nn.Module:
         for layer in layers:
             weights = list(layer.parameters())
             if weights and not any(weight.requires_grad for weight in weights):
-                # What learns nothing stays whole: what it computes may be kept, so processes call it unevenly often.
+                # A frozen layer is not sharded: its results may be cached, so processes call it unequally often.
                 whole_weights.update(weights)
             elif weights and not isinstance(layer, FSDPModule):
                 fully_shard(layer, mesh=mesh)
@@ -31,8 +30,8 @@ def shard(model: nn.Module, device_type: str, num_processes: int) -> nn.Module:
 
 @contextmanager
 def whole(model: nn.Module) -> Iterator[None]:
-    """Keep the weights together on every process: for evaluation, where processes call the model unevenly often."""
-    parts: list[Any] = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    """Gather all weights on every process, for an evaluation: processes call the model unequally often there."""
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()

@@ -1,10 +1,10 @@
-"""`relay find-lr`: which learning rate? A range test in a minute, or a short sweep that is chosen by validation.
+"""`relay find-lr`: find a learning rate, by a range test or by short trainings.
 
-The range test raises the learning rate from step to step and shows where the loss falls and where it breaks: it
-places the order of magnitude, no more. The sweep trains once for each rate that is given, with the same data, seed
-and schedule, and scores each on the validation split. Nothing of either is kept but the picture.
+The range test raises the learning rate from step to step, and shows where the loss falls and where it diverges. It
+finds the order of magnitude only. `--sweep` trains once for each learning rate that you list, with the same data, seed
+and schedule, and scores each on the validation split. Relay writes a picture; the trained models are deleted.
 
---recipe NAME, --preset P, --config FILE and every setting of a training may stand beside the flags below.
+--recipe NAME, --preset P, --config FILE and any flag of a training may follow.
 """
 
 import dataclasses
@@ -21,25 +21,25 @@ from runner.config import Config, parse, parse_into
 from runner.errors import ConfigError, DataError, DivergedError
 from runner.parts.charts import rate_chart
 
-# Weight of the past in the smoothed loss, and how far above the best the test is over: fastai's numbers.
+# Weight of earlier losses in the smoothed loss, and the multiple of the lowest loss that ends the test: as in fastai.
 SMOOTHING = 0.98
 DIVERGED = 4.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FindSettings:
-    """Settings of the search; those of the training stand beside them."""
+    """Settings of the search. Any flag of a training may follow."""
 
     min: float = 1e-6
-    """Range test: learning rate of the first step."""
+    """Range test: the learning rate of the first step."""
     max: float = 1.0
-    """Range test: learning rate of the last step."""
+    """Range test: the learning rate of the last step."""
     steps: int = 100
-    """Updates of the range test, or of each training of a sweep."""
+    """Number of steps of the range test, or of each training of a sweep."""
     sweep: str | None = None
-    """Learning rates to train with instead, with commas between them: 1e-4,3e-4,1e-3."""
+    """Train with each of these learning rates instead, separated by commas: 1e-4,3e-4,1e-3."""
     output: str | None = None
-    """SVG file for the picture; runs/find-lr-<recipe>.svg when not given."""
+    """File for the picture, which ends in .svg; runs/find-lr-<recipe>.svg by default."""
 
     def __post_init__(self) -> None:
         if not 0 < self.min < self.max:
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _test(config: Config, settings: FindSettings) -> str:
-    """The range test: print its table, return its picture."""
+    """Run the range test: print its table, return its picture as SVG."""
     rates, losses = range_test(config, settings.min, settings.max, settings.steps)
     smoothed = smooth(losses)
     found = {
@@ -94,23 +94,25 @@ def _test(config: Config, settings: FindSettings) -> str:
     for place in range(0, len(rates), max(1, len(rates) // 16)):
         print(f"  {rates[place]:13.2e} {losses[place]:9.4f} {smoothed[place]:9.4f}")
     meanings = {
-        "valley": "two thirds into the longest fall of the smoothed loss: a careful choice",
+        "valley": "two thirds into the longest fall of the smoothed loss: a cautious choice",
         "steepest": "where the smoothed loss falls fastest over log(learning rate)",
-        "divergence": "where the smoothed loss has gone far above its lowest: stay well below",
+        "divergence": "where the smoothed loss is far above its lowest value: stay well below",
     }
     for name, rate in found.items():
         print(f"{name:10} {'not reached' if rate is None else f'{rate:.2e}':>11}  {meanings[name]}")
     chosen = found["valley"]
     if chosen is None:
-        print("The loss never fell: try a wider --min and --max, or more --steps.")
+        print("The loss never fell: type a wider range with --min and --max, or more --steps.")
     else:
-        print(f"It places the order of magnitude. To choose: --sweep {chosen / 3:.0e},{chosen:.0e},{chosen * 3:.0e}")
+        print(
+            f"This is the order of magnitude. To choose, type: --sweep {chosen / 3:.0e},{chosen:.0e},{chosen * 3:.0e}"
+        )
     marks = {name: rate for name, rate in found.items() if rate is not None}
     return rate_chart({"loss": (rates, losses), "smoothed": (rates, smoothed)}, marks, "loss of the step")
 
 
 def _sweep(config: Config, rates: Sequence[float], steps: int) -> str:
-    """Short trainings: print their table, return the picture."""
+    """Train shortly with each learning rate: print the table, return the picture as SVG."""
     from runner.evaluation import is_better
 
     results = []
@@ -129,10 +131,10 @@ def _sweep(config: Config, rates: Sequence[float], steps: int) -> str:
         if is_better(metric, score, standing, config.run.greater_is_better):
             best = len(results) - 1
     if best is None:
-        print(f"No rate gave a {metric}: try lower ones.")
+        print(f"No learning rate gave a {metric}: type lower ones.")
     else:
         at_the_end = len(rates) > 1 and rates[best] in (min(rates), max(rates))
-        print(f"best {metric}: --learning_rate {rates[best]:g}" + ("; the end of the sweep: widen it" * at_the_end))
+        print(f"best {metric}: --learning_rate {rates[best]:g}" + ("; it ends the sweep: widen it" * at_the_end))
     points = [(rate, scores["loss"]) for rate, (_, scores) in zip(rates, results, strict=True) if "loss" in scores]
     points.sort()
     marks = {"best": rates[best]} if best is not None else {}
@@ -141,9 +143,9 @@ def _sweep(config: Config, rates: Sequence[float], steps: int) -> str:
 
 
 def range_test(config: Config, low: float, high: float, steps: int) -> tuple[list[float], list[float]]:
-    """Learning rates, rising by a constant factor, and the loss of the step before each was applied.
+    """The learning rates, which grow by a constant factor, and the loss of each step before its update.
 
-    Ends where the smoothed loss has gone far above its lowest. Source: Smith 2015, arXiv 1506.01186.
+    Ends where the smoothed loss is far above its lowest value. Source: Smith 2015, arXiv 1506.01186.
     """
     from runner import loop
     from runner.step import accumulate, sync_step, update
@@ -168,18 +170,18 @@ def range_test(config: Config, low: float, high: float, steps: int) -> tuple[lis
         loop.record_step(run, lanes, totals)
     kept = [place for place, loss in enumerate(losses) if math.isfinite(loss)]
     if len(kept) < 3:
-        raise DivergedError("The loss is not finite from the start: look at the data, or lower --min.")
+        raise DivergedError("The loss is not finite from the first step: check the data, or type a lower --min.")
     return [rates[place] for place in kept], [losses[place] for place in kept]
 
 
 def train_shortly(config: Config, rate: float, steps: int) -> tuple[float, dict[str, float], str]:
-    """The last training loss, the validation scores (none where it diverged) and the metric that chooses."""
+    """The last training loss, the validation scores (none if it diverged) and the metric to choose by."""
     from runner import loop
     from runner.evaluation import evaluate
 
     run = open_run(config.with_run(learning_rate=rate, max_steps=steps, logging_steps=steps, eval_steps=0))
     if not len(run.eval_data):
-        raise DataError("There is no validation split to choose by: leave --sweep out, or give the recipe one.")
+        raise DataError("The recipe has no validation split to choose by: leave --sweep out, or give it one.")
     eval_data, run.eval_data = run.eval_data, []
     seen = Metrics()
     run.metrics = seen  # type: ignore[assignment]
@@ -192,17 +194,17 @@ def train_shortly(config: Config, rate: float, steps: int) -> tuple[float, dict[
 
 
 class Metrics:
-    """Remembers the last training loss."""
+    """Stands in for metrics.jsonl: holds the last training loss."""
 
     loss = math.nan
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
-        """Keep the loss."""
+        """Remember the loss."""
         self.loss = values["loss"]
 
 
 def smooth(losses: Sequence[float]) -> list[float]:
-    """The running mean of the losses with exponentially falling weights, without its pull towards nought."""
+    """The exponentially weighted running mean of the losses, with the bias towards 0 corrected."""
     mean, smoothed = 0.0, []
     for place, loss in enumerate(losses):
         mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
@@ -211,7 +213,7 @@ def smooth(losses: Sequence[float]) -> list[float]:
 
 
 def valley(rates: Sequence[float], losses: Sequence[float]) -> float | None:
-    """The rate two thirds into the longest falling run of the losses; None where they never fall.
+    """The rate two thirds into the longest falling subsequence of the losses; None if they never fall.
 
     Source: fastai's default (`valley`, fastai pull request 3377): the longest decreasing subsequence.
     """
@@ -233,10 +235,10 @@ def valley(rates: Sequence[float], losses: Sequence[float]) -> float | None:
 
 
 def steepest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
-    """The rate where the losses fall fastest over log(rate); None where they never fall.
+    """The rate where the losses fall fastest over log(rate); None if they never fall.
 
-    The slope is that of a straight line through a fifth of the points, and the first tenth is passed over, where the
-    smoothed loss still follows each batch: differences of neighbours would find noise.
+    The slope is that of a straight line through a fifth of the points: differences of neighbours are mostly noise. The
+    first tenth of the points is left out, because the smoothed loss still follows each batch there.
     """
     import numpy as np
 
@@ -253,9 +255,9 @@ def steepest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
 
 
 def divergence(rates: Sequence[float], losses: Sequence[float]) -> float | None:
-    """The first rate at which the losses are four times as high as their lowest before; None where they never are.
+    """The first rate at which the loss is four times the lowest one before it; None if there is none.
 
-    Of a loss near nought, or below it, "times" is measured in what it has fallen by.
+    For a loss near or below 0, the fall of the loss so far is the unit.
     """
     lowest = losses[0]
     for rate, loss in zip(rates, losses, strict=True):

@@ -1,19 +1,22 @@
-"""Charts as SVG: curves over steps or learning rates, and strips of many values a step."""
+"""Charts as SVG: curves over steps or learning rates, and heat maps of metrics with many values per step."""
 
 import html
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+Place = Callable[[float], float]
+"""From a value to a place on an axis, in pixels."""
 
 
 def rate_chart(curves: dict[str, tuple[Sequence[float], Sequence[float]]], marks: dict[str, float], label: str) -> str:
-    """An SVG picture that stands alone: curves over the logarithm of the learning rate, and marked rates."""
+    """An SVG file: curves over the logarithm of the learning rate, and marked learning rates."""
     width, height, left, right, top, bottom = 760, 360, 70, 20, 30, 50
     across = [math.log10(x) for xs, _ in curves.values() for x in xs]
     up = [y for _, ys in curves.values() for y in ys]
     if not across:
         across, up = [0.0], [0.0]
-    # What shoots up at the end would press the rest flat.
+    # A loss that diverges at the end would make the rest of the curve flat: it is cut off.
     ordered = sorted(up)
     bottom_value, top_value = ordered[0], min(ordered[-1], ordered[len(ordered) // 2] * 1.5 + 1e-9)
     top_value = max(top_value, bottom_value + 1e-9)
@@ -43,7 +46,7 @@ def rate_chart(curves: dict[str, tuple[Sequence[float], Sequence[float]]], marks
 
 
 def _axes(
-    low: float, high: float, bottom: float, top: float, x_of: Any, y_of: Any, box: tuple[int, int, int, int]
+    low: float, high: float, bottom: float, top: float, x_of: Place, y_of: Place, box: tuple[int, int, int, int]
 ) -> Iterator[str]:
     left, right, upper, lower = box
     for power in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1):
@@ -58,7 +61,7 @@ def _axes(
 
 
 def _curves(
-    curves: dict[str, tuple[Sequence[float], Sequence[float]]], x_of: Any, y_of: Any, right: int
+    curves: dict[str, tuple[Sequence[float], Sequence[float]]], x_of: Place, y_of: Place, right: int
 ) -> Iterator[str]:
     # The last curve is the one to read: the strongest colour.
     for number, (name, (xs, ys)) in enumerate(reversed(curves.items())):
@@ -72,7 +75,7 @@ def _curves(
         yield f'<text x="{right - 8}" y="{y}" text-anchor="end" style="fill:{colour}">{html.escape(name)}</text>'
 
 
-def _marks(marks: dict[str, float], x_of: Any, top: int, bottom: int) -> Iterator[str]:
+def _marks(marks: dict[str, float], x_of: Place, top: int, bottom: int) -> Iterator[str]:
     for number, (name, rate) in enumerate(marks.items()):
         x = x_of(rate)
         colour = ("var(--third)", "var(--fourth)", "var(--second)")[number % 3]
@@ -110,7 +113,7 @@ pre { background: var(--panel); padding: 0.8rem; overflow-x: auto; border-radius
 
 
 def line_chart(title: str, unit: str, curves: dict[str, list[tuple[float, float]]]) -> str:
-    """One panel: curves over the steps, with axes and, for more than one curve, a legend."""
+    """A figure with curves over the steps, axes, and a legend if there are several curves."""
     points = [point for curve in curves.values() for point in curve]
     caption = f"<figcaption>{html.escape(title)}</figcaption>"
     if not points:
@@ -149,9 +152,9 @@ def line_chart(title: str, unit: str, curves: dict[str, list[tuple[float, float]
     return f"<figure>{caption}{shape}{''.join(drawn)}</svg></figure>"
 
 
-def heat_strip(name: str, train: Sequence[dict[str, Any]]) -> str:
-    """One panel for a metric that has a number per layer (and expert): a cell per logged step, darker for more."""
-    logged = [(event["step"], _flat(event[name])) for event in train if isinstance(event.get(name), list)]
+def heat_strip(name: str, events: Sequence[Mapping[str, Any]]) -> str:
+    """A heat map of a metric with a number per layer (and expert): one column per logged step, darker for more."""
+    logged = [(event["step"], _flat(event[name])) for event in events if isinstance(event.get(name), list)]
     logged = logged[:: max(1, len(logged) // 120)]
     rows = max(len(values) for _, values in logged)
     values = [value for _, row in logged for value in row]
@@ -176,23 +179,25 @@ def heat_strip(name: str, train: Sequence[dict[str, Any]]) -> str:
     return f"<figure><figcaption>{html.escape(caption)}</figcaption>{shape}{''.join(cells)}</svg></figure>"
 
 
-def _flat(value: Any) -> list[float]:
+def _flat(value: object) -> list[float]:
+    """All numbers of nested lists; 0 for what is not a number."""
     if isinstance(value, list):
         return [number for each in value for number in _flat(each)]
     return [float(value) if isinstance(value, (int, float)) else 0.0]
 
 
-def _scale(values: Sequence[float], start: float, end: float) -> Any:
+def _scale(values: Sequence[float], start: float, end: float) -> Place:
+    """A function from values to pixels, which maps the lowest value to `start` and the highest to `end`."""
     low, high = min(values), max(values)
     if high == low:
-        # Beside a number over 2^53 a half is nothing.
-        room = max(0.5, abs(low) / 2)
-        low, high = low - room, high + room
+        # Half of the value, because adding 0.5 to a number above 2^53 changes nothing.
+        margin = max(0.5, abs(low) / 2)
+        low, high = low - margin, high + margin
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
 def _ticks(low: float, high: float, is_log: bool) -> list[float]:
-    """Four or so round numbers from low to high."""
+    """About four round numbers from low to high."""
     if is_log:
         first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
         step = max(1, (last - first) // 4)
@@ -206,7 +211,8 @@ def _ticks(low: float, high: float, is_log: bool) -> list[float]:
     return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def short_number(value: Any) -> str:
+def short_number(value: object) -> str:
+    """A number with four digits or thousands separators; a dash for what is not a number."""
     if not isinstance(value, (int, float)):
         return "&ndash;"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
