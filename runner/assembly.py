@@ -10,17 +10,20 @@ import torch
 from torch import nn
 
 from runner.checkpoints.folders import find_damage, has_manifest
+from runner.checkpoints.recorded import check_data
 from runner.checkpoints.resume import restore
 from runner.checkpoints.saver import Saver
 from runner.checkpoints.state import State
 from runner.checkpoints.tensors import read_tensors
 from runner.checkpoints.trained import copy_assets, find_weights
 from runner.config import Config, yaml_of
-from runner.errors import CheckpointError, ConfigError, DataError
+from runner.errors import CheckpointError, ConfigError, DataError, RelayError
 from runner.fetching import examples_per_epoch, has_own_order, indexed_split, is_stream, order_of, warnings_of
 from runner.hardware import Hardware, open_hardware, seed_everything
 from runner.lanes import Lanes, check_batch, check_world, key, run_length
 from runner.log import Progress
+from runner.parts.fingerprints import digest
+from runner.recipe import Recipe
 from runner.run import Run
 from runner.settings import RunSettings, setting_notes
 from runner.sharding import shard
@@ -65,16 +68,17 @@ def build_run(config: Config, hardware: Hardware, signals: Any, found: Path | No
     check_batch(settings.batch_size or 0, settings.micro_batch_size)
     check_world((settings.batch_size or 0) // settings.micro_batch_size, hardware.num_processes)
     first = check_fresh_start(config, found)
+    data_notes = check_data(config, state, hardware)
     recipe = bind_recipe(config, Path(settings.output_dir or "") / "assets", found, hardware)
     train_data = training_data(recipe, settings)
     eval_data = sampled(indexed_split(recipe, "validation"), settings.max_eval_examples)
     lanes, max_steps = plan_steps(settings, train_data, state)
     state.record(lanes)
-    model = first_weights(recipe, settings)
+    model = first_weights(recipe, settings, fresh=found is None)
     run = build_loop_parts(config, hardware, recipe, model, lanes, train_data, eval_data, max_steps, state, signals)
     if found is not None:
         restore(run, found)
-    run.notes = [*warnings_of(train_data, max_steps * lanes.batch_size), *([first] if first else [])]
+    run.notes = [*data_notes, *warnings_of(train_data, max_steps * lanes.batch_size), *([first] if first else [])]
     run.notes += setting_notes(settings, config.changed) + config.recipe.setting_notes(config.changed)
     return run
 
@@ -86,13 +90,16 @@ def check_fresh_start(config: Config, found: Path | None) -> str | None:
     return config.recipe.fresh_start()
 
 
-def first_weights(recipe: Any, settings: RunSettings) -> nn.Module:
-    """The model that a run starts with: fresh from the seed, or with the weights of `init_from`."""
+def first_weights(recipe: Any, settings: RunSettings, fresh: bool = True) -> nn.Module:
+    """The model that a run starts with: fresh from the seed, or with the weights of `init_from`.
+
+    A model that is not `fresh` gets the weights of a checkpoint afterwards: `init_from` need not be there any more.
+    """
     seed_everything(key(settings.seed, "weights"))
     model = recipe.model()
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(model)
-    if settings.init_from:
+    if settings.init_from and fresh:
         source = find_weights(Path(settings.init_from), for_training=True)
         tensors = read_tensors(source / "model.safetensors")
         recipe.inherit(model, tensors)
@@ -119,10 +126,39 @@ def bind_recipe(config: Config, assets: Path, found: Path | None, hardware: Hard
         assets.mkdir(parents=True, exist_ok=True)
         if source is not None:
             copy_assets(source, assets)
+    trouble: RelayError | None = None
     if hardware.is_main:
-        recipe = recipe.prepare(assets)
-    hardware.accelerator.wait_for_everyone()
+        try:
+            recipe = fit(recipe, assets, is_resumed=found is not None)
+        except RelayError as error:
+            trouble = error
+    # The others wait here, and end with the main process where it cannot go on.
+    trouble = hardware.from_main(trouble)
+    if trouble is not None:
+        raise trouble
     return recipe if hardware.is_main else recipe.prepare(assets)
+
+
+def fit(recipe: Recipe, assets: Path, is_resumed: bool) -> Recipe:
+    """The recipe, bound to `assets`, where it fits what is not there yet.
+
+    Raises CheckpointError where the recipe changed something in `assets` that a checkpoint's weights depend on.
+    """
+    before = contents(assets) if is_resumed else {}
+    bound = recipe.prepare(assets)
+    now = contents(assets) if before else {}
+    refitted = [name for name, content in before.items() if now.get(name) != content]
+    if refitted:
+        raise CheckpointError(
+            f"The settings or the data ask for another {refitted[0]} than the weights were trained with: give the same "
+            "as before,\nor start a new run: --init_from CHECKPOINT --output_dir NEW."
+        )
+    return bound
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The digest of every file below a folder, by its name relative to it."""
+    return {str(path.relative_to(folder)): digest(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def first_examples(data: Sequence[Any], most: int | None) -> Sequence[Any]:
@@ -161,20 +197,31 @@ def training_data(recipe: Any, settings: RunSettings) -> Any:
 def plan_steps(settings: RunSettings, data: Any, state: State) -> tuple[Lanes, int]:
     """The lanes and the number of steps of a run. Raises CheckpointError where the data are not those of before."""
     num_examples = 0 if is_stream(data) else len(data)
-    if state.batch_size and state.num_examples != num_examples:
+    if state.batch_size and state.num_examples != num_examples and not settings.allow_changed_data:
         raise CheckpointError(
             f"The checkpoint's run had {state.num_examples} training examples; now there are {num_examples}.\n"
-            "Give the same data settings, or start anew from its weights: --init_from CHECKPOINT --output_dir NEW."
+            "Give the same data settings, type --allow_changed_data to go on with these,\n"
+            "or start anew from its weights: --init_from CHECKPOINT --output_dir NEW."
         )
     batch_size, micro_batch_size = settings.batch_size or 0, settings.micro_batch_size
     order = order_of(data, batch_size, micro_batch_size, settings.seed)
+    if order is not None and state.micro_batch_size not in (0, micro_batch_size):
+        raise ConfigError(
+            f"micro_batch_size is {micro_batch_size}, but the run to go on with has {state.micro_batch_size}, and the "
+            "order of its data depends on it: leave it out,\n"
+            "or start a new run from its weights: --init_from CHECKPOINT --output_dir NEW."
+        )
     per_epoch = examples_per_epoch(data, order)
     total, max_steps = run_length(settings, per_epoch, batch_size)
     if max_steps is None:
         raise ConfigError(
             "The training data are a stream of unknown length: type --max_steps with the number of updates."
         )
-    excluded = frozenset(state.excluded) | _requested_exclusions(settings.exclude_examples, num_examples)
+    earlier = frozenset(state.excluded)
+    if num_examples:
+        # Of data that became fewer, some are gone.
+        earlier = frozenset(number for number in earlier if number < num_examples)
+    excluded = earlier | _requested_exclusions(settings.exclude_examples, num_examples)
     if num_examples and len(excluded) >= num_examples:
         raise ConfigError("exclude_examples leaves no example: check its numbers.")
     ragged_end = None if order is not None or not num_examples else total

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import ConfigError
-from runner.recipe import note_outdated
+from runner.recipe import Recipe, note_outdated
 from runner.settings import RENAMED, RunSettings
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -33,10 +33,24 @@ class Config:
     """The settings that YAML or flags named, as opposed to presets and defaults."""
     changed: frozenset[str] = frozenset()
     """Those of `explicit` whose value is not the one that the preset or the default has anyway."""
+    flags: frozenset[str] = frozenset()
+    """Those of `explicit` that were typed as flags."""
+    file: Path | None = None
+    """The YAML file that `--config` named."""
 
     def with_run(self, **changes: Any) -> "Config":
         """The same config with some of the runner's settings changed."""
         return dataclasses.replace(self, run=dataclasses.replace(self.run, **changes))
+
+    def with_values(self, values: Mapping[str, object]) -> "Config":
+        """The same config with other values of some settings, by their names."""
+        run: RunSettings = self.run
+        recipe = self.recipe
+        in_run = {setting.flag: setting.attributes for setting in settings_of(type(run))}
+        in_recipe = {setting.flag: setting.attributes for setting in settings_of(type(recipe))}
+        run = _replaced(run, {in_run[name]: value for name, value in values.items() if name in in_run})
+        recipe = _replaced(recipe, {in_recipe[name]: value for name, value in values.items() if name in in_recipe})
+        return dataclasses.replace(self, run=run, recipe=recipe)
 
     def with_batch(self, num_processes: int) -> "Config":
         """The config of a run that starts on so many processes, with its batch resolved."""
@@ -54,7 +68,14 @@ class Config:
                 for part in setting.flag.split(".")[:-1]:
                     place = place.setdefault(part, {})
                 place[setting.flag.split(".")[-1]] = _plain(setting.get(owner))
+        # A consent is for one start, not for those that repeat it from config.yaml.
+        nested["allow_changed_data"] = False
         return nested
+
+    def values(self) -> dict[str, object]:
+        """Every setting of the run and the recipe, by its name."""
+        owners = (self.run, self.recipe)
+        return {each.flag: each.get(owner) for owner in owners for each in settings_of(type(owner))}
 
     def flat(self) -> dict[str, Any]:
         """Every setting as resolved, flat with dots: what trackers are told."""
@@ -170,7 +191,35 @@ def parse(arguments: Sequence[str], program: str = "relay train") -> Config:
     usual = _defaults_of(RunSettings) | _defaults_of(recipe_class) | values
     changed = frozenset(name for name in explicit if _plain(known[name].get(settings)) != _plain(usual.get(name)))
     run = _part(settings, RunSettings)
-    return Config(chosen["recipe"], preset, run, _part(settings, recipe_class), explicit, changed)
+    typed = frozenset(flag for flag, _ in flags)
+    file = Path(chosen["config"]) if "config" in chosen else None
+    return Config(chosen["recipe"], preset, run, _part(settings, recipe_class), explicit, changed, typed, file)
+
+
+def recorded_config(text: str, source: str, recipe_name: str, recipe_class: type[Recipe]) -> Config:
+    """The settings in the text of a config.yaml that a run of this recipe wrote, and `source` names.
+
+    Settings that this version does not know are left out. Raises ConfigError where the text cannot be read.
+    """
+    content = _yaml_of_text(text, source)
+    preset = content.pop("preset", None)
+    content.pop("recipe", None)
+    known = {setting.flag: setting for owner in (RunSettings, recipe_class) for setting in settings_of(owner)}
+    renamed = {**RENAMED, **recipe_class.renamed_settings}
+    values = dict(recipe_class.presets().get(preset or "default", {}))
+    values |= {renamed.get(name, name): value for name, value in flatten(content)}
+    words = [word for name, value in values.items() if name in known for word in _as_arguments(known[name], value)]
+    settings = _ask_tyro(_combined(recipe_class), words, source)
+    return Config(recipe_name, preset, _part(settings, RunSettings), _part(settings, recipe_class))
+
+
+def _replaced(owner: Value, values: Mapping[tuple[str, ...], object]) -> Value:
+    """A (nested) dataclass with other values of some leaves, by the way to them."""
+    own = {way[0]: value for way, value in values.items() if len(way) == 1}
+    for group in {way[0] for way in values if len(way) > 1}:
+        inner = {way[1:]: value for way, value in values.items() if len(way) > 1 and way[0] == group}
+        own[group] = _replaced(getattr(owner, group), inner)
+    return dataclasses.replace(owner, **own) if own else owner  # type: ignore[type-var]
 
 
 def wants_debug(arguments: Sequence[str]) -> bool:
@@ -202,19 +251,26 @@ def parse_into(owner: type, arguments: Sequence[str], program: str, description:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The nested settings in a YAML file. Raises ConfigError where there is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"There is no config file {path}: check the path given to --config.") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    return _yaml_of_text(text, str(path))
+
+
+def _yaml_of_text(text: str, source: str) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"There is no config file {path}: check the path given to --config.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        summary = " ".join(str(error).split())
-        raise ConfigError(f"{path} cannot be read as YAML: {summary}") from None
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds a {type(content).__name__}; wanted: settings as `name: value` lines.")
+        raise ConfigError(f"{source} holds a {type(content).__name__}; wanted: settings as `name: value` lines.")
     return content
 
 

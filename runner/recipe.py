@@ -187,9 +187,10 @@ class Recipe:
     renamed_settings: ClassVar[Mapping[str, str]] = {}
     """Old name -> new name of settings. The old one works for one release, and the runner says the new one."""
 
-    changeable_data_settings: ClassVar[frozenset[str]] = frozenset()
-    """Settings of the group `data` that a resumed run may change: paths of what `data_files` names, and what changes
-    neither the examples nor their order. The runner refuses a change of the others."""
+    changeable_settings: ClassVar[frozenset[str]] = frozenset()
+    """Settings of the groups `data`, `tokenizer`, `model` and `lora` that a resumed run may change: paths of what
+    `data_files` names, what changes neither the examples nor their order, what does not change the function that the
+    model computes. The runner refuses a change of the others, but for fractions such as `model.dropout`."""
 
     Request: ClassVar[type | None] = None
     """A dataclass: the flags that `relay predict` accepts beside `--checkpoint`. None: the recipe answers nothing."""

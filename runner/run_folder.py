@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING
 from runner.config import Config, write_yaml
 from runner.errors import ConfigError
 from runner.log import Ledger, Metrics
+from runner.parts.fingerprints import data_hash
 
 if TYPE_CHECKING:
     from runner.hardware import Hardware
@@ -54,6 +57,49 @@ def choose_output_dir(config: Config, hardware: Hardware) -> str:
     return hardware.from_main(chosen)
 
 
+ASSETS_MARK = ".assets"
+"""An empty file in the run's folder: `assets/` is this program's, and may be emptied."""
+
+
+def empty_assets(output_dir: Path) -> None:
+    """Empty the run's folder `assets/`, so that nothing that an earlier start fitted is used again.
+
+    A folder of that name that no run made is renamed.
+    """
+    assets, mark = output_dir / "assets", output_dir / ASSETS_MARK
+    is_ours = mark.exists() or (output_dir / "ledger.jsonl").exists()
+    if assets.is_symlink() or assets.is_file():
+        assets.unlink()
+    elif assets.is_dir() and is_ours:
+        shutil.rmtree(assets)
+    elif assets.is_dir() and any(assets.iterdir()):
+        other = next(path for n in range(1, 1000) if not (path := output_dir / f"assets-before-{n}").exists())
+        assets.rename(other)
+        print(f"warning: {assets} is not of a run of Relay: it is called {other.name} now.", flush=True)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+
+
+def follow_moved_run(config: Config) -> Config:
+    """The config for a run that goes on from its own config.yaml: its folder is where the file lies now.
+
+    The file may lie in the folder of the run, or in a checkpoint or in `final/` below it.
+    """
+    file = config.file
+    if file is None or file.name != "config.yaml" or not config.run.resume_from_checkpoint:
+        return config
+    folder = file.parent
+    if folder.name == "final" or folder.name.startswith("checkpoint-"):
+        folder = folder.parent
+    is_run = (folder / "ledger.jsonl").exists() or any(folder.glob("checkpoint-*"))
+    recorded = config.run.output_dir
+    if "output_dir" in config.flags or not is_run or (recorded and Path(recorded).resolve() == folder.resolve()):
+        return config
+    if os.environ.get("RANK", "0") == "0":
+        print(f"going on in {folder}, where {file} lies; the run was started in {recorded}", flush=True)
+    return config.with_run(output_dir=str(folder))
+
+
 def open_files(run: Run, config: Config) -> None:
     """Write the settings, and open metrics and ledger, on the main process."""
     output_dir = Path(run.settings.output_dir or "")
@@ -77,7 +123,10 @@ def open_metrics(run: Run) -> None:
         "total_examples": lanes.total_examples,
         "excluded": state.excluded,
         "processes": run.hardware.num_processes,
+        "data": data_hash(state.data),
     }
+    if state.data_changes:
+        start["data_changes"] = state.data_changes
     run.ledger = Ledger(output_dir / "ledger.jsonl", state.step, start)
 
 

@@ -12,15 +12,17 @@ from runner import loop, report
 from runner.assembly import build_run, first_weights
 from runner.checkpoints.bucket import Uploader
 from runner.checkpoints.final import ORIGIN, choose_weights, model_card, save_final
-from runner.checkpoints.resume import find_resume_point, restore, with_checkpoint_settings
+from runner.checkpoints.recorded import settings_before_the_search
+from runner.checkpoints.resume import find_resume_point, restore, settings_to_go_on_with
 from runner.checkpoints.tensors import load_model, model_tensors
 from runner.config import Config, yaml_of
 from runner.errors import BadStep, DivergedError, UploadError
 from runner.fetching import is_stream
 from runner.hardware import Hardware, open_hardware
 from runner.run import Run
-from runner.run_folder import choose_output_dir, lock_run_folder, open_files, open_metrics
+from runner.run_folder import choose_output_dir, empty_assets, lock_run_folder, open_files, open_metrics
 from runner.schedule import num_warmup_steps
+from runner.settings import RunSettings
 from runner.signals import Signals
 from runner.step import accumulate, sync_step
 from runner.tracking import start_trackers
@@ -29,22 +31,24 @@ from runner.tracking import start_trackers
 def run(config: Config) -> None:
     """Train from start, or from where a checkpoint left off, to the end."""
     signals = Signals()
-    hardware = open_hardware(config.run)
-    config = config.with_run(output_dir=choose_output_dir(config, hardware))
-    if config.run.cloud_region:
-        os.environ.setdefault("AWS_DEFAULT_REGION", config.run.cloud_region)
-    with (
-        contextlib.nullcontext() if config.run.dry_run else lock_run_folder(Path(config.run.output_dir or ""), hardware)
-    ):
-        _run(config, hardware, signals)
+    before = settings_before_the_search(config)
+    hardware = open_hardware(before.run)
+    output_dir = choose_output_dir(config, hardware)
+    config, search = config.with_run(output_dir=output_dir), before.run
+    if search.cloud_region:
+        os.environ.setdefault("AWS_DEFAULT_REGION", search.cloud_region)
+    with contextlib.nullcontext() if config.run.dry_run else lock_run_folder(Path(output_dir), hardware):
+        _run(config, search, hardware, signals)
 
 
-def _run(config: Config, hardware: Hardware, signals: Signals) -> None:
-    """Train with the folder in hand."""
+def _run(config: Config, search: RunSettings, hardware: Hardware, signals: Signals) -> None:
+    """Train with the folder in hand. `search` says where the checkpoint may be, and opened the hardware."""
     output_dir = Path(config.run.output_dir or "")
-    found, state = find_resume_point(config.run, output_dir, hardware)
-    config = with_checkpoint_settings(config, state, hardware)
+    found, state = find_resume_point(search, output_dir, hardware)
+    config = settings_to_go_on_with(config, found, state, output_dir, hardware)
     settings = config.run
+    if hardware.is_main and not settings.dry_run:
+        empty_assets(output_dir)
     run = build_run(config, hardware, signals, found, state)
     _introduce(run, config, found)
     if settings.dry_run:
@@ -108,6 +112,7 @@ def go_back(run: Run, wrong: str) -> None:
     run.lanes = dataclasses.replace(run.lanes, excluded=run.lanes.excluded.union(examples))
     before.record(run.lanes)
     before.trackers = state.trackers
+    before.data, before.data_changes = state.data, state.data_changes
     run.state = before
     run.optimizer.zero_grad()
     run.optimizer.state.clear()

@@ -93,6 +93,8 @@ class RunSettings:
     """Weights in final/: those of the best evaluation (the last ones if there was none), or those of the last step."""
     resume_from_checkpoint: str | None = None
     """"auto" (newest complete checkpoint in output_dir, or start), a checkpoint folder, or a URL."""
+    allow_changed_data: bool = False
+    """Continue a run on other data than it was trained on so far; without it, changed data are refused."""
     init_from: str | None = None
     """Folder of a run or checkpoint whose weights alone to start from: the next stage of a training."""
     report_to: Tracker = "none"

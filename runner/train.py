@@ -5,7 +5,7 @@ from pathlib import Path
 
 from runner.config import parse, wants_debug
 from runner.errors import RelayError
-from runner.run_folder import check_output
+from runner.run_folder import check_output, follow_moved_run
 
 if __name__ == "__main__":
     # Started as a script, Python puts runner/ first on the path, where log.py or config.py could be taken for a
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None, program: str = "relay train") -> in
     arguments = sys.argv[1:] if arguments is None else arguments
     config = None
     try:
-        config = parse(arguments, program)
+        config = follow_moved_run(parse(arguments, program))
         check_output(config)
         # torch and accelerate take seconds to import: not before the settings are known to be right.
         from runner import session

@@ -1,6 +1,8 @@
 """The text that is there when none is given: little stories, made from a seed on this machine."""
 
+import os
 import random
+import uuid
 from pathlib import Path
 
 NAMES = (
@@ -52,9 +54,11 @@ def stories(number: int = 1500, seed: int = 0) -> str:
 
 
 def write(folder: Path) -> Path:
-    """The stories as a file in `folder`."""
-    path = folder / "stories.txt"
-    if not path.is_file():
+    """The stories as a file in `folder`; a file with other content, such as half of them, is replaced."""
+    path, content = folder / "stories.txt", stories().encode()
+    if not path.is_file() or path.read_bytes() != content:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(stories(), encoding="utf-8")
+        draft = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+        draft.write_bytes(content)
+        os.replace(draft, path)
     return path

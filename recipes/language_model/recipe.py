@@ -46,8 +46,9 @@ class Recipe(runner.recipe.Recipe):
 
     best_metric: ClassVar[str] = "bits_per_byte"
     renamed_settings: ClassVar[Mapping[str, str]] = {"data.validation_split": "data.validation_fraction"}
-    changeable_data_settings: ClassVar[frozenset[str]] = frozenset(
-        {"data.source", "data.validation_source", "data.isolate_documents"}
+    changeable_settings: ClassVar[frozenset[str]] = frozenset(
+        {"data.source", "data.validation_source", "data.isolate_documents", "tokenizer.path", "tokenizer.retrain"}
+        | {"model.pretrained", "model.chunked_loss"}
     )
     memory_advice: ClassVar[str] = (
         "Lower --micro_batch_size or --data.max_seq_length, or set --gradient_checkpointing true."

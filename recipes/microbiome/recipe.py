@@ -46,9 +46,9 @@ class Recipe(runner.recipe.Recipe):
     """Folder of what was fitted; the runner's to set."""
 
     couples_examples: ClassVar[bool] = True
-    changeable_data_settings: ClassVar[frozenset[str]] = frozenset(
-        f"data.{name}" for name in ("table", "sequences", "tree", "metadata", "split_file")
-    )
+    changeable_settings: ClassVar[frozenset[str]] = frozenset(
+        f"data.{name}" for name in ("table", "sequences", "tree", "metadata", "split_file", "distance_from")
+    ) | {"model.asv_chunk_size"}
     memory_advice: ClassVar[str] = (
         "Lower --micro_batch_size or --model.token_limit, or set --model.asv_chunk_size 64 (or lower)."
     )

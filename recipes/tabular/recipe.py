@@ -36,7 +36,9 @@ class Recipe(runner.recipe.Recipe):
     """Folder of what was fitted; the runner's to set."""
 
     best_metric: ClassVar[str] = "score"
-    changeable_data_settings: ClassVar[frozenset[str]] = frozenset({"data.train", "data.test", "data.corpus"})
+    changeable_settings: ClassVar[frozenset[str]] = frozenset(
+        {"data.train", "data.test", "data.corpus", "model.text_encoder", "model.text_chunk_size", "model.text_cache"}
+    )
     renamed_settings: ClassVar[Mapping[str, str]] = {"lora.r": "lora.rank"}
 
     def __post_init__(self) -> None:

@@ -54,7 +54,7 @@ class Recipe(runner.recipe.Recipe):
     """Folder of the tokenizer; the runner sets it."""
 
     best_metric: ClassVar[str] = "execution_accuracy"
-    changeable_data_settings: ClassVar[frozenset[str]] = frozenset(
+    changeable_settings: ClassVar[frozenset[str]] = frozenset(
         f"data.{name}"
         for name in (
             "dir",
@@ -65,7 +65,7 @@ class Recipe(runner.recipe.Recipe):
             "augmentation_prob",
             "schema_perturbation_prob",
         )
-    )
+    ) | {"model.pretrained", "model.balance", "model.balance_scope"}
 
     @staticmethod
     def presets() -> Mapping[str, Mapping[str, Any]]:

@@ -161,6 +161,20 @@ def newest_in_bucket(url: str, output_dir: Path, newer_than: int = -1) -> tuple[
     return None, skipped
 
 
+def newest_settings(url: str) -> str:
+    """The config.yaml of the newest checkpoint behind a URL, unchecked. Raises OSError where there is none."""
+    wanted = step_of(Path(urlsplit(url).path.rstrip("/")))
+    remote = Remote.open(url if wanted < 0 else url.rstrip("/").rpartition("/")[0])
+    try:
+        steps = remote.steps() if wanted < 0 else [wanted]
+        text = remote.read(f"checkpoint-{steps[-1]}/config.yaml") if steps else None
+    except Exception as error:  # Each driver has exceptions of its own.
+        raise OSError(str(error)) from None
+    if text is None:
+        raise FileNotFoundError(url)
+    return text
+
+
 class Uploader:
     """Copies one run's checkpoints to a URL, in a thread of its own; what waits gives way to what is newer."""
 

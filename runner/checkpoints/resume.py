@@ -6,6 +6,7 @@ from typing import Any
 from runner.checkpoints.bucket import newest_in_bucket
 from runner.checkpoints.folders import find_damage, newest_checkpoint, step_of
 from runner.checkpoints.pointers import resolve_pointer
+from runner.checkpoints.recorded import BUCKET, with_recorded_settings
 from runner.checkpoints.state import State, read_state
 from runner.checkpoints.tensors import load_model, load_optimizer, read_tensors
 from runner.config import Config
@@ -77,6 +78,25 @@ def _warn(sentences: list[str]) -> None:
         print(f"warning: {sentence}", flush=True)
 
 
+def settings_to_go_on_with(
+    config: Config, found: Path | None, state: State, output_dir: Path, hardware: Hardware
+) -> Config:
+    """The settings of the run: those that were typed, and else those that the run to go on with has recorded.
+
+    Prints a line for each setting that differs. Raises ConfigError for one that the run cannot change.
+    """
+    if not config.run.resume_from_checkpoint:
+        return with_checkpoint_settings(config, state, hardware)
+    merged, lines = with_recorded_settings(config, found or output_dir, state)
+    if found is not None and found.parent.resolve() != output_dir.resolve() and not config.explicit & BUCKET:
+        # A second run must not write over the copies of the first.
+        merged = merged.with_run(upload_to=None, cloud_provider=None, cloud_bucket=None, cloud_prefix=None)
+    if hardware.is_main:
+        for line in lines:
+            print(line, flush=True)
+    return with_checkpoint_settings(merged, state, hardware)
+
+
 def with_checkpoint_settings(config: Config, state: State, hardware: Hardware) -> Config:
     """The config with what a run keeps for its whole life: seed and batch, as the checkpoint recorded them.
 
@@ -91,6 +111,14 @@ def with_checkpoint_settings(config: Config, state: State, hardware: Hardware) -
                 f"{name} is {asked}, but the run to go on with has {recorded}: leave it out,\n"
                 "or start a new run from its weights: --init_from CHECKPOINT --output_dir NEW."
             )
+    accumulation = config.run.gradient_accumulation_steps
+    derived = (accumulation or 0) * config.run.micro_batch_size * hardware.num_processes
+    if "gradient_accumulation_steps" in config.explicit and derived not in (0, state.batch_size) and hardware.is_main:
+        print(
+            f"gradient_accumulation_steps {accumulation} has no effect: the run keeps its batch_size of "
+            f"{state.batch_size}.",
+            flush=True,
+        )
     micro_batch_size = state.micro_batch_size
     if "micro_batch_size" in config.explicit and config.run.micro_batch_size != micro_batch_size:
         if state.cursors:
@@ -100,7 +128,12 @@ def with_checkpoint_settings(config: Config, state: State, hardware: Hardware) -
             )
         # The examples of each step stay what they were; only how they are cut, and what dropout draws, is new.
         micro_batch_size = config.run.micro_batch_size
-    return config.with_run(seed=state.seed, batch_size=state.batch_size, micro_batch_size=micro_batch_size)
+    return config.with_run(
+        seed=state.seed,
+        batch_size=state.batch_size,
+        micro_batch_size=micro_batch_size,
+        gradient_accumulation_steps=None,
+    )
 
 
 def restore(run: Run, found: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.lanes import Lanes
+from runner.parts.fingerprints import Fingerprint
 
 
 @dataclasses.dataclass
@@ -42,6 +43,10 @@ class State:
     """Numbers in the largest micro-batch so far."""
     parts: int = 1
     """Pieces that each lane is computed in, because it does not fit into memory."""
+    data: dict[str, Fingerprint] = dataclasses.field(default_factory=dict)
+    """What the data files of each split held; "validation" only where its files are not those of "train"."""
+    data_changes: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+    """(step, what changed) for each time that the run went on with other data."""
     written_by: dict[str, Any] = dataclasses.field(default_factory=dict)
     """For people: versions, processes, threads."""
 
@@ -50,6 +55,13 @@ class State:
         self.seed, self.num_examples = lanes.seed, lanes.num_examples
         self.batch_size, self.micro_batch_size = lanes.batch_size, lanes.micro_batch_size
         self.excluded = sorted(lanes.excluded, key=str)
+
+    def forget_best(self, reason: str) -> str | None:
+        """Begin the search for the best score again; returns a line about the score that is forgotten."""
+        score, step = self.best_score, self.best_step
+        self.best_score = self.best_step = self.best_loss = None
+        self.evaluations_without_improvement = 0
+        return None if score is None else f"the best score, {score:.4f} at step {step}, is forgotten: it was {reason}."
 
 
 def read_state(folder: Path) -> State:

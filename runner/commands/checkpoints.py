@@ -15,6 +15,7 @@ def main(arguments: list[str]) -> int:
         raise ConfigError("relay checkpoints takes the folder of a run: type relay checkpoints runs/NAME.")
     from runner.checkpoints.folders import find_damage, list_checkpoints
     from runner.checkpoints.pointers import resolve_pointer
+    from runner.log import read_lines
 
     folder = Path(arguments[0])
     found = list_checkpoints(folder)
@@ -33,5 +34,8 @@ def main(arguments: list[str]) -> int:
         written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
         marks = " ".join(name for name, target in pointers.items() if target == path.name)
         print(f"{path.name:20} {written}  {size / 1e6:10,.1f} MB  {wrong or 'whole'}  {marks}".rstrip())
+    changes = [line["start"].get("data_changes", []) for line in read_lines(folder / "ledger.jsonl") if "start" in line]
+    for step, what in changes[-1] if changes else []:
+        print(f"the data changed at step {step}: {what}")
     print(f"{len(found) - damaged} of {len(found)} are whole; --resume_from_checkpoint auto takes the newest of them.")
     return 1 if damaged else 0

@@ -20,7 +20,7 @@ from runner import lanes as lanes_module
 from runner.commands import split_flags
 from runner.config import Config, parse, parse_into, settings_of
 from runner.errors import ConfigError, RelayError
-from runner.recipe import Cursor, Data, Stream
+from runner.recipe import Cursor, Data, Recipe, Stream
 from runner.settings import RunSettings
 from runner.trials import PHASES, PLAIN_SUM, Interruption, Trial, preload_for, train
 
@@ -162,15 +162,10 @@ class Bench:
         wrong = [world for world in self.worlds if num_lanes % world]
         if wrong:
             raise ConfigError(f"{num_lanes} lanes are not shared evenly by {wrong[0]} processes: type another --world.")
-        self.assets: Path | None = None
 
     def words(self, name: str, *flags: str, steps: int | None = None) -> list[str]:
         """The command line of a training into the folder `name`."""
         folder = self.folder / name
-        if self.assets is not None and not (folder / "assets").exists():
-            # All trainings fit the same assets on the training split: fit them once.
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(self.assets, folder / "assets")
         length = ["--max_steps", str(steps or self.settings.steps), "--eval_steps", "0", "--save_steps", "0"]
         return [*self.flags, *length, "--output_dir", str(folder), "--resume_from_checkpoint", "auto", *flags]
 
@@ -178,8 +173,6 @@ class Bench:
         """Run a training that must succeed; returns its folder."""
         environment = {"ACCELERATE_USE_FSDP": "true"} if sharded else {}
         train(self.words(name, *flags, steps=steps), processes, self.folder / f"{name}.log", environment)
-        if self.assets is None and (self.folder / name / "assets").is_dir():
-            self.assets = self.folder / name / "assets"
         return self.folder / name
 
     def training_data(self) -> Data:
@@ -290,8 +283,6 @@ def check_torture(bench: Bench) -> Iterator[Result]:
         delay = bench.random.uniform(0, save_seconds)
         kill = Interruption("save", target, delay_seconds=delay)
         statuses, output = bench.disturbed("run", 1, kill, *flags, steps=steps)
-        if bench.assets is None:
-            bench.assets = folder / "assets"
         if statuses != [-signal.SIGKILL]:
             yield Result(f"kill {number + 1}", f"ended with {statuses}: {output[-300:]}", False)
             return
@@ -441,8 +432,6 @@ def _gradient(
 
     words = [*bench.words(name, *flags), "--micro_batch_size", str(micro)]
     train(words, world, bench.folder / f"{name}.log", environment)
-    if bench.assets is None and (bench.folder / name / "assets").is_dir():
-        bench.assets = bench.folder / name / "assets"
     tensors = read_tensors(bench.folder / name / "checkpoint-1" / "optimizer.safetensors")
     return {key: value for key, value in tensors.items() if key.endswith("/exp_avg")}
 
@@ -463,6 +452,7 @@ def check_ledger(run: Path) -> Iterator[Result]:
             for place in range(len(digits) // 16):
                 recorded[line["first_step"] + place] = int(digits[16 * place : 16 * place + 16], 16)
     config = parse(["--config", str(run / "config.yaml")])
+    yield from _data_of(config.recipe, starts[-1])
     data = config.recipe.prepare(run / "assets").data("train")
     steps = range(max(recorded, default=-1) + 1)
     missing = [step for step in steps if step not in recorded]
@@ -474,10 +464,25 @@ def check_ledger(run: Path) -> Iterator[Result]:
         seen += consumed
     result = f"{len(wrong)} steps consumed other examples" + (f", first step {wrong[0]}" if wrong else "")
     yield Result(f"{len(seen):,} examples, in the order of the seed", result, not wrong)
-    if is_stream(data) or not has_own_order(data):
+    has_one_length = len({start["num_examples"] for start in starts}) == 1
+    if is_stream(data) or (has_one_length and not has_own_order(data)):
         repeated, left_out = _census(seen, starts, is_stream(data))
         holds = not repeated and not left_out
         yield Result("every epoch", f"repeated {repeated}, missing {left_out}", holds)
+
+
+def _data_of(recipe: Recipe, start: Start) -> Iterator[Result]:
+    """Whether the data files are those of the run, and were so all the time; nothing where it recorded none."""
+    from runner.checkpoints.recorded import data_fingerprints
+    from runner.parts.fingerprints import data_hash
+
+    changes = [f"changed at step {step}: {what}" for step, what in start.get("data_changes", ())]
+    if changes:
+        yield Result("data files", "; ".join(changes), False)
+    elif start.get("data") is not None:
+        holds = data_hash(data_fingerprints(recipe)) == start["data"]
+        result = "what the run read" if holds else "the data files are not those that the run read"
+        yield Result("data files", result, holds)
 
 
 def _by_index(data: Data, starts: list[Start], steps: range) -> Iterator[tuple[int, list[int]]]:

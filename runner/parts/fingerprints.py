@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 WHOLE_BYTES = 64 << 20
@@ -44,6 +44,12 @@ def changes(before: Sequence[Sequence[str]], now: Sequence[Sequence[str]]) -> li
     found += [f"{name} is missing" for name in old if name not in new and old[name] not in moved]
     found += [f"{name} is new" for name in new if name not in old and new[name] not in old.values()]
     return found or ["the files have another order"]
+
+
+def data_hash(data: Mapping[str, Fingerprint]) -> str | None:
+    """One hash over the content of all splits; None where nothing is recorded."""
+    digests = {split: [digest for _, digest in entries] for split, entries in sorted(data.items())}
+    return _hash_of(repr(digests).encode()) if any(digests.values()) else None
 
 
 def digest(path: Path) -> str:
