@@ -15,9 +15,9 @@ from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
+from recipes.tabular.column_kinds import as_text
 from recipes.tabular.recipe import Recipe
 from recipes.tabular.settings import DataSettings, LoraSettings, ModelSettings
-from recipes.tabular.table import as_text
 
 TARGET = "target of the estimator"
 

@@ -1,8 +1,8 @@
 """How a column writes its numbers and dates: which mark is the decimal one, and whether the day or the month is first.
 
-A cell that can be read in one way only ("3,5", "1.234,5", "31/12/2024") is read so. One that can be read in two
-("1,234", "03/04/2024") is read as the column's other cells are, which training rows decide once: no cell depends on the
-rows of its call. Where no cell of a column decides, a doubt says what was taken.
+A cell that can be read in one way only ("3,5", "1.234,5", "31/12/2024") is read so. A cell that can be read in two
+ways ("1,234", "03/04/2024") is read as the column's other cells are. The training rows decide that once, so that no
+cell depends on the rows of its call. Where no cell of a column decides, a warning says how it was read.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Form = Literal["", "decimal_comma", "decimal_point", "day_first", "month_first"]
-"""Empty where there was no question; it is then read like decimal_point and month_first."""
+"""Empty where every cell can be read in one way only; such a column is read like decimal_point and month_first."""
 FORMS: dict[str, Literal["numeric", "date"]] = {
     "decimal_comma": "numeric",
     "decimal_point": "numeric",
     "day_first": "date",
     "month_first": "date",
 }
-"""The kind of column that each is of."""
+"""The kind of column that each form belongs to."""
 
 TWO_WAYS = re.compile(r"[+-]?[1-9]\d{0,2}([.,])\d{3}")
 DOTS = re.compile(r"[+-]?\d{1,3}(?:\.\d{3}){2,}")
@@ -61,8 +61,18 @@ SEASON = re.compile(r"(\d{4})[-/](\d{2})")
 VERSION = re.compile(r"(\d{2})([.-])\d{2}\2\d{2}")
 
 
+CURRENCIES = {"EUR": "€", "USD": "$", "GBP": "£", "JPY": "¥", "INR": "₹", "CHF": "CHF"}
+"""Codes and signs of currencies that may stand before or behind a number."""
+_SIGNS = "|".join(map(re.escape, dict.fromkeys((*CURRENCIES, *CURRENCIES.values()))))
+UNIT = re.compile(
+    rf"(?P<minus>-?)(?:(?P<before>{_SIGNS}) ?)?(?P<number>[-+]?\d.*?|[-+]?[.,]\d.*?)(?: ?(?P<behind>{_SIGNS}|%))?"
+)
+ACCOUNTING = re.compile(r"\((.*)\)")
+"""A negative amount of money, in the way of accountants: "($1,200)"."""
+
+
 class Evidence(NamedTuple):
-    """What the cells of a column say about its form."""
+    """What the cells of a column show about its form."""
 
     first: int = 0
     """Cells that can only have a decimal comma, or the day first."""
@@ -71,15 +81,50 @@ class Evidence(NamedTuple):
     doubtful: str = ""
     """A cell that can be read both ways."""
     doubts: int = 0
-    """How many there are."""
+    """Number of such cells."""
     grouped: str = ""
     """A cell like "1.234": a number with a decimal point, unless others have decimal commas."""
     groups: int = 0
-    """How many there are."""
+    """Number of such cells."""
+
+
+def without_unit(text: str) -> tuple[str, str]:
+    """A number without its currency or percent sign, and that sign: ("1,200", "$") of "$1,200".
+
+    An amount in brackets is negative. Text that is no such number comes back as it is.
+    """
+    text = text.replace("\N{MINUS SIGN}", "-")
+    if not text or text.isalpha():
+        return text, ""
+    bracket = ACCOUNTING.fullmatch(text)
+    found = UNIT.fullmatch(bracket[1] if bracket is not None else text)
+    if found is None or (found["before"] and found["behind"]):
+        return text, ""
+    unit = found["before"] or found["behind"] or ""
+    if not unit:
+        return text, ""
+    sign = "-" if bracket is not None or found["minus"] else ""
+    return sign + found["number"], CURRENCIES.get(unit, unit)
+
+
+def units(texts: Iterable[str]) -> set[str]:
+    """The currencies, and the percent sign, that the cells of a column bear."""
+    return {unit for text in texts if (unit := without_unit(text)[1])}
 
 
 def number(text: str, form: Form) -> float:
-    """A cell as a number, NaN where it is none: "3,5" is 3.5 in any column, "1,234" as the column's form says."""
+    """A cell as a number, NaN where it is none: "3,5" is 3.5 in any column, "1,234" as the column's form says.
+
+    "$3.50" is 3.5, and "45%" is 0.45.
+    """
+    text, unit = without_unit(text)
+    value = _bare_number(text, form)
+    if unit and np.isnan(value) and re.fullmatch(r"[-+]?\d+(?:[eE][-+]?\d+)?", text):
+        value = float(text)
+    return value / 100 if unit == "%" else value
+
+
+def _bare_number(text: str, form: Form) -> float:
     is_comma = form == "decimal_comma"
     two_ways = TWO_WAYS.fullmatch(text)
     if two_ways is not None:
@@ -105,6 +150,7 @@ def numbers(texts: list[str], form: Form) -> np.ndarray:
     for place in np.flatnonzero(np.isnan(values)).tolist():
         values[place] = number(texts[place], form)
     if form == "decimal_comma":
+        # pandas has read "1.234" with a decimal point.
         for place, text in enumerate(texts):
             if TWO_WAYS.fullmatch(text):
                 values[place] = number(text, form)
@@ -112,10 +158,11 @@ def numbers(texts: list[str], form: Form) -> np.ndarray:
 
 
 def number_evidence(texts: Iterable[str]) -> Evidence:
-    """What cells that are numbers say about the decimal mark."""
+    """What cells that are numbers show about the decimal mark."""
     comma = point = doubts = groups = dots = 0
     doubtful = grouped = ""
     for text in texts:
+        text, _ = without_unit(text)
         two_ways = TWO_WAYS.fullmatch(text)
         if two_ways is not None and two_ways[1] == ",":
             doubtful, doubts = doubtful or text, doubts + 1
@@ -130,7 +177,7 @@ def number_evidence(texts: Iterable[str]) -> Evidence:
 
 
 def date_evidence(texts: Iterable[str]) -> Evidence:
-    """What cells say about the place of the day; points between the parts are a day-first country's."""
+    """What cells show about the place of the day. Countries that write points between the parts write the day first."""
     day = month = doubts = 0
     doubtful = ""
     for text in texts:
@@ -145,7 +192,8 @@ def date_evidence(texts: Iterable[str]) -> Evidence:
 
 
 def _short(text: str) -> tuple[int, str, int, str]:
-    """(first, mark, second, year) of a date in three numbers whose last is the year; no mark: it is no such date."""
+    """(first, mark, second, year) of a date in three numbers that ends with the year; no mark where it is no such
+    date."""
     found = NUMBERS.fullmatch(text)
     parts = found.groups()[:4] if found is not None else None
     if parts is None and (found := SHORT_YEAR.fullmatch(text)) is not None:
@@ -223,7 +271,7 @@ def are_dates(texts: list[str]) -> bool:
 
 
 def decided(evidence: Evidence, habit: Evidence, kind: str, name: str = "") -> tuple[Form, str]:
-    """A column's form and, where its cells leave it open, what was taken: by `habit`, the table's other columns."""
+    """A column's form, and a warning where its cells leave it open; then `habit`, the other columns, decides."""
     first: Form = "decimal_comma" if kind == "numeric" else "day_first"
     second: Form = "decimal_point" if kind == "numeric" else "month_first"
     # A point in "1.234" is the decimal one anyway, unless commas are.

@@ -114,7 +114,8 @@ class Recipe(runner.recipe.Recipe):
         return [Table.from_json(table) for table in content["tables"]]
 
     def _fit(self) -> list[Table]:
-        from recipes.tabular.table import describe, fit, named_kinds
+        from recipes.tabular.column_kinds import named_kinds
+        from recipes.tabular.table import describe, fit
 
         settings = self.data_settings
         tables = []
@@ -126,7 +127,7 @@ class Recipe(runner.recipe.Recipe):
             own = {name: kind for name, kind in named.items() if name in source.splits["train"]}
             table = fit(
                 source.name, source.splits["train"], source.target, source.task, own, settings.max_features,
-                settings.split_seed,
+                settings.split_seed, settings.missing_values is not None,
             )  # fmt: skip
             tables.append(table)
             print(*(f"note: {line}" for line in source.notes), describe(table), sep="\n", flush=True)
@@ -209,9 +210,11 @@ class Recipe(runner.recipe.Recipe):
 
     def rows(self, tables: list[Table], frames: list[Any]) -> Rows:
         """Frames as the model reads them."""
+        from recipes.tabular.column_kinds import without_missing
         from recipes.tabular.rows import encode
 
         settings = self.data_settings
+        frames = [without_missing(frame, (settings.missing_values or "").split(",")) for frame in frames]
         return encode(
             tables, frames, self.wording, self.tokenizer, settings.max_text_tokens,
             settings.max_rows_per_table_per_epoch, self.kept_grams,
@@ -396,20 +399,17 @@ class Recipe(runner.recipe.Recipe):
         """Rows to predict."""
 
         input: Path
-        """CSV, TSV, parquet or Excel file with the columns of the training; the target may be absent."""
+        """CSV, TSV, parquet, JSON lines or Excel file with the columns of the training; the target may be absent."""
         output: Path = Path("predictions.csv")
-        """CSV file to write: the same rows, with predictions and probabilities."""
+        """File to write (.csv, .tsv, .parquet, .jsonl, .xlsx): the same cells unchanged, with the predictions."""
         table: str | None = None
         """Which of the model's tables the rows are of, where it knows several."""
 
     def answer(self, model: Any, request: Request) -> str:
         """Write the rows with their predictions; says what was written."""
-        from recipes.tabular.files import read_frame
+        from recipes.tabular.files import check_output, read_frame, write_predictions
 
-        if not request.output.absolute().parent.is_dir() or request.output.is_dir():
-            raise DataError(f"{request.output} cannot be written: type --output with a file in a folder that exists.")
-        if request.output.suffix.lower() not in (".csv", ".tsv", ".tab", ".txt", ".gz", ""):
-            raise DataError(f"{request.output} would be a CSV file by another name: type --output with a name in .csv.")
+        check_output(request.output)
         by_name = {table.name: table for table in self.tables}
         name = request.table or (next(iter(by_name)) if len(by_name) == 1 else None)
         if name not in by_name:
@@ -418,25 +418,23 @@ class Recipe(runner.recipe.Recipe):
                 f"The model knows several tables, and {came}: type --table with one of {', '.join(by_name)}."
             )
         table = by_name[name]
-        frame = read_frame(request.input, table.unread)
+        frame = read_frame(request.input, table.unread, table.target)
         rows = self.predict_frame(model, table, frame)
         twice = [name for name in frame if name == "prediction" or name.startswith("probability ")]
-        # What the file has under these names stays, and may be what the model reads.
+        # What the file has under these names stays, and may be a feature of the model.
         new, times = " (new)" if twice else "", 1
         while new and any(name.endswith(new) for name in frame):
             times += 1
             new = f" (new {times})"
+        added: dict[str, list[object]] = {}
         if table.task == "classification":
-            frame[f"prediction{new}"] = [
-                table.classes[max(range(len(row["probabilities"])), key=row["probabilities"].__getitem__)]
-                for row in rows
-            ]
+            chances = [row["probabilities"] for row in rows]
+            added[f"prediction{new}"] = [table.classes[max(range(len(own)), key=own.__getitem__)] for own in chances]
             for place, label in enumerate(table.classes):
-                frame[f"probability {label}{new}"] = [round(row["probabilities"][place], 6) for row in rows]
+                added[f"probability {label}{new}"] = [round(own[place], 6) for own in chances]
         else:
-            frame[f"prediction{new}"] = [row["predicted"] for row in rows]
-        is_tabbed = request.output.suffix.lower() in (".tsv", ".tab")
-        frame.to_csv(request.output, index=False, sep="\t" if is_tabbed else ",")
+            added[f"prediction{new}"] = [row["predicted"] for row in rows]
+        write_predictions(request.input, request.output, added)
         known = {metric: value for metric, value in self.score(rows).items() if value == value and metric != "score"}
         scored = "; ".join(f"{metric} {value:.4f}" for metric, value in known.items())
         notes = [f"note: {line}" for line in frame.attrs["notes"]]

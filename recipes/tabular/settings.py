@@ -21,6 +21,9 @@ class DataSettings:
     kinds: str | None = None
     """Columns that are taken for the wrong thing: "zip=categorical,comment=text" (numeric, boolean, date, categorical,
     text, id; ids are left out; decimal_comma, decimal_point, day_first, month_first)."""
+    missing_values: str | None = None
+    """Cells that are missing in every column, the target too, with commas between them: "n.d.,-999". Features miss the
+    usual ones anyway (empty, NA, n/a, None, ?); in a target of words, these are classes unless listed here."""
     corpus: str | None = None
     """Folder with a manifest.json (name, file, target, task) and the tables it names."""
     tables: str | None = None

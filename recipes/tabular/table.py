@@ -9,34 +9,44 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from recipes.tabular import number_formats
+from recipes.tabular.column_kinds import (
+    KINDS,
+    MISSING,
+    MOST_CATEGORIES,
+    NOTHING_MISSING,
+    NUMBER_SHARE,
+    TRUTH,
+    Kind,
+    as_dates,
+    as_numbers,
+    as_text,
+    came_as_text,
+    date_part,
+    kind_of,
+    odd_cells,
+    same_truth,
+    shown_cell,
+    truth_words,
+)
 from recipes.tabular.number_formats import FORMS, Evidence, Form
-from runner.errors import ConfigError, DataError
+from runner.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Kind = Literal["numeric", "boolean", "date", "categorical", "text", "id", "constant"]
-KINDS = ("numeric", "boolean", "date", "categorical", "text", "id", "constant")
 CHANNELS = 6
-MISSING = frozenset(("", "na", "n/a", "nan", "null", "none", "<na>", "nat", "?", "#n/a"))
-BOOLEAN = frozenset(("true", "false", "yes", "no", "t", "f", "y", "n"))
-CODE = re.compile(r"[0-9a-fA-F]{8,}|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}|[A-Za-z]{0,4}[-_]?\d{4,}")
-LONG_CODE = re.compile(r"\d{16,}")
 DATE_PARTS = ("year", "month", "day", "weekday", "hour", "seconds")
-MOST_CATEGORIES = 30
-# A target of more classes is asked after, and of more than the few where most of them have one row.
 FEW_CLASSES, MOST_CLASSES = 10, 500
-# Targets beyond this many standard deviations pull no further (tabstar v1.1; v1.0's 3 caps what can be predicted).
+"""A target of more classes than the second is refused, and of more than the first where most of them have one row."""
 FARTHEST_TARGET = 10.0
-# Beyond, squares overflow; such cells are a mark for "missing", as the largest float is.
-LARGEST_NUMBER = 1e100
-# Of a whole number beyond, a float holds no more than the first digits: it is a name, not a number.
-LARGEST_INTEGER = 2**53
+"""Targets beyond so many standard deviations have no larger gradient (tabstar v1.1; v1.0's 3 limits predictions)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +62,17 @@ class Column:
     quantiles: tuple[float, ...] = ()
     """101 percentiles of the training rows, for numbers."""
     form: Form = ""
-    """Which mark is the decimal one, or whether the day is first, where the cells can be read both ways."""
+    """The decimal mark, or whether the day comes first, where a cell can be read both ways."""
     doubt: str = ""
-    """What was taken where no cell decides."""
+    """A warning about what the cells were read as, where they leave it open."""
     came_as_text: bool = False
-    """Whether the training cells came as text, which later files' are then read as, "01234" among them."""
+    """Whether the training cells were text. Those of later files are then read as text too, such as "01234"."""
+    truth: tuple[str, str] | None = None
+    """How the training rows write false and true; later cells are put into these words. Of a number: 0 and 1."""
 
     @property
     def is_number(self) -> bool:
-        """Whether the cells have a value side."""
+        """Whether the model reads the cells as numbers."""
         return self.kind in ("numeric", "date")
 
 
@@ -77,13 +89,13 @@ class Table:
     mean: float = 0.0
     std: float = 1.0
     rows: int = 0
-    """Training rows it was fitted on."""
+    """Number of training rows."""
     form: Form = ""
-    """Which mark is the target's decimal one."""
+    """The decimal mark of the target."""
     doubt: str = ""
-    """What was taken where no cell of the target decides."""
+    """A warning about what the target was read as, where its cells leave it open."""
     came_as_text: bool = False
-    """Whether the target came as text."""
+    """Whether the target was text."""
 
     @property
     def used(self) -> list[Column]:
@@ -92,19 +104,25 @@ class Table:
 
     @property
     def unread(self) -> set[str]:
-        """Columns of a file that are to be read as text, as the training was."""
+        """The columns of a later file to read as text, because those of the training were."""
         parts = [(column.source, column.came_as_text, column.form) for column in self.columns]
         parts.append((self.target, self.came_as_text, self.form))
         return {source for source, is_text, form in parts if is_text or form == "decimal_comma"}
 
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON."""
+    def to_json(self) -> dict[str, object]:
+        """The table as plain JSON."""
         return dataclasses.asdict(self)
 
     @staticmethod
     def from_json(content: dict[str, Any]) -> Table:
-        """The table of `to_json`."""
-        columns = tuple(Column(**{**column, "quantiles": tuple(column["quantiles"])}) for column in content["columns"])
+        """The table that `to_json` wrote."""
+
+        def column_of(column: dict[str, Any]) -> Column:
+            truth = column.get("truth")
+            lists = {"quantiles": tuple(column["quantiles"]), "truth": truth if truth is None else tuple(truth)}
+            return Column(**{**column, **lists})
+
+        columns = tuple(column_of(column) for column in content["columns"])
         return Table(**{**content, "columns": columns, "classes": tuple(content["classes"])})
 
 
@@ -116,119 +134,9 @@ class Cells:
     """(rows, columns): places in `texts`, int64."""
     texts: list[str]
     values: list[str]
-    """What of each text is the cell's own; empty where that is a number."""
+    """The cell's own part of each text; empty for a number."""
     numbers: np.ndarray
     """(rows, columns, 6), float32: clipped z, range, quantile, outlier, missing, 1; all 0 for a cell of text."""
-
-
-def as_text(series: pd.Series) -> pd.Series:
-    """The cells as stripped strings (object), None where one is missing, however that was written."""
-    import pandas as pd
-
-    values = series.astype(object)
-    try:
-        codes, distinct = pd.factorize(values, use_na_sentinel=True)
-    except TypeError:
-        # Lists and the like, from parquet.
-        values = values.map(lambda cell: cell if pd.api.types.is_hashable(cell) else str(cell))
-        codes, distinct = pd.factorize(values, use_na_sentinel=True)
-    words = np.array([_word(value) for value in distinct] + [None], dtype=object)
-    return pd.Series(words[codes], index=series.index, dtype=object)
-
-
-def _word(value: Any) -> str | None:
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    text = " ".join(str(value).split())
-    return None if text.lower() in MISSING else text
-
-
-def as_numbers(series: pd.Series, form: Form = "") -> np.ndarray:
-    """(rows,) float64; what is no number is missing (NaN), and infinity is too."""
-    import pandas as pd
-
-    if pd.api.types.is_bool_dtype(series.dtype):
-        series = series.astype(object)
-    if pd.api.types.is_numeric_dtype(series.dtype):
-        values = series.to_numpy(dtype=np.float64, na_value=np.nan).copy()
-    else:
-        codes, distinct = pd.factorize(as_text(series), use_na_sentinel=True)
-        values = np.append(number_formats.numbers(list(distinct), form), np.nan)[codes]
-    with np.errstate(invalid="ignore"):
-        values[~(np.abs(values) < LARGEST_NUMBER)] = np.nan
-    return values
-
-
-def as_dates(series: pd.Series, form: Form = "") -> pd.Series:
-    """(rows,) timestamps in UTC; NaT where there is none."""
-    import pandas as pd
-
-    if pd.api.types.is_datetime64_any_dtype(series.dtype):
-        return pd.to_datetime(series, utc=True)
-    codes, distinct = pd.factorize(as_text(series), use_na_sentinel=True)
-    found = number_formats.dates([*distinct, ""], form)
-    return found.iloc[codes]
-
-
-def date_part(dates: pd.Series, part: str) -> np.ndarray:
-    """(rows,) float64: one part of each date; NaN where there is none."""
-    import pandas as pd
-
-    if part == "seconds":
-        # In microseconds: nanoseconds hold no year 9999, which stands in many tables for "no end".
-        values = (dates.dt.as_unit("us") - pd.Timestamp(0, tz="UTC").as_unit("us")).dt.total_seconds()
-    else:
-        values = dates.dt.day_of_week if part == "weekday" else getattr(dates.dt, part)
-    return values.to_numpy(dtype=np.float64, na_value=np.nan)
-
-
-def came_as_text(series: pd.Series) -> bool:
-    """Whether a column came as text; what has booleans and gaps is of the same dtype, and did not."""
-    import pandas as pd
-
-    return pd.api.types.is_string_dtype(series.dropna())
-
-
-def kind_of(series: pd.Series) -> Kind:
-    """What a column is, by its training rows."""
-    import pandas as pd
-
-    if pd.api.types.is_datetime64_any_dtype(series.dtype):
-        return "date" if series.nunique(dropna=False) > 1 else "constant"
-    if pd.api.types.is_bool_dtype(series.dtype):
-        return "boolean" if series.nunique(dropna=False) > 1 else "constant"
-    if pd.api.types.is_numeric_dtype(series.dtype):
-        values = as_numbers(series)
-        there = values[np.isfinite(values)]
-        distinct = np.unique(there)
-        if not len(there) or (len(distinct) == 1 and len(there) == len(values)):
-            return "constant"
-        # Row numbers: integers from near 0 on, in order, of which validation and test rows have taken some out.
-        are_steps = len(there) == len(values) > 20 and np.all(np.diff(there) >= 1) and np.all(there % 1 == 0)
-        if are_steps and 0 <= there[0] and there[-1] <= 1.5 * len(there) + 1:
-            return "id"
-        is_name = len(distinct) == len(values) and np.abs(there).max() > LARGEST_INTEGER
-        return "id" if is_name and pd.api.types.is_integer_dtype(series.dtype) else "numeric"
-    texts = as_text(series)
-    there = texts.dropna()
-    distinct = there.unique()
-    if not len(there) or (len(distinct) == 1 and len(there) == len(texts)):
-        return "constant"
-    if {text.lower() for text in distinct[:10]} <= BOOLEAN and len(distinct) <= 2:
-        return "boolean"
-    # Over all of them, as a table may be sorted.
-    sample = distinct[:: max(1, len(distinct) // 1000)].tolist()
-    if np.isfinite(number_formats.numbers(sample, "decimal_comma")).mean() >= 0.5:
-        form, _ = number_formats.decided(number_formats.number_evidence(distinct), Evidence(), "numeric")
-        values = as_numbers(pd.Series(distinct), form)
-        if np.isfinite(values).mean() >= 0.95:
-            are_names = len(distinct) == len(texts) > 20 and all(LONG_CODE.fullmatch(text) for text in distinct)
-            return "id" if are_names else "numeric"
-    if number_formats.are_dates(sample):
-        return "date"
-    if len(distinct) == len(texts) > 20 and np.mean([CODE.fullmatch(text) is not None for text in sample]) >= 0.95:
-        return "id"
-    return "categorical" if len(distinct) <= MOST_CATEGORIES else "text"
 
 
 def target_form(series: pd.Series, named: str | None) -> Form:
@@ -236,6 +144,22 @@ def target_form(series: pd.Series, named: str | None) -> Form:
     if named is not None and named in FORMS:
         return cast("Form", named)
     return number_formats.decided(evidence_of(series, "numeric"), Evidence(), "numeric")[0]
+
+
+def class_names(series: pd.Series, all_words: bool = False) -> pd.Series:
+    """The classes of a target (object), None where it is missing.
+
+    "None" or "NA" beside other words is a class. Beside numbers it is a missing cell, unless `all_words`.
+    """
+    import pandas as pd
+
+    texts = as_text(series, NOTHING_MISSING)
+    if all_words:
+        return texts
+    usual = texts.map(lambda text: text is None or text.lower() in MISSING).astype(bool)
+    others = pd.unique(texts[~usual]).tolist()
+    are_numbers = bool(others) and bool(np.isfinite(number_formats.numbers(others, "decimal_comma")).all())
+    return texts.mask(usual, None) if are_numbers or not others else texts
 
 
 def target_task(series: pd.Series, form: Form = "") -> Literal["classification", "regression"]:
@@ -248,7 +172,10 @@ def target_task(series: pd.Series, form: Form = "") -> Literal["classification",
 
 
 def check_target(name: str, series: pd.Series, task: str, form: Form) -> None:
-    """Raises DataError where a target is dates, row numbers, names or free text, unless `task` was asked for."""
+    """Raises DataError where a target is dates, row numbers, names or free text, or numbers with words among them.
+
+    Call it only where the user set no `data.task`.
+    """
     texts = as_text(series).dropna()
     counts = texts.value_counts()
     kind = kind_of(series)
@@ -262,46 +189,31 @@ def check_target(name: str, series: pd.Series, task: str, form: Form) -> None:
     if task == "regression":
         if kind == "id":
             raise DataError(
-                f"{named} holds row numbers or ids, such as {_shown(str(counts.index[0]))}, which nothing foretells.\n"
+                f"{named} holds row numbers or ids, such as {shown_cell(str(counts.index[0]))}, which nothing "
+                "foretells.\n"
                 "Type --data.target with another column, or --data.task regression to learn them all the same."
             )
         return
     single = int((counts == 1).sum())
+    count, _, odd = odd_cells(texts, form)
+    if count > FEW_CLASSES and count >= len(odd):
+        left_out = f"{texts.isin(odd).sum():,} rows such as {shown_cell(odd[0])} are left out" if odd else ""
+        raise DataError(
+            f"{named} would be {len(counts):,} classes, {single:,} of one row each; {count:,} of them are numbers"
+            f"{f', and {shown_cell(odd[0])} is none' if odd else ''}.\nType --data.task regression to take it for a "
+            f"number{f' ({left_out})' if odd else ''}, or {insist} to learn each number as a class."
+        )
     if len(counts) <= MOST_CLASSES and (len(counts) <= FEW_CLASSES or single <= len(counts) / 2):
         return
-    rare, numbers = str(counts.index[-1]), float(np.isfinite(as_numbers(texts, form)).mean())
-    hint = f"{insist} to learn them all the same"
-    if numbers >= 0.5:
-        odd = texts.loc[~np.isfinite(as_numbers(texts, form))]
-        also = f" (rows such as {_shown(odd.iloc[0])} are left out)" if len(odd) else ""
-        hint = f"--data.task regression to take it for a number{also}, or {insist}"
     raise DataError(
-        f"{named} would be {len(counts):,} classes, {single:,} of one row each, such as {_shown(rare)}.\n"
-        f"Type --data.target with a column of fewer classes, {hint}."
+        f"{named} would be {len(counts):,} classes, {single:,} of one row each, such as "
+        f"{shown_cell(str(counts.index[-1]))}.\n"
+        f"Type --data.target with a column of fewer classes, {insist} to learn them all the same."
     )
 
 
-def _shown(text: str) -> str:
-    """A cell in a message."""
-    return repr(text if len(text) <= 40 else f"{text[:40]}...")
-
-
-def named_kinds(text: str | None) -> dict[str, str]:
-    """The kinds of columns, or how they write numbers and dates, of `data.kinds`. Raises ConfigError."""
-    found = {}
-    # A name may hold commas: up to the next sign of equality, it goes on.
-    for pair in re.findall(r"[^=]*=[^,]*|[^=]+", (text or "").strip().strip(",")):
-        column, _, kind = pair.strip(", ").rpartition("=")
-        if kind not in (*KINDS, *FORMS) or not column:
-            raise ConfigError(
-                f"data.kinds holds {pair!r}: type COLUMN=KIND, where KIND is one of {', '.join((*KINDS, *FORMS))}."
-            )
-        found[column] = kind
-    return found
-
-
 def evidence_of(series: pd.Series, kind: str) -> Evidence:
-    """What the cells of a numeric or date column say about its form; nothing where they are no text."""
+    """What the cells of a numeric or date column show about its form; nothing unless they are text."""
     import pandas as pd
 
     if kind == "numeric" and pd.api.types.is_float_dtype(series.dtype):
@@ -313,11 +225,11 @@ def evidence_of(series: pd.Series, kind: str) -> Evidence:
 
 
 def forms_of(frame: pd.DataFrame, kinds: dict[str, str], named: dict[str, str]) -> dict[str, tuple[Form, str]]:
-    """The form of each numeric or date column, and what was taken where its cells leave it open."""
-    said = {source: evidence_of(frame[source], kind) for source, kind in kinds.items() if source not in named}
+    """The form of each numeric or date column, and a warning where its cells leave it open."""
+    shown = {source: evidence_of(frame[source], kind) for source, kind in kinds.items() if source not in named}
     found: dict[str, tuple[Form, str]] = {}
     for kind in ("numeric", "date"):
-        own = {source: evidence for source, evidence in said.items() if kinds[source] == kind}
+        own = {source: evidence for source, evidence in shown.items() if kinds[source] == kind}
         habit = Evidence(sum(each.first > each.second for each in own.values()),
                          sum(each.second > each.first for each in own.values()))  # fmt: skip
         found |= {source: number_formats.decided(evidence, habit, kind, source) for source, evidence in own.items()}
@@ -328,10 +240,11 @@ def forms_of(frame: pd.DataFrame, kinds: dict[str, str], named: dict[str, str]) 
 
 
 def _columns_of(
-    frame: pd.DataFrame, source: str, kind: Any, form: Form, doubt: str, named: dict[str, str]
+    frame: pd.DataFrame, source: str, kind: Kind, form: Form, doubt: str, named: dict[str, str]
 ) -> list[Column]:
-    """The columns that one column of a frame becomes. Raises DataError where it cannot be what the user says it is."""
+    """The features that one column of a frame becomes. Raises DataError where it cannot be what the user named it."""
     made: list[Column] = []
+    truth: tuple[str, str] | None = None
     if kind == "date":
         dates = as_dates(frame[source], form)
         for part in DATE_PARTS:
@@ -342,20 +255,62 @@ def _columns_of(
         values = as_numbers(frame[source], form)
         made.append(_numeric(clean(source), source, "numeric", None, values))
         is_read = bool(np.isfinite(values).any())
+        truth = ("0", "1") if set(values[np.isfinite(values)].tolist()) == {0.0, 1.0} else None
     else:
         made.append(Column(clean(source), source, kind))
         is_read = True
+        truth = truth_words(as_text(frame[source])) if kind == "boolean" else None
     if source in named and not is_read:
         raise DataError(
             f"data.kinds says {source}={named[source]}, and no training cell of it can be read so: "
             f"{_some(as_text(frame[source]).dropna().unique()[:3]) or 'all are empty'}."
         )
     if not is_read:
-        # It looks like numbers or dates, and none of its cells is one: words, then.
+        # It looks like numbers or dates, and none of its cells is one: they are words.
         few = as_text(frame[source]).nunique() <= MOST_CATEGORIES
         form, doubt, made = "", "", [Column(clean(source), source, "categorical" if few else "text")]
     is_text = came_as_text(frame[source])
-    return [dataclasses.replace(column, form=form, doubt=doubt, came_as_text=is_text) for column in made]
+    if is_text and source not in named and not doubt:
+        doubt = _odd_cells_doubt(frame[source], source, made[0].kind if made else kind, form)
+    return [dataclasses.replace(column, form=form, doubt=doubt, came_as_text=is_text, truth=truth) for column in made]
+
+
+def _odd_cells_doubt(series: pd.Series, source: str, kind: Kind, form: Form) -> str:
+    """A warning where most different cells of a column of text are numbers, and some are not."""
+    texts = as_text(series)
+    if kind not in ("numeric", "categorical", "text"):
+        return ""
+    count, all_cells, odd = odd_cells(texts, form)
+    if not odd or count < 5 or count < (0.7 if kind != "numeric" else NUMBER_SHARE) * all_cells:
+        return ""
+    rows, example = int(texts.isin(odd).sum()), odd[0]
+    if kind == "numeric":
+        typed = shlex.quote(f"{source}=categorical")
+        return (
+            f"{rows:,} cells of {source} are no numbers, such as {shown_cell(example)}: they count as missing; if they "
+            f"mean something, type --data.kinds {typed}"
+        )
+    typed = shlex.quote(f"{source}=numeric")
+    return (
+        f"{count:,} of the {all_cells:,} different cells of {source} are numbers, and {shown_cell(example)} is none, "
+        f"so it is read as {kind}; if it is a number, type --data.kinds {typed}"
+    )
+
+
+def _with_names_of_their_own(columns: list[Column]) -> list[Column]:
+    """Features whose names would be equal ("a_b" and "a b") are called as in the file."""
+    names = [column.name for column in columns]
+    taken: set[str] = set()
+    found = []
+    for column in columns:
+        name = column.name
+        if names.count(name) > 1:
+            name = column.source + (f" {column.part}" if column.part else "")
+            while name in taken or (name != column.name and name in names):
+                name += "'"
+        taken.add(name)
+        found.append(dataclasses.replace(column, name=name))
+    return found
 
 
 def fit(
@@ -366,8 +321,12 @@ def fit(
     kinds: dict[str, str] | None = None,
     max_features: int = 200,
     seed: int = 0,
+    all_words: bool = False,
 ) -> Table:
-    """Fit a table on its training rows. Raises DataError where there is nothing to learn from."""
+    """Fit a table on its training rows. Raises DataError where there is nothing to learn from.
+
+    `seed` chooses the columns of a table with more than `max_features`. `all_words`: see `class_names`.
+    """
     check_frame(name, frame, target)
     labels = frame[target]
     named = kinds or {}
@@ -377,8 +336,8 @@ def fit(
         raise DataError(f"data.kinds names {', '.join(unknown)}, which {name} has not: it has {_some(frame.columns)}.")
     if target in named and FORMS.get(named[target]) != "numeric":
         raise DataError(f"data.kinds names the target {target!r}: type --data.task classification or regression.")
-    of_source: dict[str, Any] = {
-        source: FORMS.get(named[source], named[source]) if source in named else kind_of(frame[source])
+    of_source: dict[str, Kind] = {
+        source: cast("Kind", FORMS.get(named[source], named[source])) if source in named else kind_of(frame[source])
         for source in frame.columns
         if source != target
     }
@@ -386,18 +345,19 @@ def fit(
     columns: list[Column] = []
     for source, kind in of_source.items():
         columns += _columns_of(frame, source, kind, *found_forms.get(source, ("", "")), named)
+    columns = _with_names_of_their_own(columns)
     used = [column for column in columns if column.kind not in ("id", "constant")]
     if len(used) > max_features:
-        # Drawn once per table, by its name, and kept: the same for every epoch and process.
+        # Sampled once per table, by its name: the same for every epoch and process.
         random = np.random.default_rng([seed, *name.encode()])
-        kept = set(random.choice(len(used), max_features, replace=False).tolist())
-        left_out = {column.name for place, column in enumerate(used) if place not in kept}
+        chosen = set(random.choice(len(used), max_features, replace=False).tolist())
+        left_out = {column.name for place, column in enumerate(used) if place not in chosen}
         columns = [column for column in columns if column.name not in left_out]
         used = [column for column in used if column.name not in left_out]
     if not used:
         raise DataError(f"{name} has no column to learn from beside {target!r}: all are empty, constant or ids.")
     # Text first, then numbers, as the model's sequence is.
-    kept_columns = tuple(sorted(columns, key=lambda column: column.is_number))
+    ordered = tuple(sorted(columns, key=lambda column: column.is_number))
     form, doubt = found_forms.get(target, ("", ""))
     is_text = came_as_text(labels)
     if task == "regression":
@@ -409,29 +369,31 @@ def fit(
             )
         std = float(values.std())
         std = std if std > 0 else 1.0
-        return Table(name, target, task, kept_columns, (), float(values.mean()), std, len(frame), form, doubt, is_text)
-    classes = tuple(sorted(as_text(labels).dropna().unique(), key=_class_key))
+        return Table(name, target, task, ordered, (), float(values.mean()), std, len(frame), form, doubt, is_text)
+    classes = tuple(sorted(class_names(labels, all_words).dropna().unique(), key=_class_key))
     if len(classes) < 2:
         raise DataError(
             f"{name}: the target {target!r} has one class in the training rows ({_some(classes)}); wanted: two or more."
         )
-    return Table(name, target, task, kept_columns, classes, rows=len(frame), came_as_text=is_text)
+    return Table(name, target, task, ordered, classes, rows=len(frame), came_as_text=is_text)
 
 
 def _class_key(text: str) -> tuple[int, float, str]:
+    """Numbers in their order, then words in theirs."""
     try:
-        return 0, float(text), text
+        number = float(text)
     except ValueError:
-        return 1, 0.0, text
+        number = np.nan
+    return (0, number, text) if np.isfinite(number) else (1, 0.0, text)
 
 
-def _some(names: Any) -> str:
-    names = [str(name) for name in names]
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+def _some(names: Iterable[object]) -> str:
+    shown = [str(name) for name in names]
+    return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
 
 
 def check_frame(name: str, frame: pd.DataFrame, target: str) -> None:
-    """Raises DataError where a table cannot be trained on, whatever its columns."""
+    """Raises DataError where two columns have one name, or the target or all rows are missing."""
     twice = frame.columns[frame.columns.duplicated()]
     if len(twice):
         raise DataError(f"{name} has two columns of the name {twice[0]!r}: rename one.")
@@ -445,19 +407,19 @@ def check_frame(name: str, frame: pd.DataFrame, target: str) -> None:
 
 
 def _numeric(name: str, source: str, kind: Kind, part: str | None, values: np.ndarray) -> Column:
-    there = values[np.isfinite(values)]
-    distinct = np.unique(there)
-    if not len(distinct) or (len(distinct) == 1 and len(there) == len(values)):
+    known = values[np.isfinite(values)]
+    distinct = np.unique(known)
+    if not len(distinct) or (len(distinct) == 1 and len(known) == len(values)):
         return Column(name, source, "constant", part)
-    std = float(there.std())
-    quantiles = np.quantile(there, np.linspace(0, 1, 101))
+    std = float(known.std())
+    quantiles = np.quantile(known, np.linspace(0, 1, 101))
     return Column(
-        name, source, kind, part, float(there.mean()), std if std > 0 else 1.0, tuple(float(q) for q in quantiles)
+        name, source, kind, part, float(known.mean()), std if std > 0 else 1.0, tuple(float(q) for q in quantiles)
     )
 
 
-def clean(name: Any) -> str:
-    """A column's name as text: underscores and the like become spaces."""
+def clean(name: object) -> str:
+    """A column's name as text: underscores, hyphens, points and colons become spaces."""
     return " ".join(re.sub(r"[\s_\-.:]+", " ", str(name)).split()) or "column"
 
 
@@ -468,7 +430,7 @@ def channels(values: np.ndarray, column: Column) -> np.ndarray:
     z = (filled - column.mean) / column.std
     low, high = column.quantiles[0], column.quantiles[-1]
     steps = np.linspace(0, 1, 101)
-    # Of equal quantiles, the middle: interpolation from both sides.
+    # The middle of equal quantiles: interpolate from both sides.
     grid = np.asarray(column.quantiles)
     left = np.interp(filled, grid, steps)
     right = 1 - np.interp(-filled, -grid[::-1], steps)
@@ -488,7 +450,7 @@ def channels(values: np.ndarray, column: Column) -> np.ndarray:
 
 
 def number_texts(values: np.ndarray, column: Column) -> tuple[np.ndarray, list[str]]:
-    """(rows,) places and their texts: v1.0's ten quantile bins in words."""
+    """(rows,) the bin of each number, and the texts of the bins: TabSTAR v1.0's ten quantile bins in words."""
     edges = np.asarray(column.quantiles)[::10]
     names = [f"Lower than {_short(edges[0])} (Quantile 0%)"]
     names += [
@@ -536,7 +498,7 @@ class Wording:
 
 
 def cells(table: Table, frame: pd.DataFrame, wording: Wording) -> Cells:
-    """Put rows into strings and numbers. Raises DataError where a column of the training is not there."""
+    """Put rows into strings and numbers. Raises DataError where a column of the training is missing."""
     import pandas as pd
 
     used = table.used
@@ -553,11 +515,14 @@ def cells(table: Table, frame: pd.DataFrame, wording: Wording) -> Cells:
     dates: dict[str, pd.Series] = {}
     for place, column in enumerate(used):
         series = frame[column.source]
-        said: list[str] | None = None
+        own: list[str] | None = None
         if column.is_number:
             if column.part and column.source not in dates:
                 dates = {column.source: as_dates(series, column.form)}
-            values = date_part(dates[column.source], column.part) if column.part else as_numbers(series, column.form)
+            if column.part:
+                values = date_part(dates[column.source], column.part)
+            else:
+                values = as_numbers(series, column.form, has_truth=column.truth is not None)
             numbers[:, place] = channels(values, column)
             if wording.numbers_as_text:
                 codes, names = number_texts(values, column)
@@ -566,38 +531,52 @@ def cells(table: Table, frame: pd.DataFrame, wording: Wording) -> Cells:
                 codes, words = np.zeros(len(frame), np.int64), [wording.number(column.name)]
         else:
             codes, distinct = pd.factorize(as_text(series), use_na_sentinel=True)
-            said = [*distinct, "Unknown Value"]
-            words = [wording.cell(column.name, value) for value in said]
+            own = [*distinct, "Unknown Value"]
+            if column.truth is not None:
+                own = [same_truth(text, column.truth) for text in own]
+            words = [wording.cell(column.name, value) for value in own]
             codes = np.where(codes < 0, len(distinct), codes)
         present = np.unique(codes)
         ids = np.zeros(len(words), np.int64)
         for code in present.tolist():
             ids[code] = texts.setdefault(words[code], len(texts))
             if len(texts) > len(values_of):
-                values_of.append("" if said is None else said[code])
+                values_of.append("" if own is None else own[code])
         strings[:, place] = ids[codes]
     return Cells(strings, list(texts), values_of, numbers)
 
 
 def labels(table: Table, frame: pd.DataFrame) -> np.ndarray:
-    """(rows,) float64: places among the classes (-1: a class that training had not), or z of the target."""
+    """(rows,) float64: places among the classes (-1: missing, or not in the training rows), or z of the target."""
     if table.target not in frame.columns:
         return np.full(len(frame), -1.0 if table.task == "classification" else np.nan)
     if table.task == "regression":
         return (as_numbers(frame[table.target], table.form) - table.mean) / table.std
+    texts = in_class_words(frame[table.target], table.classes)
     place = {label: number for number, label in enumerate(table.classes)}
-    return as_text(frame[table.target]).map(lambda text: place.get(text, -1)).to_numpy(np.float64)
+    return texts.map(lambda text: place.get(text, -1)).to_numpy(np.float64)
+
+
+def in_class_words(series: pd.Series, classes: Iterable[str]) -> pd.Series:
+    """The cells of a later target as the training's classes are written: 1 is "yes" where those are "no" and "yes"."""
+    known = list(classes)
+    texts = as_text(series, NOTHING_MISSING)
+    truth = [TRUTH.get(label.lower()) for label in known]
+    if sorted(truth, key=str) != [False, True]:
+        return texts
+    words = known[truth.index(False)], known[truth.index(True)]
+    return texts.map(lambda text: None if text is None else same_truth(text, words))
 
 
 def describe(table: Table) -> str:
-    """One line for the terminal: what the table's columns were taken for."""
+    """Lines for the terminal: the kind of each column, and warnings."""
     by_kind: dict[str, list[str]] = {}
     for column in table.columns:
         names = by_kind.setdefault(column.kind, [])
         if column.source not in names:
             names.append(column.source)
     goal = f"{len(table.classes)} classes" if table.task == "classification" else "a number"
-    said = "; ".join(f"{kind} {_some(by_kind[kind])}" for kind in KINDS if kind in by_kind)
+    shown = "; ".join(f"{kind} {_some(by_kind[kind])}" for kind in KINDS if kind in by_kind)
     by_form: dict[str, list[str]] = {}
     doubts: list[str] = []
     parts = [(column.source, column.form, column.doubt) for column in table.columns]
@@ -605,6 +584,6 @@ def describe(table: Table) -> str:
         if form in ("decimal_comma", "day_first", "month_first") and source not in by_form.setdefault(form, []):
             by_form[form].append(source)
         doubts += [doubt] if doubt and doubt not in doubts else []
-    said += "".join(f"; {form.replace('_', ' ')} in {_some(names)}" for form, names in sorted(by_form.items()))
-    said += "".join(f"\nwarning: {doubt}" for doubt in doubts)
-    return f"table {table.name}: {table.rows:,} rows, {table.target!r} is {goal}; {said}"
+    shown += "".join(f"; {form.replace('_', ' ')} in {_some(names)}" for form, names in sorted(by_form.items()))
+    shown += "".join(f"\nwarning: {doubt}" for doubt in doubts)
+    return f"table {table.name}: {table.rows:,} rows, {table.target!r} is {goal}; {shown}"

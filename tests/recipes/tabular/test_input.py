@@ -13,23 +13,12 @@ import pandas as pd
 import pytest
 
 from recipes.tabular import number_formats
+from recipes.tabular.column_kinds import as_dates, as_numbers, as_text, kind_of, named_kinds
 from recipes.tabular.corpus import read
 from recipes.tabular.files import read_frame
 from recipes.tabular.recipe import Recipe
 from recipes.tabular.settings import DataSettings
-from recipes.tabular.table import (
-    Wording,
-    as_dates,
-    as_numbers,
-    as_text,
-    cells,
-    describe,
-    fit,
-    kind_of,
-    named_kinds,
-    target_form,
-    target_task,
-)
+from recipes.tabular.table import Wording, cells, describe, fit, target_form, target_task
 from runner.__main__ import main
 from runner.errors import ConfigError, DataError
 from tests.recipes.tabular.test_training import SMALL
@@ -309,6 +298,7 @@ CSV = own_table().to_csv(index=False)
     ("name", "content", "noted"),
     [
         ("latin.csv", CSV.replace("red", "größe").encode("latin-1"), "Windows-1252 (Latin-1), with 'größe' in it"),
+        ("kanji.csv", CSV.replace("red", "表示データ").encode("shift-jis"), "cp932, with '表示データ' in it"),
         ("sixteen.csv", CSV.encode("utf-16"), ""),
         ("markless.csv", CSV.encode("utf-16-le"), ""),
         ("mark.csv", ("\ufeff" + CSV).encode(), ""),
@@ -329,7 +319,7 @@ def test_files_that_are_read(name: str, content: bytes, noted: str, tmp_path: Pa
     frame = read_frame(tmp_path / name)
     assert list(frame.columns) == ["age", "colour", "y"] and len(frame) == ROWS
     assert frame["age"].tolist() == own_table()["age"].tolist()
-    assert set(as_text(frame["colour"])) <= {"red", "re d", "größe", "blue", "green"}
+    assert set(as_text(frame["colour"])) <= {"red", "re d", "größe", "表示データ", "blue", "green"}
     assert noted in "".join(frame.attrs["notes"]) and bool(noted) == bool(frame.attrs["notes"])
 
 
@@ -338,7 +328,7 @@ def test_files_that_are_read(name: str, content: bytes, noted: str, tmp_path: Pa
     [
         ("table.json", b"[]", "unknown ending .json; wanted: .csv"),
         ("table", CSV.encode(), "has no ending; wanted: .csv"),
-        ("kanji.csv", CSV.replace("red", "表示データ").encode("shift-jis"), "iconv -f ENCODING -t UTF-8 kanji.csv"),
+        ("two.csv", (CSV.replace("red", "größe") + CSV).encode() + "1,größe,no\n".encode("cp1252"), "two encodings"),
         ("noise.csv", bytes(range(256)) * 8, "binary, no text"),
         ("parquet.csv", b"PAR1" + bytes(40), "is a parquet file"),
         ("book.csv", b"PK\x03\x04" + bytes(40), "an Excel workbook"),
@@ -549,7 +539,7 @@ def test_a_files_own_prediction_is_kept(tmp_path: Path) -> None:
     )  # fmt: skip
     third = pd.read_csv(tmp_path / "third.csv")
     assert third[found.columns].equals(found) and "prediction (new 2)" in third
-    for name, status in (("out.xlsx", 2), ("out.tsv", 0)):
+    for name, status in (("out.pdf", 2), ("out.tsv", 0)):
         said_by(
             "predict", "--checkpoint", str(tmp_path / "run"), "--input", str(tmp_path / "own.csv"),
             "--output", str(tmp_path / name), status=status,

@@ -11,12 +11,13 @@ import pytest
 from sklearn.metrics import r2_score, roc_auc_score
 
 from recipes.tabular import ngram_hashing
+from recipes.tabular.column_kinds import kind_of, named_kinds
 from recipes.tabular.corpus import read
 from recipes.tabular.order import TableOrder
 from recipes.tabular.rows import readings
 from recipes.tabular.score import auroc, macro_auroc, r2, score
 from recipes.tabular.settings import DataSettings
-from recipes.tabular.table import Table, Wording, cells, fit, kind_of, labels, named_kinds
+from recipes.tabular.table import Table, Wording, cells, fit, labels
 from runner.errors import ConfigError, DataError
 from tests.launching import SHARED
 
