@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from recipes.text2sql.data import question_files
+from recipes.text2sql.data.question_files import IDS, Fault, read_entries, read_text, repeated_ids, texts_of
 from recipes.text2sql.data.questions import Question
 from recipes.text2sql.sql.execution import Execution, execute
 from recipes.text2sql.sql.schema import Schema
@@ -20,6 +22,8 @@ OVERRIDES = (
 """Settings of `generation` that a request may change."""
 ENDINGS = (".sqlite", ".sqlite3", ".db")
 ROWS_SHOWN, ROWS_WRITTEN = 20, 100
+LISTS = ("columns", "rows")
+"""What a row of answers has in JSON, and not in a table."""
 
 
 def answer(recipe: Any, model: Any, request: Any) -> str:
@@ -28,16 +32,17 @@ def answer(recipe: Any, model: Any, request: Any) -> str:
     if request.interactive:
         return converse(recipe, model, request)
     if request.questions is None:
-        (question,) = resolve(request.db, [(request.question, None)], "--question")
+        (question,) = resolve(request.db, [Asked(request.question, None, "--question")])
         return shown(question, *answers(recipe, model, [question])[0])
     path = Path(request.questions)
-    questions = resolve(request.db, read_questions(path), str(path))
+    asked = read_questions(path)
+    questions = resolve(request.db, asked)
     pairs: list[tuple[str, Execution]] = []
     for first in range(0, len(questions), request.batch_size):
         pairs += answers(recipe, model, questions[first : first + request.batch_size])
     if request.output is None:
         return "\n\n".join(shown(question, *pair) for question, pair in zip(questions, pairs, strict=True))
-    write(Path(request.output), questions, pairs)
+    write(Path(request.output), asked, questions, pairs)
     run = sum(result.error is None for _, result in pairs)
     databases = len({question.database for question in questions})
     return f"{len(questions)} questions about {databases} databases -> {request.output}: the SQL of {run} runs"
@@ -71,15 +76,15 @@ def shown(question: Question, query: str, result: Execution) -> str:
 # Databases ---------------------------------------------------------------------------------------------
 
 
-def resolve(place: str, asked: Iterable[tuple[str, str | None]], source: str) -> list[Question]:
+def resolve(place: str, asked: Iterable[Asked]) -> list[Question]:
     """Questions with the databases that they are about: all about the file `place`, or each about one of its folder."""
     found: dict[str | None, Question] = {}
     questions = []
-    for number, (text, db_id) in enumerate(asked, 1):
+    for text, db_id, source, _ in asked:
         if not text.strip():
-            raise DataError(f"{source}: question {number} is empty: write a question, in English.")
+            raise DataError(f"{source}: the question is empty: write a question, in English.")
         if db_id not in found:
-            path = database(place, db_id, f"{source}: question {number}")
+            path = database(place, db_id, source)
             found[db_id] = Question(text, "", Schema.from_database(path), str(path))
         questions.append(dataclasses.replace(found[db_id], text=text))
     return questions
@@ -124,41 +129,50 @@ def _of_demo(name: str) -> Path:
 # Files -------------------------------------------------------------------------------------------------
 
 
-def read_questions(path: Path) -> list[tuple[str, str | None]]:
-    """(question, db_id or None) of a file: JSON as Spider's, JSON lines, or a question, perhaps a tab and a db_id, on
-    each line."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 (byte {error.start}): save it as UTF-8.") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}. Type --questions with a file.") from None
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    if not lines:
-        raise DataError(f"{path} holds no question: write one on each line.")
-    if path.suffix not in (".json", ".jsonl"):
-        parts = [line.split("\t") for _, line in lines]
-        return [(part[0].strip(), part[1].strip() if len(part) > 1 else None) for part in parts]
-    try:
-        entries = json.loads(text) if path.suffix == ".json" else [json.loads(line) for _, line in lines]
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON: {error}.") from None
-    if not isinstance(entries, list) or not entries:
-        raise DataError(f"{path} holds no questions: wanted a JSON list of objects with question and db_id.")
+class Asked(NamedTuple):
+    """A question of a file."""
+
+    text: str
+    db_id: str | None
+    place: str
+    """The file and the line, for messages."""
+    ids: Mapping[str, object] = {}
+    """The entry's own number or name, which goes into the row of its answer."""
+
+
+def read_questions(path: Path) -> list[Asked]:
+    """The questions of a file: JSON as Spider's, JSON lines, a table with a header, or a question, perhaps a tab and a
+    db_id, on each line. Raises DataError, with the line, for what is no question."""
+    if path.suffix.lower() not in question_files.ENDINGS:
+        lines = [(number, line) for number, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
+        if not lines:
+            raise DataError(f"{path} holds no question: write one on each line.")
+        parts = [(number, line.partition("\t")) for number, line in lines]
+        return [
+            Asked(text.strip(), db_id.strip() if tab else None, f"{path}, line {number}")
+            for number, (text, tab, db_id) in parts
+        ]
     found = []
-    for number, entry in enumerate(entries, 1):
-        known = entry if isinstance(entry, dict) else {}
-        question, db_id = known.get("question"), known.get("db_id")
-        if not isinstance(question, str) or not isinstance(db_id, str | None):
-            raise DataError(f'{path}: entry {number} is not an object with the texts "question" and "db_id".')
-        found.append((question, db_id))
+    entries = read_entries(path)
+    repeated = repeated_ids(entries)
+    for number, entry in enumerate(entries):
+        place, values = f"{path}, line {entry.line}", entry.values
+        names = ["question", "db_id"] if values.get("db_id") not in (None, "") else ["question"]
+        texts = repeated.get(number) or texts_of(entry, names)
+        if isinstance(texts, Fault):
+            raise DataError(f"{place}: {texts.detail}.\nMend the file, or remove the entry.")
+        ids = {name: values[name] for name in IDS if name in values}
+        found.append(Asked(texts["question"], texts.get("db_id"), place, ids))
     return found
 
 
-def write(path: Path, questions: list[Question], pairs: list[tuple[str, Execution]]) -> None:
+def write(
+    path: Path, asked: Sequence[Asked], questions: Sequence[Question], pairs: Sequence[tuple[str, Execution]]
+) -> None:
     """One row per question: a table where the name ends in .csv, else JSON lines with the first rows of each result."""
     rows = [
         {
+            **each.ids,
             "question": question.text,
             "db_id": question.schema.db_id,
             "sql": query,
@@ -167,12 +181,13 @@ def write(path: Path, questions: list[Question], pairs: list[tuple[str, Executio
             "columns": list(result.columns),
             "rows": [list(row) for row in result.rows[:ROWS_WRITTEN]],
         }
-        for question, (query, result) in zip(questions, pairs, strict=True)
+        for each, question, (query, result) in zip(asked, questions, pairs, strict=True)
     ]
     try:
         with path.open("w", encoding="utf-8", newline="") as file:
             if path.suffix == ".csv":
-                table = csv.DictWriter(file, list(rows[0])[:5], extrasaction="ignore")
+                names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in LISTS]
+                table = csv.DictWriter(file, names, extrasaction="ignore")
                 table.writeheader()
                 table.writerows(rows)
             else:
@@ -187,7 +202,7 @@ def write(path: Path, questions: list[Question], pairs: list[tuple[str, Executio
 def converse(recipe: Any, model: Any, request: Any) -> str:
     """Read questions and commands until the input ends."""
     place = request.db
-    resolve(place, [("?", None)], "--db")
+    resolve(place, [Asked("?", None, "--db")])
     print(f"Ask {place}, or type /db FILE, /{' N, /'.join(OVERRIDES)} N, or /quit.")
     while True:
         try:
@@ -198,12 +213,12 @@ def converse(recipe: Any, model: Any, request: Any) -> str:
             return ""
         try:
             if line.startswith("/db "):
-                resolve(line[4:].strip(), [("?", None)], "/db")
+                resolve(line[4:].strip(), [Asked("?", None, "/db")])
                 place = line[4:].strip()
             elif line.startswith("/"):
                 recipe = _with_setting(recipe, line[1:].split())
             elif line:
-                (question,) = resolve(place, [(line, None)], "the question")
+                (question,) = resolve(place, [Asked(line, None, "the question")])
                 print(shown(question, *answers(recipe, model, [question])[0]))
         except (ConfigError, DataError) as error:
             print(error)

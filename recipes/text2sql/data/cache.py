@@ -1,8 +1,8 @@
 """Questions prepared once: read, checked, linked and spelled by many processes, kept in Arrow, streamed from there.
 
-The cache lies in $RELAY_CACHE or ~/.cache/relay, under a hash of what the questions were made of: the entries, their
-databases and this recipe's code. A database counts by its content up to 16 MB; a larger one by its size and by its
-first and last 64 KB, in which SQLite counts the changes.
+The cache lies in $RELAY_CACHE or ~/.cache/relay. A folder in it is named by a hash of what its questions were made of:
+the entries, the content of their databases, this recipe's code and the versions of sqlglot and SQLite. Paths and times
+do not count, so moved and copied data find their cache, and changed data do not.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import hashlib
 import json
 import os
 import shutil
+import sqlite3
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, cast, overload
 
 from recipes.text2sql.data import sources
 from recipes.text2sql.data.mixing import interleaved
-from recipes.text2sql.data.questions import WEIGHTED, Prepared, Question, Reading, read_demo, read_questions
+from recipes.text2sql.data.questions import WEIGHTED, Prepared, Question, Reading, read_demo
 from recipes.text2sql.data.sources import Entry
 from recipes.text2sql.prompts import prompt
 from recipes.text2sql.prompts.prompt import Link
@@ -31,6 +32,7 @@ from recipes.text2sql.sql.canonical import canonical
 from recipes.text2sql.sql.schema import Schema
 from runner.errors import DataError
 from runner.parts.cache import cache_folder
+from runner.parts.fingerprints import digest
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -39,39 +41,60 @@ if TYPE_CHECKING:
 READING = ("data", "prompts", "sql")
 CACHED_FROM = 500
 """A split with fewer entries is made ready in memory: faster than opening a cache."""
-WHOLE_BYTES, END_BYTES = 16 * 2**20, 64 * 2**10
+FEW = 0.01
+"""Fewer queries of Spider's format that do not run are those of the published files; more are a user's mistake."""
+DOES_NOT_RUN = "with a query that SQLite does not run"
+ADVICE = "or type --data.bad_questions skip to leave such questions out."
+
+
+class Row(TypedDict):
+    """A question as the cache holds it."""
+
+    number: int
+    """Of its entry, which has the path of the database."""
+    text: str
+    query: str
+    schema: str
+    made: str
+    """The database that was made of the entry, below the folder of made databases; "" where it made none."""
+    linked: str
+    links: str
+    canonical: str
+    fault: str
+    """Why SQLite does not run the query; "" where it does."""
+    left_out: str
+    """Why the entry is no question; "" where it is one."""
 
 
 def load_questions(settings: DataSettings, split: str) -> Sequence[Question]:
     """The questions of a split, of one source or of several. Raises DataError where something is missing or broken."""
     if settings.source == "demo":
         return read_demo(split)
-    if not set(settings.sources) <= WEIGHTED.keys():
-        return read_questions(settings.source, settings.dir, split)
-    return gather(settings.sources, settings.dir, split, settings.evidence, settings.preprocessing_num_workers)
-
-
-def gather(names: Sequence[str], folder: str | None, split: str, evidence: bool, processes: int) -> Mixture:
-    """The questions of one source or of several. Raises DataError where something is missing or broken."""
     parts: dict[str, Sequence[Question]] = {}
+    names = settings.sources
     for name in names:
         try:
-            found = sources.entries(name, folder, split, evidence)
+            found = sources.entries(name, settings.dir, split, settings.evidence)
         except DataError as error:
-            if split == "train":
-                weight = f"data.{WEIGHTED[name]}_weight"
-                raise DataError(f"{error}" + (f"\nWithout {name}: --{weight} 0." if len(names) > 1 else "")) from None
-            if len(names) == 1:
-                raise
+            if split == "train" or len(names) == 1:
+                raise _with_advice(error, name, names) from None
             print_once(f"{name} has no {split} split: {error}")
             continue
-        parts[name] = prepare(name, split, found, processes)
+        try:
+            parts[name] = prepare(name, split, found, settings)
+        except DataError as error:
+            raise _with_advice(error, name, names) from None
     if not parts:
-        raise DataError(f"None of {', '.join(names)} has a {split} split in {folder}.")
+        raise DataError(f"None of {', '.join(names)} has a {split} split in {settings.dir}.")
     if len(names) == 1:
         return Mixture(parts)
     # Scored apart, and mixed in evaluation too, so that the first rows are of all.
     return Mixture(parts, None if split == "train" else interleaved([len(part) for part in parts.values()]))
+
+
+def _with_advice(error: DataError, name: str, names: Sequence[str]) -> DataError:
+    """The error, and in a mixture how to do without the source."""
+    return DataError(f"{error}" + (f"\nWithout {name}: --data.{WEIGHTED[name]}_weight 0." if len(names) > 1 else ""))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +112,13 @@ class Mixture(Sequence[Question]):
     def __len__(self) -> int:
         return sum(self.sizes)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Question: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Question]: ...
+
+    def __getitem__(self, index: int | slice) -> Question | list[Question]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
@@ -103,49 +132,106 @@ class Mixture(Sequence[Question]):
         raise IndexError(index)
 
 
-def prepare(name: str, split: str, found: list[Entry], processes: int) -> Sequence[Question]:
-    """The questions of the entries of a split; says what it left out. Raises DataError where nothing is left."""
-    folder = cache_folder() / "text2sql"
-    if len(found) < CACHED_FROM:
-        rows = [row_of(entry, folder) for entry in found]
-        questions = [_question(row) for row in rows if not row["left_out"]]
-        reading = Reading(questions, Counter(row["left_out"] for row in rows if row["left_out"]))
+def prepare(name: str, split: str, found: list[Entry], settings: DataSettings) -> Sequence[Question]:
+    """The questions of the entries of a split; prints what it left out.
+
+    Raises DataError where nothing is left, and at entries that are no questions unless data.bad_questions is skip.
+    """
+    folder, title = cache_folder() / "text2sql", f"{name} ({split})"
+    usable = [entry for entry in found if not entry["fault"]]
+    wrong = [(entry["place"], entry["fault"]) for entry in found if entry["fault"]]
+    skips = settings.bad_questions == "skip"
+    if wrong and not skips:
+        raise DataError(listed(wrong) + f"\nMend the file, {ADVICE}")
+    if len(usable) < CACHED_FROM:
+        reading = _read(usable, folder)
     else:
-        reading = _cached(name, split, found, processes, folder)
+        reading = _cached(name, split, usable, settings.preprocessing_num_workers, folder)
+    reading.left_out.update(entry["kind"] for entry in found if entry["fault"])
+    if reading.failing and skips:
+        reading.left_out[DOES_NOT_RUN] += len(reading.failing)
+        reading = dataclasses.replace(reading, questions=_without(reading.questions, reading.failing), failing={})
+    if reading.failing:
+        _check_failing(name, title, usable, reading, stops=settings.bad_questions == "stop")
     if reading.left_out:
-        print_once(reading.report(f"{name} ({split})"))
+        print_once(reading.report(title))
     if not len(reading.questions):
         examples = ", ".join(dict.fromkeys(entry["db_id"] for entry in found[:3] if entry["db_id"]))
-        raise DataError(f"{reading.report(f'{name} ({split})')}.\nNothing is left: check data.dir {examples}".rstrip())
+        raise DataError(f"{reading.report(title)}.\nNothing is left: check data.dir {examples}".rstrip())
     return reading.questions
 
 
-def row_of(entry: Entry, made: Path) -> dict[str, Any]:
+def _check_failing(name: str, title: str, entries: list[Entry], reading: Reading, stops: bool) -> None:
+    """Name the queries that SQLite does not run. Raises DataError where these are more than published files have."""
+    wrong = [(entries[number]["place"], f"SQLite does not run the query: {why}")
+             for number, why in reading.failing.values()]  # fmt: skip
+    if stops or (name == "spider" and len(wrong) >= FEW * len(reading.questions)):
+        raise DataError(listed(wrong) + f"\nMend the query, {ADVICE}")
+    print_once(
+        f"{title}: SQLite does not run {len(wrong)} of {len(reading.questions):,} queries; they are not left out.\n"
+        f"{listed(wrong)}\nTo leave them out, type --data.bad_questions skip."
+    )
+
+
+def listed(wrong: Sequence[tuple[str, str]]) -> str:
+    """(place, what is wrong) of some entries, as at most two lines."""
+    (place, first), *others = wrong
+    file = place.rpartition(",")[0]
+    more = [f"{other.removeprefix(f'{file}, ')}: {detail}" for other, detail in others]
+    lines = [f"{place}: {' '.join(first.split())[:300].rstrip('.')}."]
+    if more:
+        shown = "; ".join(" ".join(each.split())[:90] for each in more[:2]) + ("; ..." if len(more) > 2 else "")
+        lines.append(f"{len(more)} more of {'this kind' if len(more) > 1 else 'them'}: {shown}.")
+    return "\n".join(lines)
+
+
+def _without(questions: Sequence[Question], places: Collection[int]) -> Sequence[Question]:
+    kept = [place for place in range(len(questions)) if place not in places]
+    if isinstance(questions, CachedQuestions):
+        return dataclasses.replace(questions, table=questions.table.select(kept))
+    return [questions[place] for place in kept]
+
+
+def _read(entries: list[Entry], folder: Path) -> Reading:
+    """The questions of a few entries, in memory."""
+    rows = [row_of(number, entry, folder) for number, entry in enumerate(entries)]
+    kept = [row for row in rows if not row["left_out"]]
+    questions = [_question(row, entries[row["number"]]["database"], folder) for row in kept]
+    failing = {place: (row["number"], row["fault"]) for place, row in enumerate(kept) if row["fault"]}
+    return Reading(questions, Counter(row["left_out"] for row in rows if row["left_out"]), failing)
+
+
+def row_of(number: int, entry: Entry, made: Path) -> Row:
     """An entry as a row of the cache; `left_out` says why it is no question, where it is none."""
     result = sources.question(entry, made)
     if isinstance(result, str):
-        return {**_row("", "", "", None, "", [], ""), "left_out": result}
-    schema = json.dumps(result.schema.to_json())
+        return _row(number, left_out=result)
     text, links = prompt.link(result.text, result.database)
-    spelled = canonical(result.query, result.schema)
-    found = [[link.value, list(link.columns)] for link in links]
-    return _row(result.text, result.query, schema, result.database, text, found, spelled)
+    is_made = result.database is not None and not entry["database"]
+    return _row(
+        number,
+        text=result.text,
+        query=result.query,
+        schema=json.dumps(result.schema.to_json()),
+        made=Path(result.database).relative_to(made).as_posix() if is_made and result.database else "",
+        linked=text,
+        links=json.dumps([[link.value, list(link.columns)] for link in links]),
+        canonical=canonical(result.query, result.schema),
+        fault="" if is_made else sources.wrong_query(result, entry),
+    )
 
 
-def _row(
-    text: str, query: str, schema: str, database: str | None, linked: str, links: list[list[object]], canonical: str
-) -> dict[str, str]:
-    return {
-        "text": text, "query": query, "schema": schema, "database": database or "", "linked": linked,
-        "links": json.dumps(links), "canonical": canonical, "left_out": "",
-    }  # fmt: skip
+def _row(number: int, **texts: str) -> Row:
+    names = ("text", "query", "schema", "made", "linked", "links", "canonical", "fault", "left_out")
+    return cast(Row, {"number": number, **dict.fromkeys(names, ""), **texts})
 
 
-def _question(row: dict[str, Any]) -> Question:
+def _question(row: Row, database: str, folder: Path) -> Question:
     links = tuple(Link(value, tuple(columns)) for value, columns in json.loads(row["links"]))
-    text, query, database = row["text"], row["query"], row["database"] or None
-    ready = Prepared((text, query, database), row["linked"], links, row["canonical"])
-    return Question(text, query, _schema(row["schema"]), database, prepared=ready)
+    text, query = row["text"], row["query"]
+    place = database or (str(folder / row["made"]) if row["made"] else None)
+    ready = Prepared((text, query, place), row["linked"], links, row["canonical"])
+    return Question(text, query, _schema(row["schema"]), place, prepared=ready)
 
 
 @functools.lru_cache(maxsize=2048)
@@ -158,15 +244,26 @@ class CachedQuestions(Sequence[Question]):
     """Questions in an Arrow file, read from it when asked for."""
 
     table: Dataset
-    """A `datasets.Dataset` with the rows of `row_of`."""
+    """A `datasets.Dataset` of `Row`."""
+    databases: list[str]
+    """The path of each entry's database; "" where the database was made, or is not there."""
+    folder: Path
+    """Where made databases are."""
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Question: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Question]: ...
+
+    def __getitem__(self, index: int | slice) -> Question | list[Question]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        return _question(self.table[index])
+        row = cast(Row, self.table[index])
+        return _question(row, self.databases[row["number"]], self.folder)
 
 
 def _cached(name: str, split: str, found: list[Entry], processes: int, folder: Path) -> Reading:
@@ -187,10 +284,12 @@ def _cached(name: str, split: str, found: list[Entry], processes: int, folder: P
                     raise
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
-    left_out = json.loads((place / "left_out.json").read_text(encoding="utf-8"))
+    about = json.loads((place / "about.json").read_text(encoding="utf-8"))
     table = load_from_disk(str(place / "kept"))
     assert isinstance(table, Dataset)
-    return Reading(CachedQuestions(table), Counter(left_out))
+    failing = {place: (number, why) for place, number, why in about["failing"]}
+    questions = CachedQuestions(table, [entry["database"] for entry in found], folder)
+    return Reading(questions, Counter(about["left_out"]), failing)
 
 
 def _make(name: str, found: list[Entry], processes: int, folder: Path, target: Path) -> None:
@@ -202,6 +301,7 @@ def _make(name: str, found: list[Entry], processes: int, folder: Path, target: P
     table = Dataset.from_dict({key: [entry[key] for entry in found] for key in found[0]})
     made = table.map(
         functools.partial(_rows, folder),
+        with_indices=True,
         batched=True,
         batch_size=50,
         num_proc=processes if processes > 1 else None,
@@ -210,47 +310,44 @@ def _make(name: str, found: list[Entry], processes: int, folder: Path, target: P
         new_fingerprint=hashlib.blake2b(target.name.encode(), digest_size=12).hexdigest(),
         desc=f"preparing {name}",
     )
-    reasons = made["left_out"][:]
-    kept = made.select([number for number, reason in enumerate(reasons) if not reason])
-    kept.save_to_disk(str(target / "kept"), max_shard_size="500MB")
+    reasons, faults = made["left_out"][:], made["fault"][:]
+    kept = [number for number, reason in enumerate(reasons) if not reason]
+    made.select(kept).save_to_disk(str(target / "kept"), max_shard_size="500MB")
     shutil.rmtree(target / "all")
-    counted = Counter(reason for reason in reasons if reason)
-    (target / "left_out.json").write_text(json.dumps(counted), encoding="utf-8")
+    about = {
+        "left_out": Counter(reason for reason in reasons if reason),
+        "failing": [(place, number, faults[number]) for place, number in enumerate(kept) if faults[number]],
+    }
+    (target / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
 
-def _rows(folder: Path, columns: dict[str, list[str]]) -> dict[str, list[Any]]:
+def _rows(folder: Path, columns: dict[str, list[str]], numbers: list[int]) -> dict[str, list[object]]:
     entries = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    rows = [row_of(entry, folder) for entry in entries]
-    return {key: [row[key] for row in rows] for key in rows[0]}
+    rows = [row_of(number, entry, folder) for number, entry in zip(numbers, entries, strict=True)]
+    return {key: [row[key] for row in rows] for key in rows[0]}  # type: ignore[literal-required]
 
 
 def content_key(found: Sequence[Entry]) -> str:
     """A hash of the entries, the databases that they name, and the code that reads them."""
-    whole = hashlib.blake2b(digest_size=12)
+    import sqlglot
+
+    whole = hashlib.blake2b(f"{sqlglot.__version__} {sqlite3.sqlite_version}".encode(), digest_size=12)
     recipe = Path(__file__).parent.parent
     for path in (path for part in READING for path in sorted((recipe / part).glob("*.py"))):
         whole.update(path.read_bytes())
+    contents = {path: _content(path) for path in {entry["database"] for entry in found}}
     for entry in found:
-        whole.update(json.dumps(entry).encode())
-    for database in sorted({entry["database"] for entry in found if entry["database"]}):
-        whole.update(_digest(Path(database)))
+        whole.update(json.dumps({**entry, "place": "", "database": contents[entry["database"]]}).encode())
     return whole.hexdigest()
 
 
-def _digest(path: Path) -> bytes:
-    size = path.stat().st_size
-    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
-    with path.open("rb") as file:
-        if size <= WHOLE_BYTES:
-            digest.update(file.read())
-        else:
-            digest.update(file.read(END_BYTES))
-            file.seek(-END_BYTES, os.SEEK_END)
-            digest.update(file.read())
-    return digest.digest()
+def _content(database: str) -> str:
+    """A digest of a database, with what its log has and the file not yet."""
+    return "" if not database else f"{digest(Path(database))} {digest(Path(database + '-wal'))}"
 
 
 @functools.cache
 def print_once(line: str) -> None:
+    """Print a line on standard error."""
     # Once in a process: a run asks for its questions more than once.
     print(line, file=sys.stderr, flush=True)

@@ -1,12 +1,13 @@
-"""Reading questions and SQL: the demo, and files in Spider's format, which GeoQuery's and ATIS's copies share.
+"""What a question is, the embedded questions, and the schemas that questions are about.
 
-BIRD, WikiSQL and Gretel are read by recipes/text2sql/sources.py; what all readers give is a `Reading`.
+`recipes/text2sql/data/sources.py` reads the data sets.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from recipes.text2sql.data.question_files import read_text
 from recipes.text2sql.sql.canonical import canonical
 from recipes.text2sql.sql.schema import Schema
 from runner.errors import DataError
@@ -18,7 +19,7 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,8 @@ class Reading:
     questions: Sequence[Question]
     left_out: Counter[str] = dataclasses.field(default_factory=Counter)
     """Why an entry is no question -> how many there are."""
+    failing: Mapping[int, tuple[int, str]] = dataclasses.field(default_factory=dict)
+    """Place in `questions` of each query that SQLite does not run -> (number of its entry, why)."""
 
     def report(self, name: str) -> str:
         """One line about it."""
@@ -116,24 +119,6 @@ def read_demo(split: str) -> list[Question]:
     return questions
 
 
-def read_questions(source: str, folder: str | None, split: str) -> list[Question]:
-    """The questions of a split. Raises DataError, with what was looked for, where something is missing or broken."""
-    root, entries = spider_entries(source, folder, split)
-    known = tables_of(root / "tables.json") if (root / "tables.json").is_file() else {}
-    places: dict[str, tuple[Schema, str | None]] = {}
-    if source == "atis" and not known and not (root / "database").is_dir():
-        # ATIS goes around without its schema: what the training queries use stands in for it.
-        trained = entries if split == "train" else spider_entries(source, folder, "train")[1]
-        places["atis"] = (schema_of("atis", [entry["query"] for entry in trained]), None)
-    questions = []
-    for entry in entries:
-        db_id = entry["db_id"]
-        if db_id not in places:
-            places[db_id] = database_of(db_id, root / "database", known, f"{root / FILES[source][split][0]}")
-        questions.append(Question(entry["question"], entry["query"], *places[db_id]))
-    return questions
-
-
 def schema_of(db_id: str, queries: Sequence[str]) -> Schema:
     """The tables and columns that queries use, where each table has an alias and each column a prefix."""
     tables: dict[str, dict[str, str]] = {}
@@ -153,56 +138,23 @@ def folder_of(source: str, folder: str | None) -> Path:
     return Path(folder) / source
 
 
-def spider_entries(source: str, folder: str | None, split: str) -> tuple[Path, list[dict[str, str]]]:
-    """The source's folder, and question, query and db_id of each entry of a split."""
-    root = folder_of(source, folder)
-    first, *others = (root / name for name in FILES[source][split])
-    if not first.is_file():
-        raise DataError(f"There is no file {first}: type --data.dir with the folder that holds {source}/{first.name}.")
-    entries = []
-    for path in (first, *(other for other in others if other.is_file())):
-        entries += texts_of(entries_of(path), path, {"question": "question", "query": "query", "db_id": "db_id"})
-    return root, entries
-
-
-def texts_of(entries: list[dict[str, Any]], path: Path, names: dict[str, str]) -> list[dict[str, str]]:
-    """Of each entry the texts that are called names[...] in its file. Raises DataError where one is none."""
-    found = []
-    for number, entry in enumerate(entries):
-        try:
-            found.append({name: entry[theirs] for name, theirs in names.items()})
-        except (KeyError, TypeError):
-            raise DataError(f"{path}: entry {number} lacks one of {', '.join(names.values())}.") from None
-        if not all(isinstance(value, str) for value in found[-1].values()):
-            listed = " and ".join(", ".join(names.values()).rsplit(", ", 1))
-            raise DataError(f"{path}: {listed} of entry {number} are to be texts, and are not.")
-    return found
-
-
-def database_of(db_id: str, databases: Path, known: dict[str, dict[str, Any]], path: str) -> tuple[Schema, str | None]:
+def database_of(db_id: str, databases: Path, known: Mapping[str, dict[str, Any]]) -> tuple[Schema, str | None]:
     """The schema of a database, and its file if that is there. Raises DataError where neither is known."""
     database = databases / db_id / f"{db_id}.sqlite"
     if database.is_file():
         return Schema.from_database(database), str(database)
     if db_id in known:
         return Schema.from_spider(known[db_id]), None
-    raise DataError(f"{path}: the database {db_id!r} is neither at {database} nor in tables.json.")
+    raise DataError(f"the database {db_id!r} is neither at {database} nor in tables.json")
 
 
 def tables_of(path: Path) -> dict[str, dict[str, Any]]:
-    """The entries of a tables.json by the database they describe."""
+    """The entries of a tables.json by the database they describe. Raises DataError where it is none."""
     try:
-        return {entry["db_id"]: entry for entry in entries_of(path)}
+        entries = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is not JSON: {error}.") from None
+    try:
+        return {entry["db_id"]: entry for entry in entries}
     except (KeyError, TypeError):
         raise DataError(f"{path}: every entry is to be an object with a db_id, as in Spider's tables.json.") from None
-
-
-def entries_of(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON list. Raises DataError where it is none."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not JSON: {error}.") from None
-    if not isinstance(entries, list) or not entries:
-        raise DataError(f"{path} holds no entries: wanted a JSON list of objects with question, query, db_id.")
-    return entries

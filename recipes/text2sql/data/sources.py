@@ -1,9 +1,10 @@
-"""Reading Spider, BIRD, WikiSQL and Gretel's synthetic questions in their official formats, one entry at a time.
+"""Reading the data sets in their official formats, one entry at a time; GeoQuery and ATIS come in Spider's format.
 
 `entries` lists what a split has, cheaply; `question` makes a question of one entry, or says why it is none, so that
-many processes can do it. WikiSQL's structured queries become SQL over the table's real column names, and its tables and
-Gretel's CREATE and INSERT statements become small SQLite files, each named by a hash of what is in it. Sources: Yu et
-al. 2018, arXiv 1809.08887; Li et al. 2023, arXiv 2305.03111; Zhong et al. 2017, arXiv 1709.00103.
+many processes can do it. `wrong_query` says why SQLite does not run the query of a question. WikiSQL's structured
+queries become SQL over the table's real column names. Its tables and Gretel's CREATE and INSERT statements become small
+SQLite files, each named by a hash of what is in it. Sources: Yu et al. 2018, arXiv 1809.08887; Li et al. 2023, arXiv
+2305.03111; Zhong et al. 2017, arXiv 1709.00103.
 """
 
 from __future__ import annotations
@@ -15,26 +16,20 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.text2sql.data.questions import (
-    FILES,
-    Question,
-    database_of,
-    entries_of,
-    folder_of,
-    spider_entries,
-    tables_of,
-    texts_of,
-)
+from recipes.text2sql.data.question_files import Fault, read_entries, repeated_ids, texts_of, with_any_ending
+from recipes.text2sql.data.questions import FILES, Question, database_of, folder_of, schema_of, tables_of
 from recipes.text2sql.sql.execution import execute
-from recipes.text2sql.sql.schema import Schema
+from recipes.text2sql.sql.schema import Schema, table_statements
 from runner.errors import DataError
 
 Entry = dict[str, str]
-"""What `question` needs: source, text, query, db_id, database (a path), schema (as JSON), material; "" for nothing."""
+"""What `question` needs: source, text, query, db_id, database (a path), schema (as JSON), material; "" for nothing.
+Of files that users may write: place (path and line), and where the entry is no question, kind and fault (see `Fault`).
+"""
 
 WIKISQL_TABLE = "wiki_table"
 """What every table of WikiSQL is called: they have numbers for names."""
@@ -43,6 +38,9 @@ OPERATORS = ("=", ">", "<")
 NUMBER = re.compile(r"[-+]?\d*\.\d+|\d+")
 CONTEXT_SECONDS = 5.0
 NO_DATABASE = "about databases that are not there"
+UNREADABLE = "about databases that are not there or cannot be read"
+DERIVED = "derived from queries"
+"""The material of an entry whose schema is not that of a database."""
 
 
 def entries(source: str, folder: str | None, split: str, evidence: bool = True) -> list[Entry]:
@@ -51,15 +49,16 @@ def entries(source: str, folder: str | None, split: str, evidence: bool = True) 
     evidence: whether BIRD's hint stands behind its question.
     """
     root = folder_of(source, folder)
-    if source == "spider":
-        found = list(_spider(folder, split))
+    if source in FILES:
+        found = list(_spider(source, root, split))
     elif source == "bird":
         found = list(_bird(root, split, evidence))
     elif source == "wikisql":
         found = list(_wikisql(root, split))
     else:
         found = list(_gretel(root, split))
-    blank = {"source": source, "db_id": "", "database": "", "schema": "", "material": ""}
+    blank = {"source": source, "db_id": "", "database": "", "schema": "", "material": "", "text": "", "query": ""}
+    blank |= {"place": "", "kind": "", "fault": ""}
     return [{**blank, **entry} for entry in found]
 
 
@@ -69,12 +68,12 @@ def files(names: Sequence[str], folder: str | None, split: str) -> list[Path]:
     for source in names if folder is not None else ():
         root = Path(folder or "") / source
         if source in FILES:
-            found += [*(root / name for name in FILES[source][split]), root / "tables.json"]
+            found += [*(with_any_ending(root / name) for name in FILES[source][split]), root / "tables.json"]
             found += _databases(root / "database")
         elif source == "bird":
             name = _bird_name(split)
             home = _bird_home(root, name) or root
-            found += [home / f"{name}.json", home / f"{name}_tables.json"]
+            found += [with_any_ending(home / f"{name}.json"), home / f"{name}_tables.json"]
             found += _databases(home / f"{name}_databases")
             found += sorted((home / f"{name}_databases").glob("*/database_description/*.csv"))
         elif source == "wikisql":
@@ -133,16 +132,55 @@ def _parsed_schema(text: str) -> Schema:
 # Spider and BIRD -----------------------------------------------------------------------------------------
 
 
-def _spider(folder: str | None, split: str) -> Iterator[Entry]:
-    root, found = spider_entries("spider", folder, split)
+def _spider(source: str, root: Path, split: str) -> Iterator[Entry]:
+    first, *others = (with_any_ending(root / name) for name in FILES[source][split])
+    if not first.is_file():
+        raise DataError(f"There is no file {first}: type --data.dir with the folder that holds {source}/{first.name}.")
     known = tables_of(root / "tables.json") if (root / "tables.json").is_file() else {}
+    found = [entry for path in (first, *others) if path.is_file() for entry in file_entries(path)]
     places: dict[str, Entry] = {}
+    if source == "atis" and not known and not (root / "database").is_dir():
+        # ATIS goes around without its schema: what the training queries use stands in for it.
+        trained = found if split == "train" else file_entries(with_any_ending(root / FILES[source]["train"][0]))
+        schema = schema_of("atis", [entry["query"] for entry in trained if not entry.get("fault")])
+        places["atis"] = {"schema": json.dumps(schema.to_json()), "material": DERIVED}
     for entry in found:
         db_id = entry["db_id"]
-        if db_id not in places:
-            schema, database = database_of(db_id, root / "database", known, str(root / FILES["spider"][split][0]))
-            places[db_id] = {"database": database or "", "schema": "" if database else json.dumps(schema.to_json())}
-        yield {"text": entry["question"], "query": entry["query"], "db_id": db_id, **places[db_id]}
+        if db_id and db_id not in places:
+            try:
+                schema, database = database_of(db_id, root / "database", known)
+                places[db_id] = {"database": database or "", "schema": "" if database else json.dumps(schema.to_json())}
+            except DataError as error:
+                places[db_id] = {"kind": UNREADABLE, "fault": str(error).rstrip(".")}
+        yield entry | places.get(db_id, {})
+
+
+def file_entries(path: Path, with_evidence: bool = False) -> list[Entry]:
+    """The entries of a file in Spider's or BIRD's format. Raises DataError where it cannot be read at all.
+
+    with_evidence: BIRD's hint stands behind its question.
+    """
+    found: list[Entry] = []
+    entries = read_entries(path)
+    repeated = repeated_ids(entries)
+    for number, entry in enumerate(entries):
+        texts = repeated.get(number) or texts_of(entry, ("question", "query", "db_id"))
+        place = {"place": f"{path}, line {entry.line}"}
+        if isinstance(texts, Fault):
+            found.append({**place, "text": "", "query": "", "db_id": "", "kind": texts.kind, "fault": texts.detail})
+            continue
+        hint = str(entry.values.get("evidence") or "").strip() if with_evidence else ""
+        text = f"{texts['question'].strip()} ; {hint}" if hint else texts["question"]
+        found.append({**place, "text": text, "query": texts["query"], "db_id": texts["db_id"]})
+    return found
+
+
+def wrong_query(question: Question, entry: Entry) -> str:
+    """Why SQLite does not run the query of a question; "" where it does. The query is prepared, not run."""
+    place = question.database or table_statements(question.schema)
+    error = execute(place, f"EXPLAIN QUERY PLAN {question.query}").error or ""
+    # A schema that was derived from queries does not have every table and column.
+    return "" if entry["material"] == DERIVED and error.startswith("no such") else error
 
 
 def _bird(root: Path, split: str, evidence: bool) -> Iterator[Entry]:
@@ -153,21 +191,17 @@ def _bird(root: Path, split: str, evidence: bool) -> Iterator[Entry]:
             f"There is no file {root / name / f'{name}.json'}, nor {root / f'{name}.json'}: type --data.dir with the "
             "folder that holds bird/, or relay data text2sql --sources bird."
         )
-    path, tables = home / f"{name}.json", home / f"{name}_tables.json"
-    raw = entries_of(path)
-    found = texts_of(raw, path, {"question": "question", "query": "SQL", "db_id": "db_id"})
+    tables = home / f"{name}_tables.json"
     known = tables_of(tables) if tables.is_file() else {}
     places: dict[str, Entry] = {}
-    for entry, whole in zip(found, raw, strict=True):
+    for entry in file_entries(with_any_ending(home / f"{name}.json"), evidence):
         db_id = entry["db_id"]
-        if db_id not in places:
+        if db_id and db_id not in places:
             database = home / f"{name}_databases" / db_id / f"{db_id}.sqlite"
             places[db_id] = {"database": str(database) if database.is_file() else ""}
             if not database.is_file() and db_id in known:
                 places[db_id]["schema"] = json.dumps(Schema.from_spider(known[db_id]).to_json())
-        hint = str(whole.get("evidence") or "").strip() if evidence else ""
-        text = f"{entry['question'].strip()} ; {hint}" if hint else entry["question"]
-        yield {"text": text, "query": entry["query"], "db_id": db_id, **places[db_id]}
+        yield entry | places.get(db_id, {})
 
 
 def _bird_name(split: str) -> str:
@@ -177,7 +211,7 @@ def _bird_name(split: str) -> str:
 def _bird_home(root: Path, name: str) -> Path | None:
     # The archives unpack into train/ and dev_20240627/; some keep the files right here.
     folders = [root / name, *sorted(root.glob(f"{name}_20*"), reverse=True), root]
-    return next((folder for folder in folders if (folder / f"{name}.json").is_file()), None)
+    return next((folder for folder in folders if with_any_ending(folder / f"{name}.json").is_file()), None)
 
 
 # WikiSQL -------------------------------------------------------------------------------------------------
@@ -286,7 +320,7 @@ def _gretel(root: Path, split: str) -> Iterator[Entry]:
     path = found[0]
     wanted = {"text": "sql_prompt", "query": "sql", "material": "sql_context"}
     if path.suffix == ".jsonl":
-        yield from texts_of(list(json_lines(path)), path, wanted)
+        yield from _texts(list(json_lines(path)), path, wanted)
         return
     from pyarrow import ArrowException
     from pyarrow.parquet import read_table
@@ -295,7 +329,18 @@ def _gretel(root: Path, split: str) -> Iterator[Entry]:
         rows = read_table(path, columns=list(wanted.values())).to_pylist()
     except (ArrowException, OSError, KeyError) as error:
         raise DataError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}.") from None
-    yield from texts_of(rows, path, wanted)
+    yield from _texts(rows, path, wanted)
+
+
+def _texts(rows: Sequence[Mapping[str, object]], path: Path, names: Mapping[str, str]) -> Iterator[Entry]:
+    """Of each row the texts that are called names[...] in its file. Raises DataError where one is none."""
+    for number, row in enumerate(rows, 1):
+        found = {name: row.get(theirs) for name, theirs in names.items()}
+        texts = {name: value for name, value in found.items() if isinstance(value, str)}
+        if len(texts) < len(names):
+            listed = ", ".join(names.values())
+            raise DataError(f"{path}: row {number} is to have the texts {listed}, and lacks one of them.")
+        yield texts
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:

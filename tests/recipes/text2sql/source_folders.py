@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from recipes.text2sql.data import cache
+from recipes.text2sql.data import cache, sources
 from recipes.text2sql.data.cache import load_questions
 from recipes.text2sql.data.questions import Question
 from recipes.text2sql.recipe import Recipe
 from recipes.text2sql.settings import DataSettings
 from recipes.text2sql.sql.execution import execute
+from runner.errors import DataError
 from tests.launching import REPOSITORY
 
 SHARED = REPOSITORY.parent / "shared" / "data" / "text2sql"
@@ -99,6 +100,18 @@ def read(source: str, folder: Path, split: str = "train", **settings: Any) -> An
     """The questions of a source, as the recipe reads them in a process of its own."""
     cache.print_once.cache_clear()
     return load_questions(DataSettings(source=source, dir=str(folder), **settings), split)
+
+
+def read_questions(source: str, folder: Path | str | None, split: str) -> list[Question]:
+    """The questions of a split as its files have them, without anything prepared."""
+    found = []
+    for entry in sources.entries(source, None if folder is None else str(folder), split):
+        if entry["fault"]:
+            raise DataError(f"{entry['place']}: {entry['fault']}.")
+        result = sources.question(entry, Path("nowhere"))
+        assert isinstance(result, Question)
+        found.append(result)
+    return found
 
 
 def bound(folder: Path, **settings: Any) -> Any:

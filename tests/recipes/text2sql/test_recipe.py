@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from recipes.text2sql.data import demo
-from recipes.text2sql.data.questions import Question, read_questions
+from recipes.text2sql.data.questions import Question
 from recipes.text2sql.prompts import prompt
 from recipes.text2sql.prompts.encoding import Example
 from recipes.text2sql.recipe import Recipe
@@ -24,6 +24,7 @@ from recipes.text2sql.sql.schema import Schema
 from runner.errors import DataError
 from tests.launching import REPOSITORY
 from tests.recipes.text2sql.slow_forms import slowly
+from tests.recipes.text2sql.source_folders import read_questions
 
 SHARED = REPOSITORY.parent / "shared" / "data" / "text2sql"
 
@@ -498,14 +499,14 @@ def test_a_data_folder_that_is_not_there(tmp_path: Path) -> None:
         (b"[]", "no entries"),
         (b"{}", "no entries"),
         (b'[{"question": "?"', "not JSON"),
-        (b"\xff\xfe\x00", "not JSON"),
-        (b"[1, 2]", "entry 0"),
-        (b'[{"question": "?", "db_id": "shop"}]', "entry 0"),
+        (b"\xff\xfe\x00", "not UTF-16"),
+        (b"[1, 2]", "line 1"),
+        (b'[{"question": "?", "db_id": "shop"}]', "line 1"),
         (b'[{"question": "?", "query": "SELECT 1", "db_id": "none"}]', "'none'"),
         # Of the wrong kind.
-        (b'[{"question": null, "query": "SELECT 1", "db_id": "shop"}]', "entry 0"),
-        (b'[{"question": "?", "query": 7, "db_id": "shop"}]', "entry 0"),
-        (b'[{"question": "?", "query": "SELECT 1", "db_id": ["shop"]}]', "entry 0"),
+        (b'[{"question": null, "query": "SELECT 1", "db_id": "shop"}]', "line 1"),
+        (b'[{"question": "?", "query": 7, "db_id": "shop"}]', "line 1"),
+        (b'[{"question": "?", "query": "SELECT 1", "db_id": ["shop"]}]', "line 1"),
     ],
 )
 def test_a_training_file_that_is_empty_or_broken(folder: Path, content: bytes, word: str) -> None:

@@ -9,7 +9,6 @@ import pytest
 
 from recipes.text2sql.augmentation import recombination
 from recipes.text2sql.data.demo import build
-from recipes.text2sql.data.questions import read_questions
 from recipes.text2sql.prompts import prompt
 from recipes.text2sql.recipe import Recipe
 from recipes.text2sql.settings import DataSettings
@@ -18,6 +17,7 @@ from recipes.text2sql.sql.execution import execute
 from recipes.text2sql.sql.results import first_that_finds
 from recipes.text2sql.sql.schema import Schema
 from tests.launching import SHARED
+from tests.recipes.text2sql.source_folders import read_questions
 
 TEXT2SQL = SHARED / "text2sql"
 PAIRS = [

@@ -183,7 +183,7 @@ WIKI_ENTRY = '{"question": "?", "table_id": "%s", "sql": {"sel": %d, "agg": 0, "
     ("source", "file", "content"),
     [
         ("bird", "train/train.json", "[{"),
-        ("bird", "train/train.json", '[{"question": "?", "query": "SELECT 1", "db_id": "shop"}]'),
+        ("bird", "train/train.json", '[{"question": "?", "answer": "SELECT 1", "db_id": "shop"}]'),
         ("bird", "train/train.json", None),
         ("wikisql", "train.jsonl", "{"),
         ("wikisql", "train.jsonl", '{"question": "?", "table_id": "none", "sql": {"sel": 0, "agg": 0, "conds": []}}'),

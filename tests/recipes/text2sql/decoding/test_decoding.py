@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from recipes.text2sql.data import cache, demo
-from recipes.text2sql.data.questions import Question, read_questions
+from recipes.text2sql.data.questions import Question
 from recipes.text2sql.data.questions import read_demo as demo_questions
 from recipes.text2sql.decoding.candidates import SeededSampling, as_sql, most_voted, uniforms, write_candidates
 from recipes.text2sql.decoding.masks import State, Writer, writer_of
@@ -28,6 +28,7 @@ from recipes.text2sql.recipe import Recipe
 from recipes.text2sql.sql.schema import Schema
 from runner.errors import ConfigError, DataError
 from tests.launching import SHARED
+from tests.recipes.text2sql.source_folders import read_questions
 
 TEXT2SQL = SHARED / "text2sql"
 # All of Spider takes half a minute: type RELAY_TEST_ALL=1.
