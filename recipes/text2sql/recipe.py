@@ -305,7 +305,8 @@ class Recipe(runner.recipe.Recipe):
         question: str = "which author has the most books ?"
         """The question, in English."""
         questions: str | None = None
-        """File of questions: one per line (QUESTION<TAB>NAME if --db is a folder), or .json(l) in Spider's format."""
+        """File of questions: one per line (QUESTION<TAB>NAME if --db is a folder), or .json, .jsonl, .csv or .tsv with
+        question and db_id."""
         output: str | None = None
         """Write the answers to this .jsonl or .csv file instead of printing them."""
         interactive: bool = False
