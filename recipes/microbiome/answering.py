@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from recipes.microbiome import figure
-from recipes.microbiome.data import MISSING, Examples, Study, model_inputs
-from recipes.microbiome.model import embedding_distances, tanh_scale
+from recipes.microbiome.examples import Examples, batches
+from recipes.microbiome.model import MicrobiomeModel, embedding_distances, tanh_scale
 from recipes.microbiome.score import class_scores, distance_scores, regression_scores
+from recipes.microbiome.study import Study
+from recipes.microbiome.target import Fitted, is_missing, is_number
 from recipes.microbiome.unifrac import distances
+
+if TYPE_CHECKING:
+    from recipes.microbiome.settings import StageSettings
+
+Cell = str | float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,34 +37,24 @@ class Encoded:
     """(samples,) in the target's unit, or (samples, classes) of probabilities."""
 
 
-def batches(recipe: Any, study: Study, examples: Examples, size: int = 16) -> Iterator[list[Any]]:
-    """What the model reads of the samples, without masks, `size` samples at a time."""
-    for first in range(0, len(examples), size):
-        own = [examples[place] for place in range(first, min(first + size, len(examples)))]
-        _, inputs = model_inputs(study, own, *recipe.reading)
-        tokens, *sample = (torch.from_numpy(inputs[name]) for name in ("tokens", "asvs", "is_there", "abundance"))
-        yield [tokens, None, *sample]
-
-
 @torch.no_grad()
-def encode(model: Any, recipe: Any, study: Study) -> Encoded:
+def encode(model: MicrobiomeModel, settings: StageSettings, study: Study, fitted: Fitted) -> Encoded:
     """Run the model over all samples of a study, rarefied as in evaluation."""
     device = next(model.parameters()).device
-    depth, seed = recipe.source.rarefy_depth, recipe.source.split_seed
+    depth, seed = settings.source.rarefy_depth, settings.source.split_seed
     examples = Examples(study, np.arange(len(study.sample_ids)), depth, False, seed)
     embeddings, lengths, targets = [], [], []
-    for given in batches(recipe, study, examples):
+    for given in batches(settings.reading, study, examples):
         output = model(*(each if each is None else each.to(device) for each in given))
         embeddings.append(output.embeddings.float().cpu())
         lengths.append(output.lengths.cpu() if output.lengths is not None else None)
         targets.append(output.target.cpu() if output.target is not None else None)
     vectors = torch.cat(embeddings)
     own_lengths = torch.cat(lengths) if lengths[0] is not None else None
-    apart = embedding_distances(vectors, own_lengths, tanh_scale(recipe.model_settings.hidden_size))
+    apart = embedding_distances(vectors, own_lengths, tanh_scale(settings.model_settings.hidden_size))
     predicted = None
     if targets[0] is not None:
         together = torch.cat(targets)
-        fitted = recipe.fitted
         predicted = together.softmax(1) if fitted.classes else together.squeeze(1) * fitted.deviation + fitted.mean
         predicted = predicted.double().numpy()
     return Encoded(vectors.numpy(), apart.double().numpy(), predicted)
@@ -79,7 +77,7 @@ def principal_coordinates(apart: np.ndarray, count: int = 10) -> tuple[np.ndarra
 def ordination_text(names: Sequence[str], coordinates: np.ndarray, values: np.ndarray, shares: np.ndarray) -> str:
     """The ordination format of scikit-bio, which QIIME 2 imports as PCoAResults."""
 
-    def line(cells: Any) -> str:
+    def line(cells: Iterable[Cell]) -> str:
         return "\t".join(str(cell) for cell in cells)
 
     axes = len(values)
@@ -88,14 +86,22 @@ def ordination_text(names: Sequence[str], coordinates: np.ndarray, values: np.nd
     return "\n\n".join([*blocks, "\n".join(site), "Biplot\t0\t0", "Site constraints\t0\t0"]) + "\n"
 
 
-def write(model: Any, recipe: Any, study: Study, folder: Path, color_by: str | None, parts: Sequence[str]) -> str:
+def write(
+    model: MicrobiomeModel,
+    settings: StageSettings,
+    study: Study,
+    fitted: Fitted,
+    folder: Path,
+    color_by: str | None,
+    parts: Sequence[str],
+) -> str:
     """Write everything into `folder`; returns what it holds, in words.
 
     `parts` names the split of each sample, or is empty. Scores are those of the validation samples where there are
     any, else of all.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    encoded, target = encode(model, recipe, study), recipe.source.target
+    encoded, target = encode(model, settings, study, fitted), settings.source.target
     names = study.sample_ids
     chosen = np.array([part == "validation" for part in parts], bool)
     chosen = chosen if chosen.any() else np.ones(len(names), bool)
@@ -104,7 +110,7 @@ def write(model: Any, recipe: Any, study: Study, folder: Path, color_by: str | N
                  encoded.embeddings.tolist())  # fmt: skip
     coordinates, values, shares = principal_coordinates(encoded.distances)
     (folder / "ordination.txt").write_text(ordination_text(names, coordinates, values, shares), encoding="utf-8")
-    files = ["embeddings.tsv", "ordination.txt"]
+    files, notes = ["embeddings.tsv", "ordination.txt"], list(study.notes)
     scores: dict[str, float] = {}
     sections: list[tuple[str, str]] = []
     cells = study.metadata.get(color_by or target or "")
@@ -113,16 +119,16 @@ def write(model: Any, recipe: Any, study: Study, folder: Path, color_by: str | N
     if len(axes) == 2:
         sections.append((title, figure.scatter(coordinates[:, 0], coordinates[:, 1], cells, axes[0], axes[1])))
     if encoded.predicted is not None:
-        columns, rows = _predictions(recipe, study, encoded.predicted, parts)
+        columns, rows = _predictions(fitted, str(target), study, encoded.predicted, parts)
         _write_table(folder / "predictions.tsv", columns, names, rows)
         files.insert(0, "predictions.tsv")
-        known = [cell.strip().lower() not in MISSING for cell in study.metadata.get(target, ())]
-        scored = np.flatnonzero(chosen & np.array(known, bool)) if known else np.zeros(0, int)
+        known = _measured(settings, study, fitted, notes)
+        scored = np.flatnonzero(chosen & known) if len(known) else np.zeros(0, int)
         if len(scored) > 1:
-            own = [study.metadata[target][row] for row in scored]
+            own = [study.metadata[str(target)][row] for row in scored]
             guess = encoded.predicted[scored]
-            if recipe.fitted.classes:
-                place = {name: number for number, name in enumerate(recipe.fitted.classes)}
+            if fitted.classes:
+                place = {name: number for number, name in enumerate(fitted.classes)}
                 scores |= class_scores(np.array([place.get(cell, -1) for cell in own]), guess)
             else:
                 true = np.array([float(cell) for cell in own])
@@ -131,8 +137,8 @@ def write(model: Any, recipe: Any, study: Study, folder: Path, color_by: str | N
                 sections.append((f"Prediction of {target}, {len(scored)} samples", drawn))
     if study.phylogeny is not None and chosen.sum() > 2:
         rows = np.flatnonzero(chosen)
-        examples = Examples(study, rows, recipe.source.rarefy_depth, False, recipe.source.split_seed)
-        true = distances(examples.table(), study.phylogeny, recipe.source.distance)
+        examples = Examples(study, rows, settings.source.rarefy_depth, False, settings.source.split_seed)
+        true = distances(examples.table(), study.phylogeny, settings.source.distance)
         given = encoded.distances[np.ix_(rows, rows)]
         scores |= distance_scores(true, given)
         one, two = np.triu_indices(len(rows), 1)
@@ -142,39 +148,56 @@ def write(model: Any, recipe: Any, study: Study, folder: Path, color_by: str | N
     of = "validation samples" if parts and "validation" in parts else "samples"
     about = [("samples", f"{len(names)}"), ("ASVs", f"{len(study.sequences)}"), ("scored", f"{chosen.sum()} {of}")]
     about += [(name, f"{value:.4f}") for name, value in scores.items()]
-    about += [("left out", note) for note in study.notes]
+    about += [("note", note) for note in notes]
     page = figure.page("Microbiome", [("Scores", figure.table(about)), *sections])
     (folder / "report.html").write_text(page, encoding="utf-8")
     lines = [f"{len(names)} samples of {len(study.sequences)} ASVs into {folder}: {', '.join([*files, 'report.html'])}"]
-    lines += [f"left out: {note}" for note in study.notes]
+    lines += [f"note: {note}" for note in notes]
     if scores:
         listed = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         lines.append(f"on {chosen.sum()} {of}:  {listed}")
     return "\n".join(lines)
 
 
+def _measured(settings: StageSettings, study: Study, fitted: Fitted, notes: list[str]) -> np.ndarray:
+    """(samples,) of bool: whose target is known, so that the prediction can be scored; `notes` grows."""
+    target = str(settings.source.target)
+    cells = study.metadata.get(target, ())
+    there = np.array([not is_missing(cell, settings.source.missing_values) for cell in cells], bool)
+    if fitted.classes:
+        usable = np.array([cell in fitted.classes for cell in cells], bool)
+        what = "a class that training had not, counted as wrong"
+    else:
+        usable = np.array([is_number(cell) for cell in cells], bool)
+        what = "no number, and are not scored"
+    odd = np.flatnonzero(there & ~usable)
+    if len(odd):
+        notes.append(f"{len(odd)} of {len(cells)} samples have in {target} {what}, like {cells[odd[0]]!r}.")
+    return there if fitted.classes else there & usable
+
+
 def _predictions(
-    recipe: Any, study: Study, predicted: np.ndarray, parts: Sequence[str]
-) -> tuple[list[str], list[list[Any]]]:
+    fitted: Fitted, target: str, study: Study, predicted: np.ndarray, parts: Sequence[str]
+) -> tuple[list[str], list[list[Cell]]]:
     """Columns and rows of the table of predictions."""
-    classes, target = recipe.fitted.classes, recipe.source.target
     measured = study.metadata.get(target, [""] * len(study.sample_ids))
-    if classes:
-        columns = [f"predicted_{target}", target, *(f"probability_{name}" for name in classes)]
-        rows = [[classes[int(row.argmax())], cell, *row] for row, cell in zip(predicted, measured, strict=True)]
+    rows: list[list[Cell]]
+    if fitted.classes:
+        columns = [f"predicted_{target}", target, *(f"probability_{name}" for name in fitted.classes)]
+        rows = [[fitted.classes[int(row.argmax())], cell, *row] for row, cell in zip(predicted, measured, strict=True)]
     else:
         columns, rows = [f"predicted_{target}", target], [list(row) for row in zip(predicted, measured, strict=True)]
     if parts:
-        columns, rows = [*columns, "split"], [[*row, part] for row, part in zip(rows, parts, strict=True)]
+        # A target can be called like this column.
+        columns = [*columns, "split" if "split" not in columns else "split_of_relay"]
+        rows = [[*row, part] for row, part in zip(rows, parts, strict=True)]
     return columns, rows
 
 
-def _write_table(path: Path, columns: Sequence[str], names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A tab-separated table with the samples' ids first, as QIIME 2 reads metadata."""
-
-    def written(cell: Any) -> str:
-        return f"{cell:.6g}" if isinstance(cell, float) else str(cell)
-
-    lines = ["\t".join(["sample-id", *columns])]
-    lines += ["\t".join([name, *map(written, row)]) for name, row in zip(names, rows, strict=True)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+def _write_table(path: Path, columns: Sequence[str], names: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+    """A tab-separated table with the samples' ids first, as QIIME 2 reads metadata; text stays as it came."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, "excel-tab", lineterminator="\n")
+        writer.writerow(["sample-id", *columns])
+        for name, row in zip(names, rows, strict=True):
+            writer.writerow([name, *(f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row)])

@@ -9,16 +9,15 @@ import argparse
 import resource
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 
-def measured(action: Callable[[], Any]) -> tuple[Any, float, float]:
-    """What an action returns, and the CPU and wall seconds that it took."""
+def measured(action: Callable[[], object]) -> tuple[float, float]:
+    """The CPU and wall seconds that an action takes."""
     wall, processor = time.perf_counter(), time.process_time()
-    result = action()
-    return result, time.process_time() - processor, time.perf_counter() - wall
+    action()
+    return time.process_time() - processor, time.perf_counter() - wall
 
 
 def memory(samples: int, token_limit: int, asv_chunk_size: int, preset: str, nucleotides: int) -> None:
@@ -28,11 +27,12 @@ def memory(samples: int, token_limit: int, asv_chunk_size: int, preset: str, nuc
     """
     import torch
 
-    from recipes.microbiome.data import Example
+    from recipes.microbiome.examples import Example
+    from recipes.microbiome.presets import presets
     from recipes.microbiome.recipe import Recipe
     from recipes.microbiome.settings import DataSettings, ModelSettings
 
-    values = Recipe.presets()[preset]
+    values = presets()[preset]
     sizes = {name.partition(".")[2]: value for name, value in values.items() if name.startswith("model.")}
     sizes |= {"token_limit": token_limit, "asv_chunk_size": asv_chunk_size}
     distinct = token_limit if samples == 1 else int(0.7 * samples * token_limit)
@@ -55,7 +55,7 @@ def memory(samples: int, token_limit: int, asv_chunk_size: int, preset: str, nuc
     def step() -> None:
         recipe.loss(model, batch).sum.backward()
 
-    _, cpu, wall = measured(step)
+    cpu, wall = measured(step)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     weights = sum(parameter.numel() for parameter in model.parameters())
     print(

@@ -14,11 +14,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from recipes.microbiome.score import target_scores
+
+if TYPE_CHECKING:
+    from recipes.microbiome.prediction import Row
 
 
 def relay(*words: str) -> None:
@@ -28,7 +31,7 @@ def relay(*words: str) -> None:
         sys.exit(done.returncode)
 
 
-def held_out(run: Path) -> list[dict[str, Any]]:
+def held_out(run: Path) -> list[Row]:
     """What a run predicts of its validation samples, a row each."""
     rows = run / "validation.jsonl"
     if not rows.is_file():
@@ -39,7 +42,7 @@ def held_out(run: Path) -> list[dict[str, Any]]:
 def pooled(runs: Sequence[Path]) -> dict[str, float]:
     """Scores over the held-out samples of all folds, each of which is in one."""
     rows = [row for run in runs for row in held_out(run)]
-    return target_scores(rows, not isinstance(rows[0]["predicted"], list), "group" in rows[0])
+    return target_scores(rows, not isinstance(rows[0].get("predicted"), list), "group" in rows[0])
 
 
 def main(arguments: Sequence[str]) -> None:

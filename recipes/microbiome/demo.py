@@ -8,12 +8,11 @@ is the gradient, measured with some error. Samples come from sites, whose condit
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import scipy.sparse
 
-from recipes.microbiome.unifrac import Phylogeny
+from recipes.microbiome.unifrac import Phylogeny, SparseRows
 
 LETTERS = np.array(list("ACGT"))
 
@@ -22,7 +21,7 @@ LETTERS = np.array(list("ACGT"))
 class Demo:
     """A study as made."""
 
-    counts: Any
+    counts: SparseRows
     """(samples, ASVs), sparse rows: reads."""
     sequences: list[str]
     phylogeny: Phylogeny

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -367,21 +367,22 @@ class MicrobiomeModel(nn.Module):
                 self.nobody.requires_grad_(False)
                 self.asv_encoder.pooling.requires_grad_(False)
 
-    def inherit(self, tensors: dict[str, Tensor], longest: int) -> bool:
-        """Take the base of a pre-trained model, whose places must reach to the `longest` ASV.
+    def inherit(self, tensors: Mapping[str, Tensor], longest: int, takes_heads: bool = True) -> bool:
+        """Take the base of a pre-trained model, whose positions must reach to the `longest` ASV.
 
-        Heads of the same shapes are taken as well, all or none: True where they were.
+        With `takes_heads`, heads of the same shapes are taken as well, all or none: True where they were.
         Raises ConfigError where the sizes differ.
         """
         trained = int(tensors["trained_letters"]) if "trained_letters" in tensors else longest
         if trained < longest:
             raise ConfigError(
-                f"The weights come from ASVs of {trained} nucleotides, these have {longest}: the places beyond were "
+                f"The weights come from ASVs of {trained} nucleotides, these have {longest}: the positions beyond were "
                 f"never trained.\nType --data.max_bp {trained}."
             )
         own = self.state_dict()
         heads = [name for name in own if name.split(".")[0] not in self.BASE and name != "trained_letters"]
-        goes_on = bool(heads) and all(name in tensors and tensors[name].shape == own[name].shape for name in heads)
+        fits = all(name in tensors and tensors[name].shape == own[name].shape for name in heads)
+        goes_on = takes_heads and bool(heads) and fits
         for name, value in own.items():
             if name == "trained_letters" or (name in heads and not goes_on):
                 continue
@@ -424,7 +425,7 @@ class MicrobiomeModel(nn.Module):
                     getattr(self, name).eval()
         return self
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None) -> None:
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, object] | None = None) -> None:
         """Compute every layer's activations again in the backward pass."""
         for part in self.modules():
             if isinstance(part, Stack):

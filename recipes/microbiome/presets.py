@@ -2,12 +2,15 @@
 
 from typing import Any
 
+Values = dict[str, Any]
+"""Settings by name, each with a type of its own."""
 
-def _layers(number: int) -> dict[str, Any]:
+
+def _layers(number: int) -> Values:
     return {f"model.{stack}_layers": number for stack in ("asv", "sample", "encoder", "count", "target")}
 
 
-def presets() -> dict[str, dict[str, Any]]:
+def presets() -> dict[str, Values]:
     """Every preset by name."""
     optimizer = {"weight_decay": 0.01, "max_warmup_ratio": 0.1, "lr_scheduler_type": "cosine", "max_grad_norm": 1.0}
     # Measured in recipes/microbiome/README.md: patches of ten letters and one layer each learn UniFrac fastest.

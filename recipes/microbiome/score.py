@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from recipes.microbiome.prediction import Row
 
 
 def distance_scores(true: np.ndarray, predicted: np.ndarray, permutations: int = 99) -> dict[str, float]:
@@ -75,17 +79,17 @@ def class_scores(true: np.ndarray, probabilities: np.ndarray) -> dict[str, float
     return scores | ({"target_auroc": float(np.mean(areas))} if areas else {})
 
 
-def target_scores(rows: list[dict[str, Any]], is_regression: bool, grouped: bool) -> dict[str, float]:
+def target_scores(rows: Sequence[Row], is_regression: bool, grouped: bool) -> dict[str, float]:
     """The target's scores over the samples, and over the means of the groups where there are groups."""
 
     def scores_of(true: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
         return regression_scores(true, predicted) if is_regression else class_scores(true.astype(int), predicted)
 
-    true = np.array([row["target"] for row in rows], float)
-    predicted = np.array([row["predicted"] for row in rows], float)
+    true = np.array([row.get("target") for row in rows], float)
+    predicted = np.array([row.get("predicted") for row in rows], float)
     scores = scores_of(true, predicted)
     if grouped:
-        groups = np.array([row["group"] for row in rows])
+        groups = np.array([row.get("group") for row in rows])
         names = np.unique(groups)
         # A group of several classes has none; it is left out.
         names = [name for name in names if is_regression or len(np.unique(true[groups == name])) == 1]

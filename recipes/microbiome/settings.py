@@ -1,45 +1,59 @@
-"""The settings of microbiome, by group: data, model."""
+"""The settings of microbiome: the stage and its losses, and the groups data and model."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Literal
+
+from runner.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """The samples, and how they are cut into splits."""
+    """The samples, and how they are split."""
 
     table: str | None = None
-    """BIOM table of reads (.biom or QIIME 2 .qza); none: the embedded study, made from a seed."""
+    """Feature table of reads: .biom, .qza, or text with tabs and ASVs in rows; none: the embedded study, generated from
+    a seed."""
     sequences: str | None = None
     """FASTA file (or .qza) of the ASVs; none: the table's feature ids are the sequences."""
     tree: str | None = None
-    """Newick tree (or .qza) whose tips are the table's feature ids; UniFrac is measured on it."""
+    """Newick tree (or .qza) whose tips are the table's feature ids; UniFrac is computed on it."""
+    tree_root: Literal["required", "midpoint", "top"] = "required"
+    """A tree with three or more branches at its top has no root. required: refuse it; midpoint: root it in the middle
+    of its longest path; top: take its top for the root."""
+    missing_lengths: Literal["refuse", "one", "zero"] = "refuse"
+    """Branches of the tree without a length. refuse: stop; one, zero: take this length for each of them."""
+    missing_tips: Literal["leave_out", "refuse"] = "leave_out"
+    """ASVs that are no tips of the tree. leave_out: drop them, and print how many; refuse: stop."""
     metadata: str | None = None
-    """Tab-separated metadata, sample ids in the first column."""
+    """Tab-separated metadata, with sample ids in the first column."""
     target: str | None = None
-    """Metadata column to predict; of the embedded study: target (a number) or half (a class)."""
+    """Metadata column to predict; in the embedded study: target (a number) or half (a class)."""
     task: Literal["auto", "regression", "classification"] = "auto"
-    """What the target is; auto: a regression where every value is a number."""
+    """What the target is; auto: regression if every value is a number, or as #q2:types of the metadata declare it."""
+    missing_values: str | None = None
+    """Cells of the metadata that mean that nothing was measured, with commas between them: "n.d.,-999". The usual ones
+    (empty, NA, n/a, not collected) are missing anyway; None and unknown are missing among numbers."""
     group: str | None = None
-    """Metadata column of subjects or sites: a group is never cut between splits."""
+    """Metadata column of subjects, sites or studies; a group is never cut between splits."""
     split: Literal["grouped", "random"] = "grouped"
-    """Whether groups stay together; random cuts through them, which leaks."""
+    """grouped: keep groups together; random: cut through groups, which leaks."""
     split_file: str | None = None
     """JSON file of the split: test_ids, validation_ids, or folds (lists of sample ids)."""
     validation_fraction: float = 0.2
-    """Share of the samples that training is judged by."""
+    """Share of the samples for validation."""
     test_fraction: float = 0.0
-    """Share of the samples that is kept for the end."""
+    """Share of the samples for the test split."""
     num_folds: int = 0
-    """Folds of a cross-validation; 0: shares instead."""
+    """Number of folds of a cross-validation; 0: use the shares instead."""
     fold: int = 0
-    """Which fold is held out, counted from 0."""
+    """Fold that is held out, counted from 0."""
     split_seed: int = 0
-    """Seed of the split, and of what is drawn in evaluation."""
+    """Seed of the split, and of the random choices in evaluation."""
     rarefy_depth: int = 0
-    """Reads drawn from each sample without replacement, anew at every visit in training; 0: all reads."""
+    """Reads sampled from each sample without replacement, again at every visit in training; 0: all reads."""
     min_reads: int = 1
     """Samples with fewer reads are left out."""
     max_bp: int = 150
@@ -47,11 +61,12 @@ class DataSettings:
     distance: Literal["unweighted", "weighted", "weighted_normalized"] = "unweighted"
     """Kind of UniFrac to learn."""
     distance_from: Literal["auto", "batch", "matrix"] = "auto"
-    """UniFrac per micro-batch, or looked up in one matrix; auto: a matrix up to 4096 samples without rarefaction."""
+    """Compute UniFrac per micro-batch, or look it up in one matrix; auto: a matrix for up to 4096 samples without
+    rarefaction."""
     demo_samples: int = 240
-    """Embedded study: samples."""
+    """Embedded study: number of samples."""
     demo_asvs: int = 300
-    """Embedded study: ASVs."""
+    """Embedded study: number of ASVs."""
     demo_seed: int = 0
     """Embedded study: seed of everything in it."""
 
@@ -63,40 +78,209 @@ class ModelSettings:
     hidden_size: int = 128
     """Width of every stack."""
     num_attention_heads: int = 4
-    """Heads of every attention."""
+    """Number of heads of every attention."""
     asv_layers: int = 4
     """Layers over the nucleotides of an ASV."""
     sample_layers: int = 4
     """Layers over the ASVs of a sample."""
     encoder_layers: int = 4
-    """Further layers towards the embedding; the count head and a target read off tokens do not see them."""
+    """Further layers before the embedding; the count head, and a target read from tokens, do not use them."""
     count_layers: int = 4
     """Layers of the count head."""
     target_layers: int = 4
     """Layers of the target head."""
     embedding_size: int = 128
-    """Learned branches, or numbers in an embedding of the Tanimoto form; the tanh form has hidden_size."""
+    """Number of learned branches, or of numbers in an embedding of the Tanimoto form; the tanh form has hidden_size."""
     dropout: float = 0.1
-    """Share dropped in every stack."""
+    """Dropout of every stack, as a share."""
     token_limit: int = 1024
     """ASVs of a sample that the model reads, the most abundant first."""
     patch_size: int = 1
-    """Neighbouring nucleotides that share one place of the ASV encoder; 5 is some ten times faster than 1."""
+    """Neighbouring nucleotides that share one position of the ASV encoder; 5 is some ten times faster than 1."""
     asv_chunk_size: int = 0
-    """ASVs encoded at a time, their activations computed again in the backward pass; 0: all at once."""
+    """ASVs encoded at a time, with activations computed again in the backward pass; 0: all at once."""
     nuc_mask: float = 0.15
-    """Share of the nucleotides hidden in an ASV that is masked."""
+    """Share of the nucleotides that is hidden in a masked ASV."""
     masked_asvs: float = 1.0
-    """Share of a micro-batch's distinct ASVs that are masked in training; in stage predict, beside the whole ones."""
+    """Share of a micro-batch's distinct ASVs that are masked in training; in stage predict, masked copies beside the
+    complete ASVs."""
     distance: Literal["branches", "tanimoto", "tanh"] = "branches"
-    """Distance of embeddings: shared learned branches; tanimoto, of any vectors; tanh of Euclid's, the guide's."""
+    """Distance between embeddings. branches: shared learned branches; tanimoto: Tanimoto distance of any vectors; tanh:
+    tanh of the Euclidean distance, as in the guide."""
     count_embedding: bool = False
-    """Tell the sample encoder the relative abundance of each ASV."""
+    """Give the sample encoder the relative abundance of each ASV."""
     rank_embedding: bool = False
-    """Tell the sample encoder the rank of each ASV by abundance; without it a sample is a set."""
+    """Give the sample encoder the rank of each ASV by abundance; without it, a sample is a set."""
     target_from: Literal["branches", "tokens"] = "branches"
-    """What a target is read off: learned branches, by a line, or the sample, by a stack of its own (the guide's)."""
+    """Input of the target head. branches: the learned branches, with a linear layer; tokens: the ASVs of the sample,
+    with a stack of layers (as in the guide)."""
     target_dropout: float = 0.0
-    """Share of the branches that are dropped before the target is read off them."""
+    """Share of the branches that is dropped before the target is predicted from them."""
     freeze_base: bool = False
-    """Stage predict: leave the pre-trained encoder as it is, without gradient, dropout and optimiser state."""
+    """Stage predict: freeze the pre-trained encoder: no gradient, no dropout, no optimiser state."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """The stage, its losses, and the two groups of settings."""
+
+    stage: Literal["pretrain", "predict"] = "pretrain"
+    """pretrain: learn UniFrac and nucleotides, without labels; predict: learn the target, usually with --init_from a
+    pre-trained run."""
+    unifrac_penalty: float = 1.0
+    """Weight of the UniFrac loss: mean squared error over the pairs of a micro-batch."""
+    asv_penalty: float = 1.0
+    """Weight of the UniFrac loss between ASVs (up to 1024 of the micro-batch), each as a sample of its own; unweighted
+    UniFrac only."""
+    nuc_penalty: float = 1.0
+    """Weight of the nucleotide loss: mean cross-entropy over the hidden nucleotides, in nats."""
+    count_penalty: float = 1.0
+    """Weight of the count loss in stage predict: divergence of the relative abundances, in nats."""
+    target_penalty: float = 1.0
+    """Weight of the target loss: smooth L1 of the standardised target, or cross-entropy of the classes."""
+    data_settings: DataSettings = DataSettings()
+    model_settings: ModelSettings = ModelSettings()
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether stage 1's part does not train."""
+        return self.stage == "predict" and self.model_settings.freeze_base
+
+    @property
+    def wants_unifrac(self) -> bool:
+        """Whether there is a UniFrac loss; a frozen base could learn nothing from it."""
+        return self.unifrac_penalty > 0 and not self.is_frozen and (self.stage == "pretrain" or self.has_tree)
+
+    @property
+    def wants_asv_pairs(self) -> bool:
+        """Whether there is a UniFrac loss between ASVs."""
+        return self.wants_unifrac and self.asv_penalty > 0 and self.data_settings.distance == "unweighted"
+
+    @property
+    def wants_nucleotides(self) -> bool:
+        """Whether there is a nucleotide loss."""
+        return self.nuc_penalty > 0 and self.model_settings.nuc_mask > 0 and not self.is_frozen
+
+    @property
+    def wants_counts(self) -> bool:
+        """Whether there is a count loss."""
+        return self.stage == "predict" and self.count_penalty > 0
+
+    @property
+    def wants_target(self) -> bool:
+        """Whether there is a target loss."""
+        return self.stage == "predict" and self.target_penalty > 0
+
+    @property
+    def has_tree(self) -> bool:
+        """Whether the study has a tree."""
+        return self.data_settings.table is None or self.data_settings.tree is not None
+
+    @functools.cached_property
+    def source(self) -> DataSettings:
+        """The data settings, with a target where the embedded study needs one."""
+        if self.data_settings.table is None and self.stage == "predict" and self.data_settings.target is None:
+            return dataclasses.replace(self.data_settings, target="target")
+        return self.data_settings
+
+    @property
+    def reading(self) -> tuple[int, int, int]:
+        """How many ASVs of a sample and letters of an ASV the model reads, and how many letters make a patch."""
+        return self.model_settings.token_limit, self.source.max_bp, self.model_settings.patch_size
+
+
+def check(settings: StageSettings) -> None:
+    """Raise ConfigError for values that are out of range or contradict each other, before anything takes time."""
+    data, model = settings.data_settings, settings.model_settings
+    penalties = {name: getattr(settings, name) for name in PENALTIES}
+    lowest = {"max_bp": 1, "min_reads": 0, "rarefy_depth": 0, "num_folds": 0, "fold": 0, "split_seed": 0}
+    lowest |= {"demo_samples": 4, "demo_asvs": 2, "demo_seed": 0}
+    least = {f"data.{name}": (getattr(data, name), low) for name, low in lowest.items()}
+    sizes = {"hidden_size": 1, "num_attention_heads": 1, "embedding_size": 1, "token_limit": 1, "patch_size": 1}
+    sizes |= {
+        "asv_chunk_size": 0,
+        **{f"{stack}_layers": 0 for stack in ("asv", "sample", "encoder", "count", "target")},
+    }
+    least |= {f"model.{name}": (getattr(model, name), low) for name, low in sizes.items()}
+    least |= {name: (value, 0) for name, value in penalties.items()}
+    for name, (value, low) in least.items():
+        if not value >= low:
+            raise ConfigError(f"{name} is {value}: type --{name} with a number of at least {low}.")
+    shares = {f"data.{name}": getattr(data, name) for name in ("validation_fraction", "test_fraction")}
+    shares |= {f"model.{name}": getattr(model, name) for name in ("dropout", "target_dropout", "nuc_mask")}
+    for name, value in shares.items():
+        if not 0 <= value < 1:
+            raise ConfigError(f"{name} is {value}: type --{name} with a share from 0 up to, but not including, 1.")
+    if not 0 <= model.masked_asvs <= 1:
+        raise ConfigError(f"model.masked_asvs is {model.masked_asvs}: type --model.masked_asvs with a share of 0 to 1.")
+    if data.num_folds and not data.fold < data.num_folds >= 2:
+        raise ConfigError(
+            f"data.fold is {data.fold} of {data.num_folds}: type --data.num_folds of at least 2, and --data.fold from "
+            "0 to num_folds - 1."
+        )
+    if model.hidden_size % model.num_attention_heads:
+        raise ConfigError(
+            f"model.hidden_size is {model.hidden_size}, which {model.num_attention_heads} heads do not divide: "
+            "change one of them."
+        )
+    losses = (settings.wants_unifrac, settings.wants_nucleotides, settings.wants_counts, settings.wants_target)
+    if not any(losses):
+        raise ConfigError("Every penalty is 0: there is nothing to learn. Give one of them a value above 0.")
+    if settings.stage == "predict" and model.target_from == "branches" and model.distance != "branches":
+        raise ConfigError(
+            f"model.target_from branches needs branches, and model.distance is {model.distance}: type "
+            "--model.target_from tokens."
+        )
+    if settings.wants_counts and (model.count_embedding or model.rank_embedding):
+        given = "count" if model.count_embedding else "rank"
+        raise ConfigError(
+            f"model.{given}_embedding shows the model what the count loss asks of it: leave it out, or type "
+            "--count_penalty 0."
+        )
+
+
+PENALTIES = ("unifrac_penalty", "asv_penalty", "nuc_penalty", "count_penalty", "target_penalty")
+
+
+def without_effect(settings: StageSettings, changed: frozenset[str]) -> list[str]:
+    """A line for each setting that the user changed and that has no effect beside the others."""
+    data, model = settings.data_settings, settings.model_settings
+    pretrain = settings.stage == "pretrain"
+    by_file = data.split_file is not None
+    shares = ("data.validation_fraction", "data.test_fraction")
+    demo = tuple(f"data.demo_{name}" for name in ("samples", "asvs", "seed"))
+    stage_2 = ("count_penalty", "target_penalty", "model.count_layers", "model.target_layers", "model.target_from")
+    stage_2 += ("model.target_dropout", "model.freeze_base")
+    no_unifrac = "there is no UniFrac loss"
+    # (names, whether they have no effect, beside what)
+    idle: list[tuple[tuple[str, ...], bool, str]] = [
+        (stage_2, pretrain, "stage is pretrain"),
+        (("data.target", "data.task"), pretrain, "stage is pretrain, which learns without labels"),
+        (demo, data.table is not None, "data.table is given"),
+        (("data.tree_root", "data.missing_lengths", "data.missing_tips"), data.tree is None, "there is no data.tree"),
+        (("data.task",), settings.stage == "predict" and not settings.wants_target, "target_penalty is 0"),
+        (("data.split",), data.group is None, "there is no data.group"),
+        (("data.split", "data.num_folds", *shares), by_file, "data.split_file decides"),
+        (shares, data.num_folds > 0 and not by_file, "data.num_folds is given"),
+        (("data.fold",), not data.num_folds and not by_file, "there is no data.num_folds and no data.split_file"),
+        (("data.distance_from",), data.rarefy_depth > 0, "every visit of a sample is rarefied again"),
+        (("data.distance", "data.distance_from"), not settings.wants_unifrac, no_unifrac),
+        (("unifrac_penalty", "asv_penalty", "nuc_penalty"), settings.is_frozen, "model.freeze_base is on"),
+        (("unifrac_penalty",), not pretrain and not settings.has_tree, "there is no data.tree"),
+        (("asv_penalty",), not settings.is_frozen and not settings.wants_unifrac, no_unifrac),
+        (("asv_penalty",), data.distance != "unweighted", f"it is for unweighted, not {data.distance}"),
+        (("model.nuc_mask", "model.masked_asvs"), not settings.wants_nucleotides, "there is no nucleotide loss"),
+        (("nuc_penalty",), model.nuc_mask == 0 and not settings.is_frozen, "model.nuc_mask is 0"),
+        (("model.embedding_size",), model.distance == "tanh", "model.distance is tanh, which has hidden_size"),
+        (("model.count_layers",), not pretrain and not settings.wants_counts, "count_penalty is 0"),
+        (("model.target_layers",), not pretrain and model.target_from == "branches", "model.target_from is branches"),
+        (("model.target_dropout",), not pretrain and model.target_from == "tokens", "model.target_from is tokens"),
+        (("model.target_layers", "model.target_from", "model.target_dropout"),
+         not pretrain and not settings.wants_target, "target_penalty is 0"),
+    ]  # fmt: skip
+    reasons: dict[str, str] = {}
+    for names, is_idle, reason in idle:
+        for name in names:
+            if is_idle and name in changed:
+                reasons.setdefault(name, reason)
+    return [f"{name} has no effect: {reason}." for name, reason in reasons.items()]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recipes.microbiome.data import Study
+from recipes.microbiome.study import Study
 from runner.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

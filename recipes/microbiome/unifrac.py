@@ -10,16 +10,26 @@ Source: Lozupone and Knight 2005, Appl Environ Microbiol 71:8228; Faith 1992, Bi
 from __future__ import annotations
 
 import dataclasses
+import re
+import warnings
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import scipy.sparse
 
+from recipes.microbiome.files import first_repeated, require
 from runner.errors import DataError
 
+if TYPE_CHECKING:
+    from skbio import TreeNode
+
 Metric = Literal["unweighted", "weighted", "weighted_normalized"]
+Lengths = Literal["refuse", "one", "zero"]
+Root = Literal["required", "midpoint", "top"]
+
+SparseRows = Any
+"""scipy.sparse.csr_matrix. scipy has no types, and what is inferred from its code lacks the methods used here."""
 
 # Dense blocks of samples by branches hold at most this many numbers (256 MiB in float64).
 LARGEST_BLOCK = 2**25
@@ -31,7 +41,7 @@ class Phylogeny:
 
     names: tuple[str, ...]
     """The tips; the rows of `ancestors`."""
-    ancestors: Any
+    ancestors: SparseRows
     """(tips, branches), sparse: 1 where the branch leads to the tip, from the tip's own branch up to the root's."""
     lengths: np.ndarray
     """(branches,): in the unit of the tree, mostly substitutions per site."""
@@ -54,37 +64,33 @@ class Phylogeny:
         return cls(tuple(str(names[tip]) for tip in tips), ancestors, np.asarray(lengths, np.float64))
 
     @classmethod
-    def from_newick(cls, text: str, source: str = "the tree") -> Phylogeny:
-        """From a newick string. Raises DataError for what is no tree, for negative lengths and for two tips of a name.
+    def from_newick(
+        cls, text: str, source: str = "the tree", missing_lengths: Lengths = "refuse", root: Root = "required"
+    ) -> Phylogeny:
+        """From a newick string; a length on the root counts, and the root may have none.
 
-        A branch without a length, such as most roots', has length 0.
+        `missing_lengths` says what a branch without a length has, `root` what to do with a tree without a root.
+        Raises DataError for a tree on which UniFrac is not defined: lengths that are missing, negative or not finite,
+        no root, two tips of one name.
         """
-        from skbio import TreeNode
-
-        try:
-            root: Any = TreeNode.read([text], format="newick", convert_underscores=False)
-        except Exception as error:
-            summary = " ".join(str(error).split())[:120]
+        top = _parsed(text, source)
+        nodes = list(top.postorder(include_self=True))
+        _check_tips(nodes, source)
+        # scikit-bio's own test: a tree that was never rooted is written with three branches or more at its top.
+        if len(top.children) > 2 and root == "required":
             raise DataError(
-                f"{source} cannot be read as newick: {summary}\nType --data.tree with a .nwk file."
-            ) from None
-        nodes: list[Any] = list(root.postorder(include_self=True))
+                f"{source} has no root: {len(top.children)} branches meet at its top, and UniFrac needs a root.\n"
+                "Type --data.tree_root midpoint to root it in the middle of its longest path, or --data.tree_root top "
+                "if the top is the root."
+            )
+        _check_lengths(nodes, source, missing_lengths)
+        if root == "midpoint":
+            top = top.root_at_midpoint()
+            nodes = list(top.postorder(include_self=True))
         place = {id(node): number for number, node in enumerate(nodes)}
         parents = [place[id(node.parent)] if node.parent is not None else -1 for node in nodes]
-        lengths = [float(node.length or 0.0) for node in nodes]
-        names = [(node.name or "") if node.is_tip() else None for node in nodes]
-        if min(lengths) < 0:
-            raise DataError(f"{source} has a branch of length {min(lengths)}; wanted: lengths of at least 0.")
-        tips = [name for name in names if name is not None]
-        if len(set(tips)) < len(tips):
-            twice = next(name for name in tips if tips.count(name) > 1)
-            raise DataError(f"{source} has two tips called {twice[:60]}; wanted: each ASV once.")
-        return cls.from_parents(parents, lengths, names)
-
-    @classmethod
-    def read(cls, path: Path) -> Phylogeny:
-        """From a newick file."""
-        return cls.from_newick(path.read_text(encoding="utf-8"), str(path))
+        names = [node.name or "" if node.is_tip() else None for node in nodes]
+        return cls.from_parents(parents, [float(node.length or 0.0) for node in nodes], names)
 
     def rows_of(self, names: Iterable[str]) -> Phylogeny:
         """The same tree, its tips in the order of `names`; the others stay away. Raises KeyError for a missing one."""
@@ -93,12 +99,68 @@ class Phylogeny:
         return dataclasses.replace(self, names=chosen, ancestors=self.ancestors[[place[name] for name in chosen]])
 
 
-def as_rows(matrix: Any) -> Any:
-    """The matrix as scipy's sparse rows; typed as Any, because scipy's own types do not know its methods."""
+def _parsed(text: str, source: str) -> TreeNode:
+    """The root of the one tree that a text holds."""
+    require(("skbio",), "Reading a tree")
+    from skbio import TreeNode
+
+    if text.lstrip()[:6].upper() == "#NEXUS":
+        raise DataError(f"{source} is a NEXUS file; wanted: newick. Export the tree as newick (.nwk).")
+    # Names in quotes and comments may hold semicolons.
+    plain = re.sub(r"'[^']*'|\[[^\]]*\]", "", text)
+    if plain.partition(";")[2].strip():
+        raise DataError(f"{source} holds {plain.count(';')} trees; wanted: one.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return cast("TreeNode", TreeNode.read([text], format="newick", convert_underscores=False))
+    except Exception as error:
+        summary = " ".join(str(error).split())[:120]
+        raise DataError(f"{source} cannot be read as newick: {summary}\nType --data.tree with a .nwk file.") from None
+
+
+def _check_tips(nodes: list[TreeNode], source: str) -> None:
+    names = [node.name or "" for node in nodes if node.is_tip()]
+    if len(nodes) < 2:
+        raise DataError(f"{source} holds one node and no branch: UniFrac needs a tree with branches.")
+    if "" in names:
+        raise DataError(f"{source} has {names.count('')} tips without a name; wanted: the ASVs' ids as names.")
+    twice = first_repeated(names)
+    if twice is not None:
+        raise DataError(f"{source} has two tips called {twice[:60]}; wanted: each ASV once.")
+
+
+def _check_lengths(nodes: list[TreeNode], source: str, missing_lengths: Lengths) -> None:
+    """Check the lengths of all branches, and fill in those that are missing where that was asked for."""
+    below_root = [node for node in nodes if node.parent is not None]
+    missing = [node for node in below_root if node.length is None]
+    if missing and missing_lengths == "refuse":
+        raise DataError(
+            f"{len(missing)} of {len(below_root)} branches of {source} have no length, and UniFrac sums lengths.\n"
+            "Type --data.tree with a tree that has them, or --data.missing_lengths one to count such branches as 1 "
+            "(zero: as 0)."
+        )
+    for node in missing:
+        node.length = 1.0 if missing_lengths == "one" else 0.0
+    lengths = np.array([float(node.length or 0.0) for node in nodes])
+    if not np.isfinite(lengths).all():
+        wrong = lengths[~np.isfinite(lengths)][0]
+        raise DataError(f"{source} has a branch of length {wrong}; wanted: finite numbers.")
+    if lengths.min() < 0:
+        raise DataError(
+            f"{source} has a branch of length {lengths.min():g}; wanted: lengths of at least 0. Neighbour joining "
+            "makes such branches: set them to 0 in the file."
+        )
+    if not lengths[:-1].any():
+        raise DataError(f"All branches of {source} have length 0, so every UniFrac distance would be 0.")
+
+
+def as_rows(matrix: SparseRows | np.ndarray) -> SparseRows:
+    """The matrix as scipy's sparse rows."""
     return scipy.sparse.csr_matrix(matrix)
 
 
-def branch_presence(counts: Any, phylogeny: Phylogeny) -> tuple[np.ndarray, np.ndarray]:
+def branch_presence(counts: SparseRows, phylogeny: Phylogeny) -> tuple[np.ndarray, np.ndarray]:
     """Which branches the samples have: (samples, branches found) of 0 and 1, and those branches' lengths.
 
     `counts` is a sparse (samples, tips); branches that no sample has are left out.
@@ -109,7 +171,7 @@ def branch_presence(counts: Any, phylogeny: Phylogeny) -> tuple[np.ndarray, np.n
     return dense, phylogeny.lengths[found]
 
 
-def branch_shares(counts: Any, phylogeny: Phylogeny) -> tuple[np.ndarray, np.ndarray]:
+def branch_shares(counts: SparseRows, phylogeny: Phylogeny) -> tuple[np.ndarray, np.ndarray]:
     """The share of each sample's reads below each branch: (samples, branches found), and the branches' lengths."""
     counts = as_rows(counts).astype(np.float64)
     totals = np.maximum(np.asarray(counts.sum(1)).reshape(-1, 1), 1e-300)
@@ -118,7 +180,7 @@ def branch_shares(counts: Any, phylogeny: Phylogeny) -> tuple[np.ndarray, np.nda
     return below[:, found].toarray(), phylogeny.lengths[found]
 
 
-def distances(counts: Any, phylogeny: Phylogeny, metric: Metric = "unweighted") -> np.ndarray:
+def distances(counts: SparseRows, phylogeny: Phylogeny, metric: Metric = "unweighted") -> np.ndarray:
     """(samples, samples): UniFrac distances between all pairs, in float64; 0 between two empty samples.
 
     `counts` is a sparse (samples, tips) of reads; its columns are the phylogeny's tips in order.
@@ -137,14 +199,14 @@ def tip_distances(phylogeny: Phylogeny, tips: np.ndarray) -> np.ndarray:
     return _from_shared(shared)
 
 
-def _unweighted(counts: Any, phylogeny: Phylogeny) -> np.ndarray:
+def _unweighted(counts: SparseRows, phylogeny: Phylogeny) -> np.ndarray:
     size = counts.shape[0]
     if size * phylogeny.ancestors.shape[1] <= LARGEST_BLOCK:
         presence, lengths = branch_presence(counts, phylogeny)
         shared = (presence * lengths) @ presence.T
     else:
         # The same product, with the branches cut into groups: sums over branches add up.
-        present: Any = scipy.sparse.csc_matrix((counts > 0).astype(np.float32) @ phylogeny.ancestors)
+        present: SparseRows = scipy.sparse.csc_matrix((counts > 0).astype(np.float32) @ phylogeny.ancestors)
         shared = np.zeros((size, size))
         width = max(1, LARGEST_BLOCK // size)
         for first in range(0, present.shape[1], width):
@@ -162,7 +224,7 @@ def _from_shared(shared: np.ndarray) -> np.ndarray:
     return np.maximum(result, 0.0)
 
 
-def _weighted(counts: Any, phylogeny: Phylogeny, normalized: bool) -> np.ndarray:
+def _weighted(counts: SparseRows, phylogeny: Phylogeny, normalized: bool) -> np.ndarray:
     """Differences are no product, but the shares below the branches are one."""
     from scipy.spatial.distance import cdist
 
@@ -174,8 +236,3 @@ def _weighted(counts: Any, phylogeny: Phylogeny, normalized: bool) -> np.ndarray
     height = shares.sum(1)
     total = height[:, None] + height[None, :]
     return np.divide(result, total, out=np.zeros_like(result), where=total > 0)
-
-
-def _blocks(counts: Any, phylogeny: Phylogeny) -> list[slice]:
-    rows = max(1, LARGEST_BLOCK // max(1, phylogeny.ancestors.shape[1]))
-    return [slice(first, first + rows) for first in range(0, counts.shape[0], rows)]

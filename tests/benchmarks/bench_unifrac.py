@@ -21,7 +21,7 @@ import pytest
 import scipy.sparse
 
 from recipes.microbiome import demo
-from recipes.microbiome.files import read_table
+from recipes.microbiome.tables import read_table
 from recipes.microbiome.unifrac import Metric, Phylogeny, distances
 from tests.launching import SHARED
 

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recipes.microbiome import data, unifrac
+from recipes.microbiome import examples, fitting, unifrac
+from recipes.microbiome import study as studies
 from recipes.microbiome.recipe import Recipe
 from recipes.microbiome.settings import DataSettings
 from recipes.microbiome.splits import leaking_groups, partition
+from recipes.microbiome.study import Study
 from runner.errors import ConfigError, DataError
 from tests.launching import SHARED
 
@@ -22,6 +24,13 @@ needs_data = pytest.mark.skipif(not REAL.is_dir(), reason="the real studies are 
 SEQUENCES = ["ACGTACGTAC", "ACGTACGTAA", "TTGTACGCAC", "GGGTACGTCC"]
 COUNTS = np.array([[5, 3, 0, 2], [0, 7, 1, 0], [4, 4, 4, 4], [9, 0, 0, 1], [0, 0, 0, 0]], float)
 SAMPLES = ["s1", "s2", "s3", "s4", "empty"]
+
+
+def opened(
+    table: str, sequences: str | None = None, tree: str | None = None, metadata: str | None = None, **settings: Any
+) -> Study:
+    """The study of these files, as a training reads it."""
+    return studies.open_study(DataSettings(table=table, sequences=sequences, tree=tree, metadata=metadata, **settings))
 
 
 @pytest.fixture
@@ -61,21 +70,21 @@ def test_hdf5_json_and_artifacts_are_the_same_study(study: dict[str, str]) -> No
         ("json.biom", None, "tree.nwk"),
         ("table.qza", None, "tree.qza"),
     ]:
-        read = data.open_study(study[table], sequences, study[tree], study["metadata.tsv"])
+        read = opened(study[table], sequences, study[tree], study["metadata.tsv"])
         assert read.sample_ids == ("s1", "s2", "s3", "s4")
         assert read.sequences == tuple(SEQUENCES)
         assert (read.counts.toarray() == COUNTS[:4]).all()
         assert read.phylogeny is not None and read.phylogeny.names == tuple(SEQUENCES)
         assert read.metadata["ph"] == ("5.5", "6.0", "NA", "7.25")
     for sequences in ("rep-seqs.fasta", "rep-seqs.qza"):
-        read = data.open_study(study["hashed.biom"], study[sequences])
+        read = opened(study["hashed.biom"], study[sequences])
         assert read.sequences == tuple(SEQUENCES) and read.phylogeny is None
 
 
 def test_what_is_left_out_is_counted_and_said(study: dict[str, str], tmp_path: Path) -> None:
     one, two, three, _ = SEQUENCES
     (tmp_path / "small.nwk").write_text(f"(({one}:1,{two}:2):3,{three}:1);")
-    read = data.open_study(study["table.biom"], None, str(tmp_path / "small.nwk"), study["metadata.tsv"], ["ph"])
+    read = opened(study["table.biom"], None, str(tmp_path / "small.nwk"), study["metadata.tsv"], target="ph")
     said = " ".join(read.notes)
     assert "1 of 4 ASVs are no tips" in said
     assert "1 of 5 samples have no ph" in said
@@ -83,13 +92,13 @@ def test_what_is_left_out_is_counted_and_said(study: dict[str, str], tmp_path: P
     assert read.sample_ids == ("s1", "s2", "s4") and read.sequences == (one, two, three)
 
     (tmp_path / "odd.fasta").write_text(f">md5a\n{one}\n>md5b\nACGNACGTAA\n>md5c\n{three.lower().replace('t', 'u')}\n")
-    read = data.open_study(study["hashed.biom"], str(tmp_path / "odd.fasta"))
+    read = opened(study["hashed.biom"], str(tmp_path / "odd.fasta"))
     assert read.sequences == (one, three)
     said = " ".join(read.notes)
     assert "1 of 4 ASVs have no sequence" in said and "1 of 3 ASVs have letters other than A, C, G and T" in said
 
     (tmp_path / "few.tsv").write_text("id\tph\ns1\t5\ns4\t6\n")
-    read = data.open_study(study["table.biom"], metadata=str(tmp_path / "few.tsv"))
+    read = opened(study["table.biom"], metadata=str(tmp_path / "few.tsv"))
     assert read.sample_ids == ("s1", "s4") and "3 of 5 samples are not in" in read.notes[0]
 
 
@@ -110,7 +119,7 @@ def test_where_nothing_is_left_it_is_an_error_that_says_what_to_type(study: dict
         ({"table": study["hashed.biom"]}, "rep-seqs.fasta"),
         ({"table": study["table.biom"], "tree": str(tmp_path / "other.nwk")}, "AAAA"),
         ({"table": study["table.biom"], "metadata": str(tmp_path / "other.tsv")}, "x1"),
-        ({"table": study["table.biom"], "metadata": str(tmp_path / "nothing.tsv"), "needed": ["ph"]}, "'ph'"),
+        ({"table": study["table.biom"], "metadata": str(tmp_path / "nothing.tsv"), "target": "ph"}, "'ph'"),
         ({"table": study["table.biom"], "metadata": str(tmp_path / "twice.tsv")}, "twice"),
         ({"table": study["table.biom"], "min_reads": 100}, "rarefy_depth"),
         ({"table": str(tmp_path / "no.biom")}, "hello"),
@@ -124,12 +133,12 @@ def test_where_nothing_is_left_it_is_an_error_that_says_what_to_type(study: dict
         ({"table": str(tmp_path / "nothing.biom")}, "no reads"),
     ]:
         with pytest.raises(DataError, match=said) as raised:
-            data.open_study(**arguments)
+            opened(**arguments)
         assert len(str(raised.value).splitlines()) <= 3
     with pytest.raises(ConfigError, match="pH"):
-        data.open_study(study["table.biom"], metadata=study["metadata.tsv"], needed=["pH"])
+        opened(study["table.biom"], metadata=study["metadata.tsv"], target="pH")
     with pytest.raises(ConfigError, match="--data.table"):
-        data.read_study(DataSettings(tree=study["tree.nwk"]))
+        studies.read_study(DataSettings(tree=study["tree.nwk"]))
 
 
 def test_what_limits_cut_off_is_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,8 +154,8 @@ def test_what_limits_cut_off_is_counted_and_said(tmp_path: Path, capsys: pytest.
 
 
 def test_letters_become_tokens_and_long_asvs_are_cut() -> None:
-    assert data.tokenize(["ACGT", "TT"], 10).tolist() == [[1, 2, 3, 4], [4, 4, 0, 0]]
-    assert data.tokenize(["ACGTA"], 3).tolist() == [[1, 2, 3]]
+    assert examples.tokenize(["ACGT", "TT"], 10).tolist() == [[1, 2, 3, 4], [4, 4, 0, 0]]
+    assert examples.tokenize(["ACGTA"], 3).tolist() == [[1, 2, 3]]
 
 
 # Splits -----------------------------------------------------------------------------------------------
@@ -158,7 +167,7 @@ def demo(**settings: Any) -> DataSettings:
 
 def test_splits_cover_every_sample_once_and_the_seed_decides() -> None:
     settings = demo(test_fraction=0.1)
-    study = data.read_study(settings)
+    study = studies.read_study(settings)
     splits = partition(study, settings)
     assert [len(splits[name]) for name in ("train", "validation", "test")] == [84, 24, 12]
     assert sorted(np.concatenate(list(splits.values()))) == list(range(120))
@@ -170,7 +179,7 @@ def test_splits_cover_every_sample_once_and_the_seed_decides() -> None:
 
 def test_groups_stay_together_and_leaking_ones_are_counted() -> None:
     settings = demo(group="site")
-    study = data.read_study(settings)
+    study = studies.read_study(settings)
     for fold in range(4):
         settings = demo(group="site", num_folds=4, fold=fold)
         assert leaking_groups(study, settings, partition(study, settings)) == 0
@@ -187,7 +196,7 @@ def test_the_user_is_warned_when_groups_leak(capsys: pytest.CaptureFixture[str],
 
 
 def test_a_split_can_come_from_a_file(tmp_path: Path) -> None:
-    study = data.read_study(demo())
+    study = studies.read_study(demo())
     names = list(study.sample_ids)
     (tmp_path / "two.json").write_text(json.dumps({"test_ids": names[:10]}))
     (tmp_path / "three.json").write_text(json.dumps({"validation_ids": names[:10], "test_ids": names[10:15]}))
@@ -210,13 +219,13 @@ def test_what_is_fitted_and_what_training_sees_come_from_the_training_samples_al
     values = np.array([float(cell) for cell in study.metadata["target"]])
     assert np.isclose(recipe.fitted.mean, values[rows].mean()) and not np.isclose(recipe.fitted.mean, values.mean())
     assert np.isclose(recipe.fitted.deviation, values[rows].std())
-    place, matrix = Recipe(data_settings=demo()).distance_matrix or (None, None)
+    place, matrix = Recipe(data_settings=demo()).distance_table or (None, None)
     assert place is not None and matrix is not None
     assert matrix.shape == (len(rows), len(rows))
     assert (place[recipe.splits["validation"]] == -1).all()
     # A column in which held-out ASVs outvote the training ones keeps the training's letter.
     seen = np.unique(study.counts[rows].indices)
-    tokens = data.tokenize([study.sequences[asv] for asv in seen], 150)
+    tokens = examples.tokenize([study.sequences[asv] for asv in seen], 150)
     for column in (0, 20, 63):
         letters, votes = np.unique(tokens[:, column], return_counts=True)
         assert votes[letters == recipe.fitted.majority[column]] == votes.max()
@@ -224,17 +233,17 @@ def test_what_is_fitted_and_what_training_sees_come_from_the_training_samples_al
 
 def test_a_class_is_told_from_a_number(study: dict[str, str]) -> None:
     settings = DataSettings(table=study["table.biom"], metadata=study["metadata.tsv"], target="body")
-    read = data.read_study(settings)
-    fitted = data.fit(read, settings, np.arange(4), True)
+    read = studies.read_study(settings)
+    fitted = fitting.fit(read, settings, np.arange(4), True)
     assert fitted.classes == ("gut", "skin")
-    values = data.target_values(read, settings, data.fit(read, settings, np.array([0, 1]), True))
+    values = fitting.target_values(read, settings, fitting.fit(read, settings, np.array([0, 1]), True))
     assert values is not None and values.tolist() == [0, 1, 0, 1]
     settings = DataSettings(table=study["table.biom"], metadata=study["metadata.tsv"], target="ph")
-    read = data.read_study(settings)
-    assert data.fit(read, settings, np.arange(3), True).classes == ()
+    read = studies.read_study(settings)
+    assert fitting.fit(read, settings, np.arange(3), True).classes == ()
     wrong = DataSettings(table=study["table.biom"], metadata=study["metadata.tsv"], target="body", task="regression")
     with pytest.raises(DataError, match="gut"):
-        data.fit(data.read_study(wrong), wrong, np.arange(4), True)
+        fitting.fit(studies.read_study(wrong), wrong, np.arange(4), True)
 
 
 # Rarefaction and micro-batches ------------------------------------------------------------------------
@@ -242,12 +251,12 @@ def test_a_class_is_told_from_a_number(study: dict[str, str]) -> None:
 
 def test_rarefaction_draws_without_replacement_and_by_seed() -> None:
     counts = np.array([50.0, 30, 0, 20])
-    drawn = data.rarefy(counts, 40, np.random.default_rng(0))
+    drawn = examples.rarefy(counts, 40, np.random.default_rng(0))
     assert drawn.sum() == 40 and (drawn <= counts).all()
-    assert (drawn == data.rarefy(counts, 40, np.random.default_rng(0))).all()
-    means = np.mean([data.rarefy(counts, 40, np.random.default_rng(seed)) for seed in range(500)], 0)
+    assert (drawn == examples.rarefy(counts, 40, np.random.default_rng(0))).all()
+    means = np.mean([examples.rarefy(counts, 40, np.random.default_rng(seed)) for seed in range(500)], 0)
     assert np.allclose(means, [20, 12, 0, 8], atol=0.5)
-    assert (data.rarefy(counts, 0, np.random.default_rng(0)) == counts).all()
+    assert (examples.rarefy(counts, 0, np.random.default_rng(0)) == counts).all()
 
 
 def test_training_rarefies_anew_at_every_visit_and_evaluation_never_does() -> None:
@@ -255,7 +264,7 @@ def test_training_rarefies_anew_at_every_visit_and_evaluation_never_does() -> No
 
     def visit(split: str, seed: int) -> np.ndarray:
         np.random.seed(seed)
-        return data.counts_of([recipe.data(split)[0]], len(recipe.study.sequences)).toarray()
+        return examples.counts_of([recipe.data(split)[0]], len(recipe.study.sequences)).toarray()
 
     assert (visit("train", 1) == visit("train", 1)).all()
     assert (visit("train", 1) != visit("train", 2)).any()
@@ -267,11 +276,11 @@ def test_distances_come_from_the_reads_that_the_model_sees() -> None:
     """Pitfall 14: a target from the full table beside a rarefied input is the wrong target."""
     recipe = Recipe(data_settings=demo(rarefy_depth=60))
     np.random.seed(5)
-    examples = recipe.data("train").__getitem__
-    chosen = [examples(number) for number in range(6)]
-    assert recipe.distance_matrix is None
+    visit = recipe.data("train").__getitem__
+    chosen = [visit(number) for number in range(6)]
+    assert recipe.distance_table is None
     batch = recipe.collate(chosen)
-    table = data.counts_of(chosen, len(recipe.study.sequences))
+    table = examples.counts_of(chosen, len(recipe.study.sequences))
     assert recipe.study.phylogeny is not None
     rarefied = unifrac.distances(table, recipe.study.phylogeny)
     full = unifrac.distances(recipe.study.counts[[one.sample for one in chosen]], recipe.study.phylogeny)
@@ -281,22 +290,22 @@ def test_distances_come_from_the_reads_that_the_model_sees() -> None:
 
 def test_one_matrix_or_one_product_per_batch_give_the_same() -> None:
     chosen = [Recipe(data_settings=demo()).data("train")[number] for number in (3, 1, 8)]
-    by_matrix = Recipe(data_settings=demo(distance_from="matrix")).batch_distances(chosen)
-    by_batch = Recipe(data_settings=demo(distance_from="batch")).batch_distances(chosen)
+    by_matrix = Recipe(data_settings=demo(distance_from="matrix")).collate(chosen)["distances"].numpy()
+    by_batch = Recipe(data_settings=demo(distance_from="batch")).collate(chosen)["distances"].numpy()
     assert np.abs(by_matrix - by_batch).max() < 1e-6
 
 
 def test_each_distinct_asv_is_there_once_and_the_most_abundant_are_kept() -> None:
     recipe = Recipe(data_settings=demo())
     chosen = [recipe.data("train")[number] for number in range(16)]
-    distinct, rows, reads = data.distinct_asvs(chosen, 1000)
+    distinct, rows, reads = examples.distinct_asvs(chosen, 1000)
     assert len(set(distinct.tolist())) == len(distinct) < sum(len(one.asvs) for one in chosen)
     assert rows.shape[1] == max(len(one.asvs) for one in chosen)
     for number, one in enumerate(chosen):
         there = reads[number] > 0
         assert (distinct[rows[number][there]] == one.asvs).all() and (reads[number][there] == one.counts).all()
         assert (np.diff(one.counts) <= 0).all()
-    distinct, rows, reads = data.distinct_asvs(chosen, 5)
+    distinct, rows, reads = examples.distinct_asvs(chosen, 5)
     assert rows.shape == (16, 5)
     for number, one in enumerate(chosen):
         assert reads[number].min() == np.sort(one.counts)[-5]
@@ -304,7 +313,7 @@ def test_each_distinct_asv_is_there_once_and_the_most_abundant_are_kept() -> Non
 
 def test_only_letters_are_masked_and_at_least_one_of_each_asv() -> None:
     tokens = np.array([[1, 2, 3, 4, 0, 0], [4, 0, 0, 0, 0, 0], *[[1, 2, 3, 4, 1, 2]] * 500])
-    mask = data.mask_letters(tokens, 0.15, np.random.default_rng(0))
+    mask = examples.mask_letters(tokens, 0.15, np.random.default_rng(0))
     assert not mask[tokens == 0].any() and mask.any(1).all()
     assert 0.15 < mask[2:].mean() < 0.25
 
@@ -344,7 +353,7 @@ def test_the_real_study_is_read_whole() -> None:
         table=str(REAL / "tiny" / "table.biom"), tree=str(REAL / "tiny" / "tree.nwk"),
         metadata=str(REAL / "tiny" / "metadata.tsv"), target="age", group="study",
     )  # fmt: skip
-    study = data.read_study(settings)
+    study = studies.read_study(settings)
     assert study.counts.shape == (24, 307) and study.notes == ()
     reference = np.load(REAL / "tiny" / "reference_skbio_0.7.4.npz")
     assert study.phylogeny is not None

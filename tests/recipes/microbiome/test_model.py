@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from recipes.microbiome.model import AttentionPooling, MicrobiomeModel, Stack, embedding_distances, tanh_scale
+from recipes.microbiome.prediction import compare_distances
 from recipes.microbiome.recipe import Recipe
 from recipes.microbiome.settings import DataSettings, ModelSettings
 from runner.errors import ConfigError
@@ -242,9 +243,8 @@ def test_a_missing_target_is_an_error(tmp_path: Any) -> None:
     with pytest.raises(ConfigError, match="--data.target"):
         settings = DataSettings(table="table.biom", tree="tree.nwk")
         _ = Recipe(stage="predict", data_settings=settings).study
-    nothing = recipe_of(penalties={"unifrac_penalty": 0.0, "nuc_penalty": 0.0})
     with pytest.raises(ConfigError, match="penalty"):
-        nothing.loss(nothing.model(), batch_of(nothing))
+        recipe_of(penalties={"unifrac_penalty": 0.0, "nuc_penalty": 0.0})
 
 
 def test_the_nucleotide_loss_scores_hidden_letters_alone() -> None:
@@ -330,7 +330,7 @@ def test_scores_are_over_all_pairs_of_the_split_at_once() -> None:
             )
         ]
         whole = recipe.predict(model, recipe.collate([data[place] for place in range(12)]))
-    true, predicted = recipe.compare_distances(rows)
+    true, predicted = compare_distances(recipe, recipe.study, rows)
     assert true.shape == predicted.shape == (12, 12)
     pairs = np.triu_indices(12, 1)
     scores = recipe.score(rows)
@@ -445,10 +445,9 @@ def test_weights_that_do_not_fit_are_an_error_that_says_why() -> None:
 
 
 def test_asvs_as_samples_of_their_own_learn_the_trees_distances(monkeypatch: pytest.MonkeyPatch) -> None:
-    from recipes.microbiome import recipe as module
-    from recipes.microbiome import unifrac
+    from recipes.microbiome import collating, unifrac
 
-    monkeypatch.setattr(module, "MOST_ASVS_ALONE", 7)
+    monkeypatch.setattr(collating, "MOST_ASVS_ALONE", 7)
     recipe = recipe_of()
     batch = batch_of(recipe)
     distinct = np.unique(np.concatenate([example.asvs for example in batch.extra["examples"]]))

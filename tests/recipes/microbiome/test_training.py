@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from recipes.microbiome import answering
 from recipes.microbiome.recipe import Recipe
+from recipes.microbiome.settings import DataSettings
 from runner import trials
 from runner.checkpoints.trained import find_recipe, load_trained
 from runner.errors import ConfigError
@@ -208,7 +210,7 @@ def test_predictions_and_embeddings_of_a_study_from_files(stage_1: Path, tmp_pat
     assert "60 samples" in recipe.answer(model, request)
     written = [line.split("\t") for line in (tmp_path / "o" / "embeddings.tsv").read_text().splitlines()]
     assert [line[0] for line in written[1:]] == list(study.sample_ids)
-    expected = answering.encode(model, recipe, study).embeddings
+    expected = answering.encode(model, recipe, study, recipe.fitted).embeddings
     assert np.allclose(np.array([line[1:] for line in written[1:]], float), expected, rtol=1e-4, atol=1e-6)
     assert "high" in (tmp_path / "o" / "report.html").read_text()
     # Without a tree there is no UniFrac to learn: said, not passed over.
@@ -314,7 +316,7 @@ def test_artifacts_of_a_real_study_train_both_stages_and_are_described(tmp_path:
         with zipfile.ZipFile(tmp_path / f"{artifact}.qza", "w") as archive:
             archive.write(tmp_path / member, f"8c2e/data/{member}")
     lines = (DATA / "tiny" / "metadata.tsv").read_text().splitlines()
-    types = "\t".join(["#q2:types", *["categorical"] * lines[0].count("\t")])
+    types = "#q2:types\tnumeric\tcategorical"
     # The last sample is in no metadata.
     (tmp_path / "metadata.tsv").write_text("\n".join([lines[0], types, *lines[1:-1]]) + "\n")
 
@@ -326,7 +328,7 @@ def test_artifacts_of_a_real_study_train_both_stages_and_are_described(tmp_path:
     assert "1 of 24 samples are not in" in output
     flags += ["--stage", "predict", "--data.target", "age", "--data.group", "study", "--data.split", "random"]
     output = train(*flags, "--init_from", str(tmp_path / "one"), "--output_dir", str(tmp_path / "two"))
-    assert "warning" in output and "the scores flatter" in output
+    assert "warning" in output and "the scores are too good" in output
     assert {"target_mae", "unifrac_r2", "nucleotide_accuracy"} <= metrics(tmp_path / "two", "eval")[-1].keys()
     assert {"target_loss", "count_loss", "unifrac_loss"} <= metrics(tmp_path / "two")[-1].keys()
 
@@ -412,3 +414,89 @@ def test_the_page_has_every_setting() -> None:
     wanted = [(each.flag, each.get(default)) for each in settings_of(Recipe)]
     shown = [(name, "none" if value is None else str(value).lower()) for name, value in wanted]
     assert documented == shown
+
+
+def test_ids_and_cells_go_out_as_they_came(tmp_path: Path) -> None:
+    """Predictions are written for other programs: nothing in them may become a number, a date or another row."""
+    import csv
+
+    from recipes.microbiome.study import Study
+    from recipes.microbiome.target import Fitted
+
+    names = ["00123", "1e5", "TRUE", "NA", " padded ", "2024-01-02", "tab\there", 'quote"d', "1.10", "=1+1", "é"]
+    model, recipe = Recipe(stage="predict").model().eval(), Recipe(stage="predict")
+    study = recipe.study
+    cells = [f"{number}.50" for number in range(len(names))]
+    study = Study(tuple(names), study.sequences, study.counts[: len(names)], None, {"target": tuple(cells)})
+    answering.write(model, recipe, study, Fitted(6.0, 1.0), tmp_path, None, ["split"] * len(names))
+    for file in ("predictions.tsv", "embeddings.tsv"):
+        with (tmp_path / file).open(encoding="utf-8", newline="") as opened:
+            rows = list(csv.reader(opened, "excel-tab", strict=True))
+        assert [row[0] for row in rows] == ["sample-id", *names]
+        if file == "predictions.tsv":
+            assert [row[2] for row in rows[1:]] == cells and rows[0] == [
+                "sample-id", "predicted_target", "target", "split",
+            ]  # fmt: skip
+
+
+def test_unknown_classes_and_words_in_a_later_study_are_counted(tmp_path: Path) -> None:
+    from recipes.microbiome.study import Study
+    from recipes.microbiome.target import Fitted
+
+    recipe = Recipe(stage="predict")
+    model, demo = recipe.model().eval(), recipe.study
+    for cells, counted in [(["5.1", "n.d.", "6,2", "NA", "7"], "2 of 5 samples have in target no number")]:
+        study = Study(tuple("abcde"), demo.sequences, demo.counts[:5], None, {"target": tuple(cells)})
+        assert counted in answering.write(model, recipe, study, Fitted(6.0, 1.0), tmp_path, None, [])
+
+
+def test_what_was_fitted_on_other_content_is_fitted_anew_unless_a_model_depends_on_it(tmp_path: Path) -> None:
+    pytest.importorskip("biom")
+    sequences = ["ACGTACGTACGTACGTACGTAC", "TCGTACGTACGTACGTACGTAC"]
+    table = "#OTU ID\t" + "\t".join(f"s{n}" for n in range(20)) + "\n"
+    table += "".join(f"{sequence}\t" + "\t".join("3" * 20) + "\n" for sequence in sequences)
+    (tmp_path / "t.tsv").write_text(table)
+
+    def classes(words: str, folder: Path) -> tuple[str, ...]:
+        rows = "".join(f"s{n}\t{words[n % len(words)]}\n" for n in range(20))
+        (tmp_path / "m.tsv").write_text(f"sample-id\tsite\n{rows}")
+        flags = {"table": str(tmp_path / "t.tsv"), "metadata": str(tmp_path / "m.tsv"), "target": "site"}
+        recipe = Recipe(stage="predict", data_settings=DataSettings(**flags))
+        folder.mkdir(parents=True, exist_ok=True)
+        return recipe.prepare(folder).fitted.classes
+
+    assets = tmp_path / "run" / "assets"
+    assert classes("xy", assets) == ("x", "y")
+    assert classes("xyz", assets) == ("x", "y", "z")
+    # With a checkpoint there, the runner decides whether the run goes on; what it learned are the old classes.
+    (tmp_path / "run" / "checkpoint-4").mkdir()
+    assert classes("uvw", assets) == ("x", "y", "z")
+    trained = tmp_path / "final"
+    assert classes("xyz", trained) == ("x", "y", "z")
+    (trained / "model.safetensors").write_bytes(b"")
+    assert classes("uvw", trained) == ("x", "y", "z")
+
+
+def test_heads_are_inherited_for_the_same_target_alone(tmp_path: Path) -> None:
+    from recipes.microbiome.fitting import has_same_target
+
+    def prepared(target: str) -> Recipe:
+        settings = DataSettings(demo_samples=40, demo_asvs=40, target=target)
+        return Recipe(stage="predict", data_settings=settings).prepare(tmp_path)
+
+    first = prepared("target")
+    assert has_same_target(first.assets, first, first.fitted)
+    trained = first.model()
+    with torch.no_grad():
+        trained.target_head.weight.fill_(7.0)
+    again = prepared("target")
+    model = again.model()
+    again.inherit(model, trained.state_dict())
+    assert (model.target_head.weight == 7).all()
+    # The assets of a run are copied into one that begins from its weights: here for another target of one output.
+    file = tmp_path / "microbiome.json"
+    file.write_text(file.read_text().replace('"target": "target"', '"target": "ph"'))
+    other = prepared("target")
+    model = other.model()
+    other.inherit(model, trained.state_dict())
+    assert (model.target_head.weight == 0).all()

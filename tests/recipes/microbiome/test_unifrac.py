@@ -75,7 +75,7 @@ def test_a_real_table_and_tree_equal_scikit_bio() -> None:
     biom = pytest.importorskip("biom")
     table = biom.load_table(str(DATA / "tiny" / "table.biom"))
     reference = np.load(DATA / "tiny" / "reference_skbio_0.7.4.npz")
-    phylogeny = Phylogeny.read(DATA / "tiny" / "tree.nwk").rows_of(table.ids("observation"))
+    phylogeny = Phylogeny.from_newick((DATA / "tiny" / "tree.nwk").read_text()).rows_of(table.ids("observation"))
     order = [list(table.ids()).index(name) for name in reference["ids"]]
     counts = table.matrix_data.T.tocsr()[order]
     for metric in ("unweighted", "weighted_normalized"):

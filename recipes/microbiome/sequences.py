@@ -1,0 +1,45 @@
+"""ASV sequences from FASTA files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recipes.microbiome.files import read_text
+from runner.errors import DataError
+
+
+def read_fasta(path: Path) -> dict[str, str]:
+    """Sequences by the first word of their header, of a FASTA file (also `.gz`) or a `.qza` with one.
+
+    Lines are joined and blanks removed; letters stay as they are. Raises DataError for a name that occurs twice, a
+    record without a name, and a file in another format.
+    """
+    found: dict[str, list[str]] = {}
+    name = None
+    lines = read_text(path, "dna-sequences.fasta").split("\n")
+    first = next((line for line in lines if line.strip()), "")
+    if first.startswith("@"):
+        raise DataError(f"{path} looks like FASTQ: it begins with {first[:30]!r}. Wanted: the ASVs as FASTA.")
+    for number, line in enumerate(lines, 1):
+        if line.startswith(">"):
+            name = (line[1:].split() or [""])[0]
+            if not name:
+                raise DataError(f"{path} has a sequence without a name in line {number}; wanted: >id.")
+            if name in found:
+                raise DataError(f"{path} has the sequence {name[:60]!r} twice; wanted: each ASV once.")
+            found[name] = []
+        elif name is not None:
+            found[name].append("".join(line.split()))
+        elif line.strip() and not line.startswith(";"):
+            raise DataError(
+                f"{path} holds no FASTA record in line {number}, but {line.strip()[:30]!r}; wanted: lines of >id, and "
+                "sequences below them."
+            )
+    if not found:
+        raise DataError(f"{path} holds no FASTA record; wanted: lines of >id, and sequences below them.")
+    return {name: "".join(parts) for name, parts in found.items()}
+
+
+def cleaned(sequence: str) -> str:
+    """Upper case, with T for U and without the gaps of an alignment."""
+    return sequence.upper().replace("U", "T").replace("-", "").replace(".", "")
