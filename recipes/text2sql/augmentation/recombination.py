@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from recipes.text2sql.prompts import prompt
 from recipes.text2sql.sql.execution import execute
+from recipes.text2sql.sql.names import fold, unquoted
 
 if TYPE_CHECKING:
     from recipes.text2sql.data.questions import Question
@@ -35,9 +36,11 @@ LONGEST_PHRASE_WORDS = 6
 """No exchanged phrase of a question is longer."""
 MAX_PIECES = 2
 """An exchange changes at most as many different pieces of SQL."""
-SQL_TOKEN = re.compile(r"<v\d>|'(?:[^']|'')*'|\w+(?:\.\w+)?|<=|>=|<>|[^\w\s]")
+NAME = r'(?:\w+|"(?:[^"]|"")*")'
+SQL_TOKEN = re.compile(rf"<v\d>|'(?:[^']|'')*'|{NAME}(?:\.{NAME})?|<=|>=|<>|[^\w\s]")
 PLACEHOLDER = re.compile(r"<v(\d)>")
-COMPARED = re.compile(r"(?:\w+\.)?(\w+) (?:=|<>|LIKE) <v(\d)>")
+AGGREGATES = ("COUNT", "SUM", "AVG", "MIN", "MAX")
+COMPARED = re.compile(rf"(?:{NAME}\.)?({NAME}) (?:=|<>|LIKE) <v(\d)>")
 
 Tokens = tuple[str, ...]
 Pieces = tuple[tuple[Tokens, Tokens], ...]
@@ -124,9 +127,12 @@ def recombine(
 
 def spell(tokens: Sequence[str]) -> str:
     """A query from its tokens, spaced as `recipes.text2sql.sql.canonical` spaces it."""
-    text = " ".join(tokens)
-    text = re.sub(r"\b(COUNT|SUM|AVG|MIN|MAX) \(", r"\1(", text)
-    return re.sub(r"\s+([,)])", r"\1", text).replace("( ", "(")
+    text, before = "", "("
+    for token in tokens:
+        is_tight = token in (",", ")") or before == "(" or (token == "(" and before in AGGREGATES)
+        text += token if is_tight else f" {token}"
+        before = token
+    return text
 
 
 def recombine_questions(questions: Sequence[Question]) -> list[list[tuple[str, str]]]:
@@ -169,7 +175,7 @@ def swap_values(links: Sequence[Link], target: str, database: str, chance: Any) 
     """
     swapped = list(links)
     for match in COMPARED.finditer(target):
-        number, column = int(match[2]), match[1].lower()
+        number, column = int(match[2]), fold(unquoted(match[1]))
         others = _by_column(database).get(column, ())
         if number < len(links) and links[number].columns and others:
             other = chance.choice(others)

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from recipes.text2sql.prompts import prompt
 from recipes.text2sql.prompts.prompt import Link
-from recipes.text2sql.sql.canonical import canonical, keywords, parsed
+from recipes.text2sql.sql.canonical import canonical
 from recipes.text2sql.sql.execution import execute
+from recipes.text2sql.sql.names import fold, keywords, pieces, unquoted
+from recipes.text2sql.sql.parsing import parsed
 from recipes.text2sql.sql.results import is_ordered, is_valid, same_result
 from recipes.text2sql.sql.schema import Schema
 
@@ -299,7 +301,7 @@ def rename_schema(schema: Schema, names: dict[str, str]) -> Schema:
     """The schema with other names; those not among `names` stay."""
 
     def new(name: str) -> str:
-        return names.get(name.lower(), name)
+        return names.get(fold(name), name)
 
     return Schema(
         schema.db_id,
@@ -313,9 +315,7 @@ def rename_schema(schema: Schema, names: dict[str, str]) -> Schema:
 def rename_query(query: str, names: dict[str, str]) -> str:
     """The canonical query with other names; texts in quotes and placeholders stay."""
 
-    def new(match: re.Match[str]) -> str:
-        word = match[0]
-        # The canonical spelling has functions and keywords in upper case, names in lower.
-        return names.get(word[1:-1].replace('""', '"') if word[0] == '"' else word, word)
-
-    return re.sub(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|<v\d>|\w+", new, query)
+    # The canonical spelling has functions and keywords in upper case, names in lower.
+    return "".join(
+        names.get(unquoted(piece), piece) if kind in ("name", "word") else piece for kind, piece in pieces(query)
+    )

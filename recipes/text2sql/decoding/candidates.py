@@ -12,15 +12,19 @@ from recipes.text2sql.decoding.masks import OnlyGrammatical, writer_of
 from recipes.text2sql.prompts.prompt import reveal, reveal_names
 from recipes.text2sql.sql.canonical import canonical
 from recipes.text2sql.sql.execution import Execution, execute
-from recipes.text2sql.sql.results import first_that_finds, is_ordered, same_result
+from recipes.text2sql.sql.names import fold, is_bare, pieces, quoted
+from recipes.text2sql.sql.results import first_that_finds, is_ordered, is_valid, same_result
 
 if TYPE_CHECKING:
     from recipes.text2sql.prompts.encoding import Encoder, Example
     from recipes.text2sql.settings import GenerationSettings
     from recipes.text2sql.sql.schema import Schema
 
+import functools
 import hashlib
-from collections.abc import Sequence
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -86,7 +90,40 @@ def as_sql(encoder: Encoder, text: str, example: Example) -> str:
     """What the model wrote as the SQL that it stands for."""
     if encoder.settings.schema_tokens:
         text = reveal_names(text, example.question.schema)
-    return reveal(text, example.links)
+    return with_quotes(reveal(text, example.links), example.question.schema, example.question.database)
+
+
+def with_quotes(query: str, schema: Schema, database: str | None) -> str:
+    """The query with quotes around names that need them, where it is valid only with them.
+
+    Without constrained decoding, a model may write `order` or `date of birth` as the prompt shows it. Keywords are in
+    upper case in what it has learned, so only the lower-case spelling is taken for a name.
+    """
+    odd = _names_with_quotes(schema)
+    if odd is None or is_valid(database or schema, query):
+        return query
+    changed = "".join(
+        piece if kind in ("text", "name") else odd.sub(lambda match: quoted(match[0]), piece)
+        for kind, piece in _joined(pieces(query))
+    )
+    return changed if changed != query and is_valid(database or schema, changed) else query
+
+
+@functools.lru_cache(maxsize=512)
+def _names_with_quotes(schema: Schema) -> re.Pattern[str] | None:
+    """A pattern for the names that need quotes, the longest first; None where the schema has none."""
+    names = {fold(name) for table, columns in schema.tables.items() for name in (table, *columns)}
+    odd = sorted((name for name in names if name and not is_bare(name)), key=len, reverse=True)
+    return re.compile(r"(?<![\w$])(?:" + "|".join(map(re.escape, odd)) + r")(?![\w$])") if odd else None
+
+
+def _joined(parts: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """The pieces of SQL with those between two quoted ones as one."""
+    for is_quoted, group in itertools.groupby(parts, key=lambda part: part[0] in ("text", "name")):
+        if is_quoted:
+            yield from group
+        else:
+            yield "other", "".join(piece for _, piece in group)
 
 
 def uniforms(examples: Sequence[Example], count: int, steps: int, seed: int) -> Tensor:

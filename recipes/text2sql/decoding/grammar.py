@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 
+from recipes.text2sql.sql.names import fold
 from recipes.text2sql.sql.schema import Schema
 
 END = "END"
@@ -94,11 +95,12 @@ class Grammar:
         self.tables = {
             f'"{table}': frozenset(f'"{column}' for column in columns - (rows - own))
             for (table, columns), own in zip(
-                schema.folded.items(), ({c.lower() for c in columns} for columns in schema.tables.values()), strict=True
+                schema.folded.items(), (set(map(fold, columns)) for columns in schema.tables.values()), strict=True
             )
         }
         self.columns = frozenset().union(*self.tables.values())
-        self.aliases = [f"t{number}" for number in range(1, 60) if f'"t{number}' not in self.tables]
+        taken = self.tables.keys() | self.columns
+        self.aliases = [f"t{number}" for number in range(1, 60) if f'"t{number}' not in taken]
         self._options: dict[tuple[str, ...], frozenset[str]] = {}
 
     def options(self, lexemes: tuple[str, ...]) -> frozenset[str]:

@@ -17,7 +17,7 @@ from recipes.text2sql.decoding.grammar import (
     Grammar,
 )
 from recipes.text2sql.prompts.prompt import PLACEHOLDERS, names_of
-from recipes.text2sql.sql.canonical import keywords
+from recipes.text2sql.sql.names import spelled
 
 if TYPE_CHECKING:
     from recipes.text2sql.prompts.encoding import Encoder, Example
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 import functools
 import re
-import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -235,22 +234,10 @@ def _writer(vocabulary: Vocabulary, schema: Schema, kinds: tuple[bool, ...], wit
 
     tokens, rules, forms = names_of(schema) if with_tokens else {}, _grammar(schema), {}
     for key in {*rules.tables, *rules.columns}:
-        forms[key] = [symbols(text) for text in _forms(key[1:], tokens.get(key[1:]))]
+        # As `hide_names` and `canonical` write them.
+        forms[key] = [symbols(tokens.get(key[1:]) or spelled(key[1:]))]
     values = [(symbols(PLACEHOLDERS[number]), whole) for number, whole in enumerate(kinds)]
     return Writer(Spelling(rules, forms, values), vocabulary)
-
-
-def _forms(name: str, token: str | None) -> list[str]:
-    """How a name is written: as its token, as it is, or in quotes, as `canonical` and `hide_names` have it."""
-    is_plain, bare = re.fullmatch(r"[a-z_][a-z0-9_]*", name) is not None, is_bare(name)
-    quoted = '"' + name.replace('"', '""') + '"'
-    if is_plain and bare and name.upper() not in keywords():
-        return [token or name]
-    return [
-        text
-        for text, fits in ((token, bare or not is_plain), (name, is_plain and bare), (quoted, True))
-        if text and fits
-    ]
 
 
 SPACE, QUOTE, LESS, POINT, PERCENT, MINUS = b" '<.%-"
@@ -471,23 +458,3 @@ class Spelling:
         """Whether the query may end here."""
         done = self.finished(state)
         return done is not None and not done.gap.endswith("space") and END in self.grammar.options(done.lexemes)
-
-
-@functools.lru_cache(maxsize=10_000)
-def is_bare(name: str) -> bool:
-    """Whether SQLite takes the name for a column's and a table's without quotes, too."""
-    quoted = '"' + name.replace('"', '""') + '"'
-    connection = sqlite3.connect(":memory:")
-    try:
-        # Were it a constant, as true is, it would not bring the row's text.
-        found = connection.execute(
-            f"SELECT {name} FROM (SELECT 'text' AS {quoted}) WHERE {name} = 'text' AND NOT {name} IN ('') "
-            f"AND {name} BETWEEN 'a' AND 'z' GROUP BY {name} HAVING MAX({name}) LIKE {name} ORDER BY {name} DESC"
-        ).fetchall()
-        connection.execute(f"WITH {quoted} AS (SELECT 1) SELECT COUNT(*) FROM {name} AS t1 JOIN {name} AS t2 ON TRUE")
-        connection.execute(f"WITH {quoted} AS (SELECT 1) SELECT COUNT(*) FROM {name} WHERE TRUE")
-    except sqlite3.Error:
-        return False
-    finally:
-        connection.close()
-    return found == [("text",)]

@@ -14,6 +14,7 @@ from collections.abc import Container
 from pathlib import Path
 
 from recipes.text2sql.sql.canonical import canonical
+from recipes.text2sql.sql.names import fold, pieces, spelled, unquoted
 from recipes.text2sql.sql.schema import Schema
 
 MAX_VALUES = 10
@@ -30,7 +31,8 @@ MAX_COLUMNS_SHOWN = 6
 CONSTANT_FROM_ROWS = 20
 """A text that all of a column's rows hold, and these are at least so many, tells none of them from another."""
 WORD = re.compile(r"\d+(?:\.\d+)?|\w+|[^\w\s]")
-LITERAL = re.compile(r"'((?:[^']|'')*)'|(?<![\w.'])(\d+(?:\.\d+)?)(?![\w.'])")
+LITERAL = re.compile(r"'((?:[^']|'')*)'|(?<![\w.'])(\d+(?:\.\d+)?)(?![\w.'])" + r'|"(?:[^"]|"")*"')
+"""A text in quotes, a number, or a name in quotes."""
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 COMMON = frozenset(
     "a all an and any are as at by do for from has have in is it no not of on or the to was with".split()
@@ -136,6 +138,8 @@ def hide(query: str, links: list[Link]) -> str:
     numbers = {found.value.lower(): number for number, found in reversed(list(enumerate(links)))}
 
     def placeholder(match: re.Match[str]) -> str:
+        if match[0][0] == '"':
+            return match[0]  # A name in quotes.
         text = match[1].replace("''", "'") if match[1] is not None else match[2]
         bare = text.strip("%")
         number = numbers.get(bare.lower())
@@ -152,22 +156,26 @@ def reveal(text: str, links: list[Link]) -> str:
     """The SQL that a model wrote, with the values in the placeholders' places."""
 
     def value(match: re.Match[str]) -> str:
-        number = int(match[2])
-        if number >= len(links):
-            return match[0]
-        if match[1]:
-            return match[1] + links[number].value.replace("'", "''") + match[3]
-        return links[number].literal
+        return links[int(match[1])].literal if int(match[1]) < len(links) else match[0]
 
-    text = re.sub(r"('%?)\s*<v(\d)>\s*(%?')", value, text)
-    return re.sub(r"()<v(\d)>()", value, text).strip()
+    def inside(match: re.Match[str]) -> str:
+        return links[int(match[1])].value.replace("'", "''") if int(match[1]) < len(links) else match[0]
+
+    revealed = []
+    for kind, piece in pieces(text):
+        if kind == "text":
+            # A placeholder alone in its quotes, or between signs for LIKE, may have spaces beside it.
+            piece = re.sub(r"^('%?)\s*(<v\d>)\s*(%?')$", r"\1\2\3", piece)
+            piece = re.sub(r"<v(\d)>", inside, piece)
+        revealed.append(re.sub(r"<v(\d)>", value, piece) if kind == "token" else piece)
+    return "".join(revealed).strip()
 
 
 @functools.lru_cache(maxsize=512)
 def names_of(schema: Schema) -> dict[str, str]:
     """Every name of the schema in lower case -> its token: tables <t0> ..., columns <c0> ... A name has one token."""
-    names = {table.lower(): f"<t{number}>" for number, table in enumerate(list(schema.tables)[:MAX_TABLES])}
-    columns = dict.fromkeys(column.lower() for columns in schema.tables.values() for column in columns)
+    names = {fold(table): f"<t{number}>" for number, table in enumerate(list(schema.tables)[:MAX_TABLES])}
+    columns = dict.fromkeys(fold(column) for columns in schema.tables.values() for column in columns)
     new = [column for column in columns if column not in names][:MAX_COLUMNS]
     return names | {column: f"<c{number}>" for number, column in enumerate(new)}
 
@@ -182,7 +190,7 @@ def stem(word: str) -> str:
 
 @functools.lru_cache(maxsize=512)
 def _stems_of(schema: Schema) -> dict[tuple[str, ...], str]:
-    return {tuple(map(stem, re.split(r"[\W_]+", name))): token for name, token in names_of(schema).items()}
+    return {tuple(map(stem, re.split(r"[\W_]+", name.lower()))): token for name, token in names_of(schema).items()}
 
 
 def mark(text: str, schema: Schema) -> str:
@@ -205,34 +213,37 @@ def mark(text: str, schema: Schema) -> str:
 
 
 def hide_names(query: str, schema: Schema) -> str:
-    """The canonical query with tokens for the schema's names; texts in quotes stay."""
+    """The canonical query with tokens for the schema's names, in quotes or not, and no white space beside them."""
     names = names_of(schema)
-
-    def token(match: re.Match[str]) -> str:
-        return match[0] if match[0][0] in "'\"<" else names.get(match[0], match[0])
-
-    return re.sub(r"\s*(<[tc]\d+>)\s*", r"\1", re.sub(r"'(?:[^']|'')*'|\"[^\"]*\"|<v\d>|\w+", token, query))
+    hidden: list[str] = []
+    after_name = False
+    for kind, piece in pieces(query):
+        token = names.get(unquoted(piece)) if kind in ("name", "word") else None
+        if kind == "space" and after_name:
+            continue
+        if token and hidden and hidden[-1].isspace():
+            hidden.pop()
+        hidden.append(token or piece)
+        after_name = token is not None
+    return "".join(hidden)
 
 
 def reveal_names(text: str, schema: Schema) -> str:
-    """The query that a model wrote, with the schema's names in the tokens' places."""
+    """The query that a model wrote, with names in the tokens' places, in quotes where SQLite needs them."""
     tokens = {token: name for name, token in names_of(schema).items()}
-
-    def name(match: re.Match[str]) -> str:
-        found = tokens.get(match[0])
-        if found is None:
-            # In quotes SQLite would take it for a text; as it is, the query does not run, which is the truth.
-            return f" {match[0]} "
-        return f" {found} " if re.fullmatch(r"[a-z_]\w*", found) else ' "' + found.replace('"', '""') + '" '
-
-    def tidy(match: re.Match[str]) -> str:
-        return match[0] if match[0][0] == '"' else "." if match[0][0] == "." else " "
-
-    # Every other part is a text in quotes, which stays as it was written, as do names in quotes.
-    parts = re.split(r"('(?:[^']|'')*')", text)
-    for place in range(0, len(parts), 2):
-        parts[place] = re.sub(r'"(?:[^"]|"")*"|\.?\s+', tidy, re.sub(r"<[tc]\d+>", name, parts[place]))
-    return "".join(parts).strip()
+    spaced = []
+    for kind, piece in pieces(text):
+        if kind == "token" and piece[1] != "v":
+            # Quotes around a token without a name would make it a text for SQLite, and hide the mistake.
+            piece = f" {spelled(tokens[piece]) if piece in tokens else piece} "
+        spaced.append(piece)
+    revealed: list[str] = []
+    for kind, piece in pieces("".join(spaced)):
+        if kind != "space":
+            revealed.append(piece)
+        elif not revealed or revealed[-1] != ".":
+            revealed.append(" ")
+    return "".join(revealed).strip()
 
 
 def describe(schema: Schema, with_tokens: bool = False) -> str:
@@ -240,11 +251,10 @@ def describe(schema: Schema, with_tokens: bool = False) -> str:
     names = names_of(schema) if with_tokens else {}
 
     def shown(name: str) -> str:
-        return f"{names[name.lower()]} {name}" if name.lower() in names else name
+        name = fold(name)
+        return f"{names[name]} {name}" if name in names else name
 
-    return " | ".join(
-        f"{shown(table)} : {' , '.join(map(shown, columns))}" for table, columns in schema.tables.items()
-    ).lower()
+    return " | ".join(f"{shown(table)} : {' , '.join(map(shown, columns))}" for table, columns in schema.tables.items())
 
 
 def mentioned(links: list[Link], schema: Schema | None = None) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from recipes.text2sql.prompts import prompt
 from recipes.text2sql.prompts.prompt import Link
 from recipes.text2sql.sql.execution import connect
+from recipes.text2sql.sql.names import fold
 from recipes.text2sql.sql.schema import Schema
 
 LONGEST_SAMPLE = 30
@@ -144,8 +145,8 @@ def _named(schema: Schema, tokens: bool) -> Callable[[str], str]:
     names = prompt.names_of(schema) if tokens else {}
 
     def named(name: str) -> str:
-        lower = name.lower()
-        return f"{names[lower]} {lower}" if lower in names else lower
+        name = fold(name)
+        return f"{names[name]} {name}" if name in names else name
 
     return named
 
@@ -164,7 +165,7 @@ def _columns(schema: Schema, style: Style, database: str | None) -> list[_Column
                 text += f" {kind}" if kind != "text" else ""
                 text += " key" if place in primary else ""
                 if place in foreign:
-                    other = [short.get(name.lower(), name.lower()) for name in foreign[place]]
+                    other = [short.get(fold(name), fold(name)) for name in foreign[place]]
                     text += f" -> {other[0]} . {other[1]}"
             folded = (table.lower(), column.lower())
             extra = f" ( {' ; '.join(samples[folded])} )" if samples.get(folded) else ""

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
-import re
-import sqlite3
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from recipes.text2sql.sql.schema import Schema, fold, quoted
+from recipes.text2sql.sql.names import fold, is_bare, quoted
+from recipes.text2sql.sql.parsing import parsed
+from recipes.text2sql.sql.schema import Schema
 
 if TYPE_CHECKING:
     from sqlglot import exp
@@ -46,7 +45,7 @@ def canonical(sql: str, schema: Schema) -> str:
         return " ".join(sql.split()).rstrip("; ")
     tree, scopes = resolved
     _shorten(scopes, schema)
-    _unquote(tree)
+    _quote(tree)
     return tree.sql(dialect="sqlite", comments=False)
 
 
@@ -126,64 +125,6 @@ class _Scope:
     """Result columns of a compound's other arms, which only its ORDER BY can name; None where they are not known."""
     odd: bool = False
     """Something stands here that is not understood: change no name in this query."""
-
-
-def parsed(sql: str) -> exp.Query | None:
-    """The tree of one query, or None. Trees are changed by their users: never cached."""
-    import sqlglot
-    from sqlglot import exp
-    from sqlglot.errors import SqlglotError
-
-    logging.getLogger("sqlglot").setLevel(logging.ERROR)
-    if not _is_grammatical(sql):
-        return None
-    try:
-        statements = sqlglot.parse(sql.strip().removesuffix(";"), dialect="sqlite")
-    except (SqlglotError, RecursionError):
-        return None
-    if len(statements) != 1 or not isinstance(statements[0], exp.Query):
-        return None
-    tree = statements[0]
-    # Two things sqlglot reads otherwise than SQLite: `SELECT 'a' 'b'` (an alias), and comparisons in a row
-    # without parentheses (`a = b NOT IN (...)`; SQLite goes from left to right).
-    if tree.find(exp.Concat) and "concat" not in sql.lower():
-        return None
-    for join in tree.find_all(exp.Join):
-        # sqlglot prints VALUES without an alias in a JOIN without its parentheses.
-        if isinstance(join.this, exp.Values) and not join.this.alias:
-            join.set("this", exp.Subquery(this=join.this.copy()))
-    if "cross" not in sql.lower():
-        # sqlglot turns a comma into CROSS JOIN, which forbids SQLite to reorder the tables.
-        for join in tree.find_all(exp.Join):
-            if join.kind == "CROSS":
-                join.set("kind", None)
-    comparisons = (exp.EQ, exp.NEQ, exp.Is, exp.In, exp.Like, exp.Glob, exp.Between, exp.Not)
-    for node in tree.find_all(*comparisons):
-        above = node.parent
-        is_operand = isinstance(above, exp.Binary | exp.Predicate) and not isinstance(above, exp.Connector | exp.Escape)
-        if is_operand and node.arg_key in ("this", "expression"):
-            return None
-    return tree
-
-
-def _is_grammatical(sql: str) -> bool:
-    """Whether SQLite's grammar takes the text; sqlglot mends `SELECT , name` in silence."""
-    try:
-        _nowhere().execute(f"EXPLAIN {sql}").close()
-    except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
-        # Tables are missing here, so only complaints about the text itself count.
-        return _UNGRAMMATICAL.search(str(error)) is None
-    return True
-
-
-_UNGRAMMATICAL = re.compile(
-    "syntax error|incomplete input|unrecognized token|stack overflow|one statement|null character|codec|too large"
-)
-
-
-@functools.cache
-def _nowhere() -> sqlite3.Connection:
-    return sqlite3.connect(":memory:", check_same_thread=False)
 
 
 def _resolve(sql: str, schema: Schema) -> tuple[Any, list[_Scope]] | None:
@@ -365,7 +306,7 @@ def _shorten(scopes: list[_Scope], schema: Schema) -> None:
     """Give the tables their canonical names, or leave them all where something is not understood."""
     from sqlglot import exp
 
-    taken = set(schema.folded).union(*(scope.known_tables for scope in scopes))
+    taken = set(schema.folded).union(*schema.folded.values(), *(scope.known_tables for scope in scopes))
     for scope in scopes:
         names = [source.name for source in scope.sources if source.name]
         if scope.odd or len(set(names)) < len(names):
@@ -440,29 +381,9 @@ def _can_be_bare(use: _Use, scope: _Scope) -> bool:
     return True
 
 
-def _unquote(tree: exp.Expr) -> None:
-    """Take the quotes off names that SQLite and sqlglot read as names without them."""
+def _quote(tree: exp.Expr) -> None:
+    """Quote the names that need it, and no others."""
     from sqlglot import exp
 
     for identifier in tree.find_all(exp.Identifier):
-        if identifier.quoted and re.fullmatch(r"[a-z_][a-z0-9_]*", identifier.name):
-            identifier.set("quoted", identifier.name.upper() in keywords())
-
-
-@functools.cache
-def keywords() -> frozenset[str]:
-    """What SQLite or sqlglot may read as a keyword or a constant."""
-    from sqlglot.dialects.sqlite import SQLite
-
-    sqlite = """ABORT ACTION ADD AFTER ALL ALTER ALWAYS ANALYZE AND AS ASC ATTACH AUTOINCREMENT BEFORE BEGIN
-    BETWEEN BY CASCADE CASE CAST CHECK COLLATE COLUMN COMMIT CONFLICT CONSTRAINT CREATE CROSS CURRENT
-    CURRENT_DATE CURRENT_TIME CURRENT_TIMESTAMP DATABASE DEFAULT DEFERRABLE DEFERRED DELETE DESC DETACH
-    DISTINCT DO DROP EACH ELSE END ESCAPE EXCEPT EXCLUDE EXCLUSIVE EXISTS EXPLAIN FAIL FALSE FILTER FIRST
-    FOLLOWING FOR FOREIGN FROM FULL GENERATED GLOB GROUP GROUPS HAVING IF IGNORE IMMEDIATE IN INDEX INDEXED
-    INITIALLY INNER INSERT INSTEAD INTERSECT INTERVAL INTO IS ISNULL JOIN KEY LAST LEFT LIKE LIMIT MATCH
-    MATERIALIZED NATURAL NO NOT NOTHING NOTNULL NULL NULLS OF OFFSET ON OR ORDER OTHERS OUTER OVER PARTITION
-    PLAN PRAGMA PRECEDING PRIMARY QUERY RAISE RANGE RECURSIVE REFERENCES REGEXP REINDEX RELEASE RENAME REPLACE
-    RESTRICT RETURNING RIGHT ROLLBACK ROW ROWS SAVEPOINT SELECT SET TABLE TEMP TEMPORARY THEN TIES TO
-    TRANSACTION TRIGGER TRUE UNBOUNDED UNION UNIQUE UPDATE USING VACUUM VALUES VIEW VIRTUAL WHEN WHERE WINDOW
-    WITH WITHOUT"""
-    return frozenset(sqlite.split()) | frozenset(SQLite.Tokenizer.KEYWORDS)
+        identifier.set("quoted", not is_bare(identifier.name))

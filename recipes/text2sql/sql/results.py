@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from recipes.text2sql.sql.canonical import parsed
 from recipes.text2sql.sql.execution import Execution, execute
+from recipes.text2sql.sql.parsing import parsed
 from recipes.text2sql.sql.schema import Schema, table_statements
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sqlite3
-import string
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from recipes.text2sql.sql.execution import check_database, connect
+from recipes.text2sql.sql.names import fold, quoted
 from runner.errors import DataError
 
 
@@ -188,15 +188,3 @@ def _type_word(declared: str | None) -> str:
 
 def is_reserved(table: str) -> bool:
     return fold(table).startswith("sqlite_")
-
-
-def quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def fold(name: str) -> str:
-    """Lower case as SQLite compares names: ASCII letters only."""
-    return name.translate(_ASCII_LOWER)
-
-
-_ASCII_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)

@@ -1,6 +1,7 @@
 """More pairs from few, and the choice among candidates by running them."""
 
 import dataclasses
+import itertools
 import random
 import sqlite3
 from pathlib import Path
@@ -74,7 +75,12 @@ def test_the_same_pairs_are_made_each_time() -> None:
     assert once == again
 
 
-@pytest.mark.parametrize("query", [query for _, query in PAIRS] + ["SELECT COUNT(DISTINCT t1.a) FROM b AS t1 LIMIT 3"])
+@pytest.mark.parametrize(
+    "query",
+    [query for _, query in PAIRS]
+    + ["SELECT COUNT(DISTINCT t1.a) FROM b AS t1 LIMIT 3"]
+    + ['SELECT t1."date of birth", MAX("a , (b) ""c") FROM "order" AS t1 WHERE "it\'s" IN (SELECT "1st" FROM "no. 1")'],
+)
 def test_queries_are_spelt_as_they_were(query: str) -> None:
     assert recombination.spell(recombination.tokens_of(query)) == query
 
@@ -85,6 +91,18 @@ def test_values_are_swapped_within_their_column(rivers: str) -> None:
     swapped = [recombination.swap_values(links, target, rivers, random.Random(seed)) for seed in range(20)]
     assert {each[0].value for each in swapped} >= {"new york", "texas"}
     assert all("state" in each[0].columns and each[1] == links[1] for each in swapped)
+
+
+def test_values_of_columns_with_odd_names_are_swapped(tmp_path: Path) -> None:
+    database = tmp_path / "people.sqlite"
+    with sqlite3.connect(database) as connection:
+        connection.execute('CREATE TABLE "order" ("group" TEXT, "Place of Birth" TEXT)')
+        connection.execute("INSERT INTO \"order\" VALUES ('red', 'rome'), ('blue', 'oslo')")
+    _, links = prompt.link("red ones from rome", str(database))
+    target = 'SELECT COUNT(*) FROM "order" AS t1 WHERE t1."group" = <v0> AND t1."place of birth" = <v1>'
+    swapped = [recombination.swap_values(links, target, str(database), random.Random(seed)) for seed in range(20)]
+    assert {tuple(link.value for link in each) for each in swapped} == set(itertools.product(
+        ("red", "blue"), ("rome", "oslo")))  # fmt: skip
 
 
 def test_a_word_that_names_the_column_stays_in_the_question(rivers: str) -> None:
