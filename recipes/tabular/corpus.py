@@ -33,6 +33,7 @@ from runner.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from sklearn.utils import Bunch
 
     from recipes.tabular.settings import DataSettings
 
@@ -185,8 +186,8 @@ def _rows(entry: Entry, folder: Path) -> pd.DataFrame:
         else:
             from sklearn.datasets import fetch_openml
 
-            fetched: Any = fetch_openml(data_id=int(name), as_frame=True, parser="auto")
-            frame = fetched.frame
+            fetched = cast("Bunch", fetch_openml(data_id=int(name), as_frame=True, parser="auto"))
+            frame = cast("pd.DataFrame", fetched["frame"])
     except Exception as error:  # a hub, a network or a script may raise any error
         lines = str(error).splitlines() or [type(error).__name__]
         raise DataError(

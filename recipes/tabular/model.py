@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,10 @@ from torch.utils.checkpoint import checkpoint
 
 from recipes.tabular.ngram_hashing import CODE_SIZE
 from recipes.tabular.table import CHANNELS
+
+if TYPE_CHECKING:
+    from transformers import BertModel
+    from transformers.models.bert.modeling_bert import BertLayer
 
 MOST_KEPT_TOKENS = 16384
 MOST_CHUNK_TOKENS = 4096
@@ -150,7 +154,7 @@ class Adapted(nn.Module):
         self.scale = alpha / rank
         self.dropout = nn.Dropout(dropout)
         self._merged: Tensor | None = None
-        self._merged_of: tuple[Any, ...] = ()
+        self._merged_of: tuple[object, ...] = ()
 
     def forward(self, states: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
@@ -236,7 +240,7 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _first(output: Any) -> Tensor:
+def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     """The states among what a layer of a text encoder returns: some return more."""
     return output[0] if isinstance(output, tuple) else output
 
@@ -245,7 +249,7 @@ class TextEncoder(nn.Module):
     """A BERT over the distinct texts of a micro-batch; its lower layers may be frozen, and are then cached."""
 
     def __init__(
-        self, bert: Any, width: int, pooling: str, frozen_layers: int, chunk_size: int, cache: Path | None = None
+        self, bert: BertModel, width: int, pooling: str, frozen_layers: int, chunk_size: int, cache: Path | None = None
     ) -> None:
         super().__init__()
         self.bert = bert
@@ -332,7 +336,7 @@ class TextEncoder(nn.Module):
         states = self._lower(chunk, sizes) if kept_layers else self.bert.embeddings(input_ids=chunk)
         # Where every text is as long, no mask: a text alone and a text in a chunk are then the same sum.
         bias = None if bool(mask.all()) else mask[:, None, None, :]
-        layers = self.bert.encoder.layer
+        layers = cast("list[BertLayer]", list(self.bert.encoder.layer))
         for layer in layers[kept_layers:]:
             in_parts = hasattr(layer, "feed_forward_chunk") and not torch.is_grad_enabled()
             if layer is layers[-1] and self.pooling == "cls" and in_parts:
@@ -403,6 +407,7 @@ class TabularModel(nn.Module):
     ) -> None:
         super().__init__()
         # Weights that go with another vocabulary fit in shape, and mean nothing.
+        self.vocabulary: Tensor
         self.register_buffer("vocabulary", torch.tensor(list(vocabulary), dtype=torch.uint8))
         self.norm = nn.LayerNorm(width) if final_norm else nn.Identity()
         self.texts = texts

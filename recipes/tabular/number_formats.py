@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -145,7 +145,7 @@ def numbers(texts: list[str], form: Form) -> np.ndarray:
     """(texts,) float64 of cells; NaN for what is no number."""
     import pandas as pd
 
-    converted: Any = pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce")
+    converted = cast("pd.Series", pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce"))
     values = converted.to_numpy(dtype=np.float64, na_value=np.nan).copy()
     for place in np.flatnonzero(np.isnan(values)).tolist():
         values[place] = number(texts[place], form)
@@ -204,7 +204,6 @@ def _short(text: str) -> tuple[int, str, int, str]:
 def iso_date(text: str, form: Form) -> str | None:
     """A cell as an ISO date, None where it is none: "31/12/2024" in any column, "03/04/2024" as the form says."""
     first, mark, second, year = _short(text)
-    clock: Any
     if (found := ISO.fullmatch(text)) is not None:
         year, month, day = found[1], int(found[3] or found[5]), int(found[4] or 1)
     elif mark:

@@ -1,9 +1,7 @@
 """Named settings: small ones for a CPU, and TabSTAR's own dimensions."""
 
-from typing import Any
 
-
-def presets() -> dict[str, dict[str, Any]]:
+def presets() -> dict[str, dict[str, object]]:
     """Every preset by name."""
     small = {
         "batch_size": 64,

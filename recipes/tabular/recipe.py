@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from tyro.conf import Suppress
 
@@ -17,7 +17,15 @@ from runner.errors import CheckpointError, ConfigError, DataError
 from runner.recipe import Batch, Loss
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerFast
+
+    from recipes.tabular.corpus import Source
+    from recipes.tabular.model import TabularModel
     from recipes.tabular.rows import Example, Rows
+    from recipes.tabular.score import Prediction
     from recipes.tabular.table import Table, Wording
 
 
@@ -58,16 +66,45 @@ class Recipe(runner.recipe.Recipe):
             )
 
     @staticmethod
-    def presets() -> Mapping[str, Mapping[str, Any]]:
+    def presets() -> Mapping[str, Mapping[str, object]]:
         """Named settings."""
         from recipes.tabular.presets import presets
 
         return presets()
 
+    def setting_notes(self, changed: frozenset[str]) -> list[str]:
+        """One line for each setting that the user gave and another setting switches off."""
+        data, sizes = self.data_settings, self.model_settings
+        is_tuned = self.stage == "finetune"
+        rules: list[tuple[bool, str, tuple[str, ...]]] = [
+            (not is_tuned, "without --stage finetune.", ("adapt",)),
+            (
+                not is_tuned or self.adapt != "lora",
+                "without --stage finetune --adapt lora.",
+                ("lora.rank", "lora.alpha", "lora.dropout"),
+            ),
+            (is_tuned and self.adapt == "frozen_text", "with --adapt frozen_text.", ("model.unfrozen_layers",)),
+            (
+                sizes.text_encoder is not None,
+                "with model.text_encoder, which brings its own.",
+                ("model.text_layers", "model.text_hidden_size", "model.vocab_size"),
+            ),
+            (not sizes.gram_buckets, "with model.gram_buckets 0.", ("model.gram_dropout",)),
+            (
+                data.train is None,
+                "without data.train: type --data.train with the file.",
+                ("data.target", "data.test"),
+            ),
+            (data.corpus is None, "without data.corpus.", ("data.tables", "data.exclude_tables")),
+            (data.train is not None or data.corpus is not None, "on tables of your own.", ("data.demo_rows",)),
+        ]
+        return [f"{name} has no effect {why}" for applies, why, names in rules if applies for name in names
+                if name in changed]  # fmt: skip
+
     # Data ---------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def sources(self) -> list[Any]:
+    def sources(self) -> list[Source]:
         """The tables with their splits; read once."""
         from recipes.tabular.corpus import read
 
@@ -80,7 +117,7 @@ class Recipe(runner.recipe.Recipe):
         return files(self.data_settings)
 
     @property
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, object]:
         """The settings that what is fitted depends on."""
         settings = dataclasses.asdict(self.data_settings)
         del settings["test"], settings["max_rows_per_table_per_epoch"]
@@ -109,7 +146,10 @@ class Recipe(runner.recipe.Recipe):
         if not file.is_file():
             return None
         content = json.loads(file.read_text(encoding="utf-8"))
-        if content["settings"] != json.loads(json.dumps(self.fingerprint)):
+        # A run of an older version did not know the newest settings, and had what are their defaults.
+        saved = {**dataclasses.asdict(DataSettings()), **content["settings"]}
+        wanted = json.loads(json.dumps(self.fingerprint))
+        if {name: saved[name] for name in wanted} != wanted:
             return None
         return [Table.from_json(table) for table in content["tables"]]
 
@@ -169,7 +209,7 @@ class Recipe(runner.recipe.Recipe):
             times += np.bincount(reads.ravel(), minlength=len(sets)).tolist()
         ngram_hashing.write(file, ngram_hashing.frequent(found, np.array(times, np.int64), count))
 
-    def _texts(self, table: Table, frame: Any) -> list[str]:
+    def _texts(self, table: Table, frame: pd.DataFrame) -> list[str]:
         from recipes.tabular.table import cells
 
         return [*self.wording.targets(table), *cells(table, frame, self.wording).texts]
@@ -188,7 +228,7 @@ class Recipe(runner.recipe.Recipe):
         return found if found is not None else self._fit()
 
     @functools.cached_property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer of `prepare`."""
         from recipes.tabular.text import load_tokenizer
 
@@ -196,7 +236,7 @@ class Recipe(runner.recipe.Recipe):
         return load_tokenizer(self.assets / "text_encoder")
 
     @functools.cached_property
-    def kept_grams(self) -> Any:
+    def kept_grams(self) -> np.ndarray | None:
         """(gram_buckets,) booleans of the grams that are read, or None."""
         from recipes.tabular import ngram_hashing
 
@@ -205,10 +245,11 @@ class Recipe(runner.recipe.Recipe):
 
     def data(self, split: str) -> Rows:
         """The rows of all tables, table after table."""
-        frames = [source.splits.get(split, source.splits["train"].iloc[:0]) for source in self.sources]
+        frames = [source.splits[split] if split in source.splits else source.splits["train"].iloc[:0]
+                  for source in self.sources]  # fmt: skip
         return self.rows(self.tables, frames)
 
-    def rows(self, tables: list[Table], frames: list[Any]) -> Rows:
+    def rows(self, tables: list[Table], frames: list[pd.DataFrame]) -> Rows:
         """Frames as the model reads them."""
         from recipes.tabular.column_kinds import without_missing
         from recipes.tabular.rows import encode
@@ -224,11 +265,11 @@ class Recipe(runner.recipe.Recipe):
         """The distinct texts of the rows, once each, and the rows' tokens as places among them."""
         from recipes.tabular.rows import collate
 
-        return collate(examples, self.tokenizer.pad_token_id or 0)
+        return collate(examples, cast("int", self.tokenizer.pad_token_id or 0))
 
     # Model --------------------------------------------------------------------------------------------
 
-    def model(self) -> Any:
+    def model(self) -> TabularModel:
         """Fresh weights; a given text encoder with its own."""
         import torch
         from transformers import AutoConfig, AutoModel
@@ -291,16 +332,17 @@ class Recipe(runner.recipe.Recipe):
             f"are random{frozen}. --init_from RUN/checkpoint-latest brings trained ones."
         )
 
-    def inherit(self, model: Any, tensors: dict[str, Any]) -> None:
+    def inherit(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """The weights of another stage: adapters start fresh, or are merged where this stage has none."""
         import torch
 
         from recipes.tabular.tabstar import is_tabstar, renamed
 
         lacking = []
+        network = cast("TabularModel", model)
         if is_tabstar(tensors):
-            tensors = {"vocabulary": model.vocabulary, **renamed(tensors)}
-        if "vocabulary" in tensors and not tensors["vocabulary"].equal(model.vocabulary.cpu()):
+            tensors = {"vocabulary": network.vocabulary, **renamed(tensors)}
+        if "vocabulary" in tensors and not tensors["vocabulary"].equal(network.vocabulary.cpu()):
             raise CheckpointError(
                 "--init_from has the weights of another vocabulary, and this run could not take that over.\n"
                 "Type --init_from RUN/checkpoint-latest (a checkpoint, not final), and an --output_dir of its own."
@@ -333,7 +375,7 @@ class Recipe(runner.recipe.Recipe):
                 "Give the same --preset and model settings as the run that wrote it."
             )
 
-    def _scores(self, model: Any, batch: Batch) -> tuple[Any, Any]:
+    def _scores(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """(B, C) class scores, -inf where a table has fewer classes, and (B,) z; both in at least float32."""
         import torch
 
@@ -348,7 +390,7 @@ class Recipe(runner.recipe.Recipe):
         kind = torch.promote_types(scores.dtype, torch.float32)
         return scores.to(kind), z.to(kind)
 
-    def loss(self, model: Any, batch: Batch) -> Loss:
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Summed over rows: cross-entropy over a row's classes in nats, or the squared error of z."""
         import torch
 
@@ -365,28 +407,26 @@ class Recipe(runner.recipe.Recipe):
         # Both heads are in every graph: processes may hold tables of different tasks in one step.
         return Loss(classes + numbers + 0.0 * (scores.sum() + z.sum()))
 
-    def predict(self, model: Any, batch: Batch) -> list[Any]:
+    def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
         """Probabilities of the classes, or the number in the target's own unit, with the truth."""
         import math
 
         scores, z = self._scores(model, batch)
         probabilities = _masked(scores, batch["num_classes"]).softmax(-1).tolist()
         numbers = z.tolist()
-        rows = []
+        rows: list[Prediction] = []
         for place, (name, count, mean, std) in enumerate(batch.extra["tables"]):
             if count:
                 label = int(batch["labels"][place])
-                row = {"probabilities": probabilities[place][:count], "target": label if label >= 0 else None}
+                target = label if label >= 0 else None
+                rows.append({"table": name, "probabilities": probabilities[place][:count], "target": target})
             else:
-                target = float(batch["targets"][place])
-                row = {
-                    "predicted": numbers[place] * std + mean,
-                    "target": target * std + mean if math.isfinite(target) else None,
-                }
-            rows.append({"table": name, **row})
+                z = float(batch["targets"][place])
+                target = z * std + mean if math.isfinite(z) else None
+                rows.append({"table": name, "predicted": numbers[place] * std + mean, "target": target})
         return rows
 
-    def score(self, rows: list[Any]) -> dict[str, float]:
+    def score(self, rows: list[Prediction]) -> dict[str, float]:
         """AUROC, R2 and others per table, and `score`: the mean of AUROC or R2 over the tables."""
         from recipes.tabular.score import score
 
@@ -405,7 +445,7 @@ class Recipe(runner.recipe.Recipe):
         table: str | None = None
         """Which of the model's tables the rows are of, where it knows several."""
 
-    def answer(self, model: Any, request: Request) -> str:
+    def answer(self, model: nn.Module, request: Request) -> str:
         """Write the rows with their predictions; says what was written."""
         from recipes.tabular.files import check_output, read_frame, write_predictions
 
@@ -444,7 +484,7 @@ class Recipe(runner.recipe.Recipe):
             [*notes, f"{len(frame):,} rows with predictions: {request.output}", *([scored] if scored else [])]
         )
 
-    def predict_frame(self, model: Any, table: Table, frame: Any) -> list[Any]:
+    def predict_frame(self, model: nn.Module, table: Table, frame: pd.DataFrame) -> list[Prediction]:
         """One row of `predict` for each row of the frame."""
         import torch
 
@@ -452,8 +492,8 @@ class Recipe(runner.recipe.Recipe):
         # Large, so that many texts are of one length, and bounded for a wide table.
         batch_size = max(1, min(1024, 16384 // (len(table.classes) + len(frame.columns))))
         device = next(model.parameters()).device
-        rows: list[Any] = []
-        with torch.no_grad(), model.texts.keeping_nothing():
+        rows: list[Prediction] = []
+        with torch.no_grad(), cast("TabularModel", model).texts.keeping_nothing():
             for first in range(0, len(data), batch_size):
                 batch = self.collate(data.__getitems__(list(range(first, min(first + batch_size, len(data))))))
                 batch.tensors = {name: tensor.to(device) for name, tensor in batch.tensors.items()}
@@ -466,7 +506,7 @@ def _has_weights(assets: Path) -> bool:
     return any((folder / "model.safetensors").is_file() for folder in (assets, assets.parent))
 
 
-def _masked(scores: Any, num_classes: Any) -> Any:
+def _masked(scores: Tensor, num_classes: Tensor) -> Tensor:
     """Scores with -inf where a row's table has fewer classes; a regression counts one, so that nothing is NaN."""
     import torch
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from runner.recipe import Batch
 
 if TYPE_CHECKING:
     import pandas as pd
+    from transformers import PreTrainedTokenizerFast
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,17 +24,17 @@ class Part:
 
     table: Table
     targets: np.ndarray
-    """(C,) texts of the target tokens, as places among all texts."""
+    """(C,) the texts of the target tokens, as places among all texts."""
     codes: np.ndarray
     """(C, 32) directions of the target tokens, float32."""
     strings: np.ndarray
-    """(rows, columns), likewise."""
+    """(rows, columns) the texts of the cells, as places among all texts."""
     reads: np.ndarray
-    """(rows, columns) sets of grams of the cells, as places among all sets."""
+    """(rows, columns) the sets of n-grams of the cells, as places among all sets."""
     numbers: np.ndarray
     """(rows, columns, 6), float32."""
     labels: np.ndarray
-    """(rows,) class or z."""
+    """(rows,) the class, or z of a number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Rows(Sequence):
     tokens: list[np.ndarray]
     """Token ids of each distinct text."""
     grams: list[np.ndarray]
-    """Buckets of each distinct set of grams, int64; the first set is empty."""
+    """Buckets of each distinct set of n-grams, int64; the first set is empty."""
     most_rows: int
 
     @property
@@ -64,7 +65,7 @@ class Rows(Sequence):
     def __len__(self) -> int:
         return sum(self.sizes)
 
-    def __getitem__(self, index: Any) -> Example:
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
         return self.__getitems__([range(len(self))[index]])[0]
 
     def __getitems__(self, indices: list[int]) -> list[Example]:
@@ -82,14 +83,14 @@ def encode(
     tables: Sequence[Table],
     frames: Sequence[pd.DataFrame],
     wording: Wording,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerFast,
     most_tokens: int,
     most_rows: int,
-    kept: np.ndarray | None,
+    read_buckets: np.ndarray | None,
 ) -> Rows:
     """Put frames into token ids and numbers; every distinct text is tokenized once.
 
-    `kept` (buckets,) says which grams are read; None: none are.
+    `read_buckets` (buckets,) holds which buckets of n-grams the model reads; None: it reads none.
     """
     places: dict[str, int] = {}
     sets: dict[tuple[str, str | int] | None, int] = {None: 0}
@@ -102,7 +103,7 @@ def encode(
         strings = ids[own.strings] if len(frame) else own.strings
         codes = np.stack([ngram_hashing.code(text) for text in texts])
         reads = np.zeros_like(strings)
-        if kept is not None:
+        if read_buckets is not None:
             own_sets, cell_sets = readings(table, own)
             new = np.array([sets.setdefault(each, len(sets)) for each in own_sets], dtype=np.int64)
             reads = new[cell_sets] if len(frame) else reads
@@ -110,9 +111,9 @@ def encode(
     encoded = tokenizer(list(places), truncation=True, max_length=most_tokens)["input_ids"] if places else []
     read: list[np.ndarray] = [np.zeros(0, np.int64)]
     for each in list(sets)[1:]:
-        assert each is not None and kept is not None
-        found = ngram_hashing.buckets(*each, len(kept))
-        read.append(found[kept[found]])
+        assert each is not None and read_buckets is not None
+        found = ngram_hashing.buckets(*each, len(read_buckets))
+        read.append(found[read_buckets[found]])
     return Rows(parts, [np.asarray(ids, dtype=np.int32) for ids in encoded], read, most_rows)
 
 

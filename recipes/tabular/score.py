@@ -7,6 +7,10 @@ from typing import Any
 
 import numpy as np
 
+Prediction = dict[str, Any]
+"""One row as JSON: `table`; `probabilities` of the classes, or `predicted` in the target's unit; and `target`, the true
+class as a place among the classes or the true number, None where it is missing."""
+
 
 def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
     """Area under the ROC curve of (rows,) booleans and scores; ties count half; NaN where one class is absent.
@@ -47,7 +51,7 @@ def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int =
     return float(sum(gaps) / len(labels))
 
 
-def score_table(rows: list[dict[str, Any]]) -> dict[str, float]:
+def score_table(rows: list[Prediction]) -> dict[str, float]:
     """The metrics of one table's rows; rows without a known target do not count."""
     rows = [row for row in rows if row["target"] is not None]
     if not rows:
@@ -67,9 +71,9 @@ def score_table(rows: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def score(rows: list[dict[str, Any]]) -> dict[str, float]:
+def score(rows: list[Prediction]) -> dict[str, float]:
     """Metrics of each table (`auroc/NAME`), their means, and `score`: the mean over tables of AUROC or R2."""
-    tables: dict[str, list[dict[str, Any]]] = {}
+    tables: dict[str, list[Prediction]] = {}
     for row in rows:
         tables.setdefault(row["table"], []).append(row)
     found: dict[str, list[float]] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -114,10 +114,10 @@ class Table:
         return dataclasses.asdict(self)
 
     @staticmethod
-    def from_json(content: dict[str, Any]) -> Table:
+    def from_json(content: Mapping[str, Any]) -> Table:
         """The table that `to_json` wrote."""
 
-        def column_of(column: dict[str, Any]) -> Column:
+        def column_of(column: Mapping[str, Any]) -> Column:
             truth = column.get("truth")
             lists = {"quantiles": tuple(column["quantiles"]), "truth": truth if truth is None else tuple(truth)}
             return Column(**{**column, **lists})

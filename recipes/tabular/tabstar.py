@@ -5,6 +5,8 @@ Source: `tabstar` 1.2.2 (MIT), arch/arch.py, fusion.py, interaction.py and predi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from recipes.tabular.table import CHANNELS
@@ -22,12 +24,12 @@ PARTS = (
 )
 
 
-def is_tabstar(tensors: dict[str, Tensor]) -> bool:
+def is_tabstar(tensors: Mapping[str, Tensor]) -> bool:
     """Whether these are weights of the package."""
     return "numerical_fusion.scalar_embedder.0.weight" in tensors
 
 
-def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same weights under our names; the pooler, which TabSTAR does not read, is left out."""
     found: dict[str, Tensor] = {}
     for name, value in tensors.items():

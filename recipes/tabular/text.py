@@ -1,4 +1,4 @@
-"""The tokenizer and the text encoder: a BERT folder of yours, or a small one of ours."""
+"""The tokenizer and the text encoder: a pre-trained BERT, or a small one with random weights."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from runner.errors import DataError
 
+if TYPE_CHECKING:
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A lower-casing WordPiece vocabulary, trained on the texts."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -22,8 +25,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     splitter = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Digits(False)])
     texts = [normalizer.normalize_str(text) for text in texts]
     counts = Counter(letter for text in texts for letter in text if not letter.isspace())
-    # ASCII in any case: a later table is likely to hold it. The trainer numbers the inner letters in the order of a
-    # hash, which changes from run to run, unless they have their numbers before.
+    # ASCII always, because a later table is likely to hold it. The trainer numbers the inner letters in the order of a
+    # hash, which changes from run to run. So they get their numbers here.
     letters = sorted({*(letter for letter, _ in counts.most_common(1000)), *map(chr, range(33, 127))})
     inner = [f"##{letter}" for letter in letters]
     trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore[call-arg]
@@ -46,7 +49,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     )  # fmt: skip
 
 
-def load_tokenizer(source: str | Path) -> Any:
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder or id. Raises DataError where there is none."""
     from transformers import AutoTokenizer
 
@@ -56,13 +59,13 @@ def load_tokenizer(source: str | Path) -> Any:
         raise DataError(_no_encoder(source, error)) from error
 
 
-def vocabulary_digest(tokenizer: Any) -> bytes:
-    """16 bytes that are another for any other vocabulary."""
+def vocabulary_digest(tokenizer: PreTrainedTokenizerFast) -> bytes:
+    """A digest (16 bytes) of a vocabulary."""
     content = json.dumps(sorted(tokenizer.get_vocab().items())).encode()
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def load_encoder(source: str | Path) -> Any:
+def load_encoder(source: str | Path) -> BertModel:
     """The BERT of a folder or id, with its weights. Raises DataError where there is none, or another kind of model."""
     from transformers import AutoModel
 
@@ -73,7 +76,7 @@ def load_encoder(source: str | Path) -> Any:
     if not hasattr(bert, "embeddings") or not hasattr(getattr(bert, "encoder", None), "layer"):
         raise DataError(
             f"{source} is a {type(bert).__name__}; wanted: a BERT (e5, bge and MiniLM are such).\n"
-            "Type --model.text_encoder with its folder, or leave it out for a small one of ours."
+            "Type --model.text_encoder with its folder, or leave it out for a small one with random weights."
         )
     return bert
 
@@ -81,12 +84,12 @@ def load_encoder(source: str | Path) -> Any:
 def _no_encoder(source: str | Path, error: Exception) -> str:
     return (
         f"The text encoder {source} cannot be loaded: {str(error).splitlines()[0]}\n"
-        "Type --model.text_encoder with a folder that holds a BERT, or leave it out for a small one of ours."
+        "Type --model.text_encoder with a folder that holds a BERT, or leave it out for a small one of random weights."
     )
 
 
-def small_config(width: int, layers: int, vocab_size: int, most_tokens: int, dropout: float) -> Any:
-    """The configuration of our own BERT."""
+def small_config(width: int, layers: int, vocab_size: int, most_tokens: int, dropout: float) -> BertConfig:
+    """The configuration of the small BERT that is trained from random weights."""
     from transformers import BertConfig
 
     return BertConfig(

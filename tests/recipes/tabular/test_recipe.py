@@ -14,9 +14,10 @@ from recipes.tabular import ngram_hashing
 from recipes.tabular.column_kinds import kind_of, named_kinds
 from recipes.tabular.corpus import read
 from recipes.tabular.order import TableOrder
+from recipes.tabular.recipe import Recipe
 from recipes.tabular.rows import readings
 from recipes.tabular.score import auroc, macro_auroc, r2, score
-from recipes.tabular.settings import DataSettings
+from recipes.tabular.settings import DataSettings, ModelSettings
 from recipes.tabular.table import Table, Wording, cells, fit, labels
 from runner.errors import ConfigError, DataError
 from tests.launching import SHARED
@@ -269,3 +270,50 @@ def test_the_shared_corpus_keeps_its_fixed_test_rows() -> None:
         assert source.splits["test"].equals(whole.iloc[sorted(held)].reset_index(drop=True))
         assert sum(len(part) for part in source.splits.values()) == len(whole)
         fit(source.name, source.splits["train"], source.target, source.task)
+
+
+# Settings ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({}, {"adapt", "lora.rank", "data.target", "data.test", "data.tables", "data.exclude_tables"}),
+        (
+            {"data_settings": DataSettings(train="x.csv", target="y")},
+            {"adapt", "lora.rank", "data.tables", "data.exclude_tables", "data.demo_rows"},
+        ),
+        (
+            {"stage": "finetune", "adapt": "frozen_text", "data_settings": DataSettings(corpus="x")},
+            {"lora.rank", "model.unfrozen_layers", "data.target", "data.test", "data.demo_rows"},
+        ),
+        (
+            {"stage": "finetune", "model_settings": ModelSettings(text_encoder="x", gram_buckets=0)},
+            {"model.text_layers", "model.vocab_size", "model.gram_dropout", "data.target", "data.test", "data.tables",
+             "data.exclude_tables"},
+        ),
+    ],
+)  # fmt: skip
+def test_settings_without_effect_are_named(settings: dict[str, Any], names: set[str]) -> None:
+    every = frozenset({
+        "adapt", "lora.rank", "model.unfrozen_layers", "model.text_layers", "model.vocab_size", "model.gram_dropout",
+        "data.target", "data.test", "data.tables", "data.exclude_tables", "data.demo_rows", "data.kinds",
+    })  # fmt: skip
+    recipe = Recipe(**settings)
+    assert {line.split()[0] for line in recipe.setting_notes(every)} == names
+    assert recipe.setting_notes(frozenset()) == []
+
+
+def test_tables_of_a_run_that_did_not_know_the_newest_settings_are_still_read(tmp_path: Path) -> None:
+    recipe = Recipe(data_settings=DataSettings(demo_rows=40)).prepare(tmp_path)
+    content = json.loads((tmp_path / "tables.json").read_text())
+    del content["settings"]["missing_values"]
+    for table in content["tables"]:
+        for column in table["columns"]:
+            del column["truth"]
+    (tmp_path / "tables.json").write_text(json.dumps(content))
+    before = (tmp_path / "tables.json").read_bytes()
+    assert [table.name for table in recipe.prepare(tmp_path).tables] == ["reviews", "repairs", "prices"]
+    assert (tmp_path / "tables.json").read_bytes() == before
+    Recipe(data_settings=DataSettings(demo_rows=40, missing_values="scrapped")).prepare(tmp_path)
+    assert (tmp_path / "tables.json").read_bytes() != before

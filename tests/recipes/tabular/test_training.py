@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 from recipes.tabular.demo import tables
-from recipes.tabular.estimator import TabularClassifier, TabularRegressor
+from recipes.tabular.estimator import TabularClassifier, TabularRegressor, _class_names
 from runner import trials
 from tests.launching import REPOSITORY, metrics, same_bits, weights
 from tests.recipes.tabular.test_model import pretrained_folder
@@ -167,6 +167,56 @@ def test_estimators() -> None:
     regressor = TabularRegressor({**SETTINGS, "max_steps": 120, "learning_rate": 3e-3}).fit(rows, rows[:, 0] * 10 + 50)
     assert regressor.score(rows, rows[:, 0] * 10 + 50) > 0.5
     assert regressor.predict(rows[:2]).shape == (2,)
+    assert regressor.feature_importances_.argmax() == 0 and regressor.feature_importances_[0] > 0.3
+
+
+ONE_STEP = {**SETTINGS, "max_steps": 1}
+
+
+def test_an_estimator_reads_the_names_of_classes_and_target(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    names = np.array(["None", "NA", "nan", "", "very good"], dtype=object)
+    frame = pd.DataFrame(
+        {"a": [3.5, 1.0, 2.5, 9.0] * 15, "colour": ["red", "blue", "green"] * 20, "noise": [0.5, 1.5] * 30}
+    )
+    target = pd.Series(names[np.arange(60) % 5], name="verdict")
+    model = TabularClassifier(ONE_STEP, verbose=True).fit(frame, target)
+    assert set(model.recipe_.tables[0].classes) == set(names) == set(model.classes_)
+    assert set(model.recipe_.wording.targets(model.recipe_.tables[0])) == {f"target verdict: {name}" for name in names}
+    assert "'verdict' is 5 classes" in capfd.readouterr().out
+    assert set(model.predict(frame)) <= set(names)
+    importances = model.feature_importances_
+    assert importances.shape == (3,) and np.isfinite(importances).all()
+    assert np.array_equal(importances, model.feature_importances_)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ([0, 1], ["0", "1"]), ([False, True], ["False", "True"]), ([1.0, 2.5], ["1", "2.5"]),
+        (["a ", "a"], ["a", "a (2)"]), (["None", "x"], ["None", "x"]),
+    ],
+)  # fmt: skip
+def test_the_names_of_classes(labels: list[Any], names: list[str]) -> None:
+    assert _class_names(np.unique(np.array(labels))) == names
+
+
+def test_an_estimator_says_what_is_wrong_in_a_line() -> None:
+    frame = pd.DataFrame({"a": range(40), "b": ["u", "v"] * 20})
+    target = ["p", "q"] * 20
+    doubled = frame.set_axis(["a", "a"], axis=1)
+    for rows, settings, wanted in [
+        (doubled, {}, "two columns of the name 'a'"),
+        (frame.assign(c=[["x"]] * 40), {}, "the column 'c' holds lists"),
+        (frame, {"model.hidden_size": 30, "model.num_attention_heads": 4}, "model.hidden_size is 30"),
+        (frame, {"model.hiden_size": 30}, "hidden_size"),
+    ]:
+        with pytest.raises(ValueError, match=wanted) as caught:
+            TabularClassifier({**ONE_STEP, **settings}).fit(rows, target)
+        assert len(str(caught.value).splitlines()) <= 3 and "Traceback" not in str(caught.value)
+    with pytest.raises(ValueError, match="expecting 2"):
+        TabularClassifier(ONE_STEP).fit(frame, target).predict(frame[["a"]])
 
 
 @pytest.mark.slow
