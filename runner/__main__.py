@@ -1,10 +1,12 @@
 """The console command `relay`: one verb per file of `runner.commands`, imported only when asked for."""
 
+import difflib
 import importlib
-import os
 import sys
 
-from runner.errors import RelayError
+from runner import __version__
+from runner.errors import ConfigError, RelayError, leave_closed_pipe
+from runner.urls import without_secrets
 
 VERBS = {
     "train": "train a model (the same as accelerate launch runner/train.py)",
@@ -32,37 +34,44 @@ def module_of(verb: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: relay VERB [--flag value ...]\n")
-        for verb, meaning in VERBS.items():
-            print(f"  {verb:12} {meaning}")
-        print("\nrelay VERB --help lists the flags; relay train --recipe NAME --help all settings of a recipe.")
-        return 0
-    verb, rest = arguments[0], arguments[1:]
-    if verb not in VERBS:
-        import difflib
-
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"Did you mean relay {near[0]}?" if near else f"There are: {', '.join(VERBS)}."
-        print(f"error: relay has no verb {verb!r}. {hint}", file=sys.stderr)
-        return 2
-    if verb == "train":
+    if arguments[:1] == ["train"]:
         from runner.train import main as train
 
-        return train(rest)
+        return train(arguments[1:])
     try:
-        return importlib.import_module(module_of(verb)).main(rest) or 0
+        status = run_verb(arguments)
+        # A reader that has gone, such as `head`, is noticed here and not when Python ends.
+        sys.stdout.flush()
+        return status
     except RelayError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {without_secrets(str(error))}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         # What a shell makes of a program that SIGINT ended.
         return 130
     except BrokenPipeError:
-        # The reader, such as `head`, has seen enough; Python would complain once more while it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return leave_closed_pipe()
+
+
+def run_verb(arguments: list[str]) -> int:
+    """Run a verb other than `train`. Raises ConfigError where there is none of that name."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print("usage: relay VERB [--flag value ...]\n")
+        for verb, meaning in VERBS.items():
+            print(f"  {verb:12} {meaning}")
+        print("\nrelay VERB --help lists the flags; relay train --recipe NAME --help those of a training.")
+        print("relay --version prints the version.")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb in ("--version", "-V", "version"):
+        print(f"relay {__version__}")
+        return 0
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb.replace("_", "-"), VERBS, n=1)
+        hint = f"Did you mean relay {near[0]}?" if near else f"There are: {', '.join(VERBS)}."
+        raise ConfigError(f"relay has no verb {verb!r}. {hint}")
+    return importlib.import_module(module_of(verb)).main(rest) or 0
 
 
 if __name__ == "__main__":

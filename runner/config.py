@@ -1,23 +1,33 @@
-"""The settings of a run: their names, help and defaults, and how presets, YAML and flags make them.
+"""What a run was told: how presets, YAML and flags become settings.
 
 Precedence: recipe's "default" or named preset < YAML < flags. Keys are the flags' names, nested at the dots.
 """
+
+from __future__ import annotations
 
 import contextlib
 import dataclasses
 import difflib
 import io
+import sys
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from runner.command_line import TRUE, as_flags, chosen_values, read_words, unknown_name, with_new_names
 from runner.errors import ConfigError
-from runner.recipe import Recipe, note_outdated
+from runner.fields import Setting, defaults_of, flatten, group_name, settings_of
+from runner.parts.setting_types import check_ranges
+from runner.recipe import Recipe
 from runner.settings import RENAMED, RunSettings
+from runner.urls import check_no_secret, check_url, is_url
+from runner.yaml_file import Nested, read_yaml, yaml_of_text
 
-TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-Value = typing.TypeVar("Value")
+__all__ = ["Config", "Setting", "flatten", "parse", "parse_into", "read_yaml", "settings_of", "write_yaml", "yaml_of"]
+
+Owner = typing.TypeVar("Owner")
+OWN_NAMES = ("recipe", "preset", "config", "trust_recipe")
+"""Flags of a training that are no settings."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +37,7 @@ class Config:
     recipe_name: str
     preset: str | None
     run: RunSettings
-    recipe: Any
+    recipe: Recipe
     """The recipe itself: its fields are its settings."""
     explicit: frozenset[str] = frozenset()
     """The settings that YAML or flags named, as opposed to presets and defaults."""
@@ -38,30 +48,28 @@ class Config:
     file: Path | None = None
     """The YAML file that `--config` named."""
 
-    def with_run(self, **changes: Any) -> "Config":
+    def with_run(self, **changes: object) -> Config:
         """The same config with some of the runner's settings changed."""
-        return dataclasses.replace(self, run=dataclasses.replace(self.run, **changes))
+        return dataclasses.replace(self, run=dataclasses.replace(self.run, **changes))  # type: ignore[arg-type]
 
-    def with_values(self, values: Mapping[str, object]) -> "Config":
+    def with_values(self, values: Mapping[str, object]) -> Config:
         """The same config with other values of some settings, by their names."""
-        run: RunSettings = self.run
-        recipe = self.recipe
-        in_run = {setting.flag: setting.attributes for setting in settings_of(type(run))}
-        in_recipe = {setting.flag: setting.attributes for setting in settings_of(type(recipe))}
-        run = _replaced(run, {in_run[name]: value for name, value in values.items() if name in in_run})
-        recipe = _replaced(recipe, {in_recipe[name]: value for name, value in values.items() if name in in_recipe})
+        in_run = {setting.flag: setting.attributes for setting in settings_of(type(self.run))}
+        in_recipe = {setting.flag: setting.attributes for setting in settings_of(type(self.recipe))}
+        run = _replaced(self.run, {in_run[name]: value for name, value in values.items() if name in in_run})
+        recipe = _replaced(self.recipe, {in_recipe[name]: value for name, value in values.items() if name in in_recipe})
         return dataclasses.replace(self, run=run, recipe=recipe)
 
-    def with_batch(self, num_processes: int) -> "Config":
+    def with_batch(self, num_processes: int) -> Config:
         """The config of a run that starts on so many processes, with its batch resolved."""
         from runner.lanes import resolve_batch
 
         batch_size, micro_batch_size = resolve_batch(self.run, self.explicit, num_processes)
         return self.with_run(batch_size=batch_size, micro_batch_size=micro_batch_size, gradient_accumulation_steps=None)
 
-    def nested(self) -> dict[str, Any]:
+    def nested(self) -> dict[str, typing.Any]:
         """Every setting as resolved, nested as in YAML: what `config.yaml` holds."""
-        nested: dict[str, Any] = {"recipe": self.recipe_name, "preset": self.preset}
+        nested: dict[str, typing.Any] = {"recipe": self.recipe_name, "preset": self.preset}
         for owner in (self.run, self.recipe):
             for setting in settings_of(type(owner)):
                 place = nested
@@ -77,123 +85,72 @@ class Config:
         owners = (self.run, self.recipe)
         return {each.flag: each.get(owner) for owner in owners for each in settings_of(type(owner))}
 
-    def flat(self) -> dict[str, Any]:
-        """Every setting as resolved, flat with dots: what trackers are told."""
+    def flat(self) -> dict[str, typing.Any]:
+        """Every setting as resolved, flat with dots: what trackers are given."""
         return dict(flatten(self.nested()))
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """One leaf of the settings: its flag, and where it is in the dataclasses."""
-
-    flag: str
-    """Name with dots, as in `--data.dir`."""
-    attributes: tuple[str, ...]
-    """The way from the outer dataclass to the field."""
-    type: Any
-    """The annotated type."""
-
-    def get(self, owner: Any) -> Any:
-        """The value in `owner`."""
-        for attribute in self.attributes:
-            owner = getattr(owner, attribute)
-        return owner
-
-
-def group_name(field: str) -> str:
-    """The name users see of a nested field: `data_settings` is the group `data` (the verb `data` has the name)."""
-    return field.removesuffix("_settings")
-
-
-def settings_of(owner: type, prefix: str = "", way: tuple[str, ...] = ()) -> list[Setting]:
-    """Every setting of a (nested) dataclass, but for the fields that it hides with `tyro.conf.Suppress`."""
-    hints = typing.get_type_hints(owner, include_extras=True)
-    found = []
-    for field in dataclasses.fields(owner):
-        hint = hints[field.name]
-        if not field.init or "Suppress" in repr(hint):
-            continue
-        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-            found += settings_of(hint, f"{prefix}{group_name(field.name)}.", (*way, field.name))
-        else:
-            found.append(Setting(prefix + field.name, (*way, field.name), hint))
-    return found
-
-
-def _defaults_of(owner: type, prefix: str = "") -> dict[str, Any]:
-    """The default of every setting that has one, by its flag."""
-    defaults: dict[str, Any] = {}
-    hints = typing.get_type_hints(owner, include_extras=True)
-    for field in dataclasses.fields(owner):
-        group = hints[field.name]
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if dataclasses.is_dataclass(group) and dataclasses.is_dataclass(default) and not isinstance(default, type):
-            leaves = settings_of(type(default), f"{prefix}{group_name(field.name)}.")
-            defaults |= {leaf.flag: leaf.get(default) for leaf in leaves}
-        elif default is not dataclasses.MISSING:
-            defaults[prefix + field.name] = default
-    return defaults
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(name with dots, value) for every leaf of nested mappings."""
-    for name, value in nested.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def parse(arguments: Sequence[str], program: str = "relay train") -> Config:
+def parse(arguments: Sequence[str], program: str = "relay train", of_run: bool = False) -> Config:
     """Read the command line of a training.
 
-    Raises ConfigError for what cannot be understood; prints the help and leaves with status 0 for `--help`.
+    `of_run`: the file after --config lies in the folder of a run, which may be somebody else's; Relay then imports no
+    recipe that the file alone names by a path or a module. Raises ConfigError for what cannot be understood; prints
+    the help and leaves with status 0 for `--help`.
     """
     from runner import registry
+    from runner.help_page import print_general_help, print_help
 
-    chosen, flags, wants_help = _split(arguments)
-    from_yaml: dict[str, Any] = {}
+    words, trusts_file = _without_switch(arguments, "trust_recipe")
+    chosen, words = chosen_values(words, ("recipe", "preset", "config"))
+    is_typed, from_yaml, filed_name = "recipe" in chosen, Nested(), None
     if "config" in chosen:
-        from_yaml = read_yaml(Path(chosen["config"]))
-        for name in ("recipe", "preset"):
-            value = from_yaml.pop(name, None)
-            if value is not None:
-                chosen.setdefault(name, value)
+        file = Path(chosen["config"])
+        from_yaml = read_yaml(file)
+        filed_name = str(from_yaml.get("recipe") or "") or None
+        _take_own_names(from_yaml, chosen, file)
+        trusts_file = trusts_file or not (of_run or registry.is_of_run(file))
     if "recipe" not in chosen:
-        if wants_help:
-            _print_general_help(program)
+        if wants_help(words):
+            print_general_help(program, wants_help(words) == "help_all")
+            sys.stdout.flush()
+            raise SystemExit(0)
         raise ConfigError(
             f"No recipe was given: type --recipe with one of {', '.join(registry.names())}, or a file of yours."
         )
-    recipe_class = registry.find(chosen["recipe"])
-    all_settings = _combined(recipe_class)
+    name, preset = chosen["recipe"], chosen.get("preset")
+    if of_run and filed_name is not None and filed_name != name and {filed_name, name} & {*registry.names()}:
+        # Two files may be one recipe that was moved; of an installed one it is known.
+        folder = Path(chosen["config"]).parent
+        raise ConfigError(f"{folder} is of the recipe {filed_name}, not of {name}: leave --recipe out.")
+    if not is_typed and not trusts_file:
+        registry.check_trust(name, chosen["config"])
+    recipe_class = registry.find(name)
+    registry.remember_trust(name)
     known = {setting.flag: setting for owner in (RunSettings, recipe_class) for setting in settings_of(owner)}
     renamed = {**RENAMED, **recipe_class.renamed_settings}
-    preset = chosen.get("preset")
-    values = _preset_values(recipe_class, chosen["recipe"], preset)
-    _check_names(values, known, "preset")
-    yaml_values = dict(_with_new_names(flatten(from_yaml), renamed))
-    flags = _with_new_names(flags, renamed)
-    _check_names(yaml_values, known, f"{chosen.get('config')}")
-    _check_names([flag for flag, _ in flags], known, "flag")
-
-    arguments_in_order: list[str] = []
-    for flag, value in (*values.items(), *yaml_values.items()):
-        arguments_in_order += _as_arguments(known[flag], value)
-    for flag, given in flags:
-        arguments_in_order += _as_arguments(known[flag], given)
-    if wants_help:
-        arguments_in_order.append("--help")
-    settings = _ask_tyro(all_settings, arguments_in_order, f"{program} --recipe {chosen['recipe']}")
-
-    explicit = frozenset(yaml_values) | frozenset(flag for flag, _ in flags)
+    preset_values = _preset_values(recipe_class, name, preset)
+    usual = {flag: _words_of(value) for flag, value in preset_values.items()}
+    _check_names(usual, known, f"the preset {preset or 'default'}")
+    filed = _yaml_words(from_yaml, known, renamed, chosen.get("config", ""))
+    reading = read_words(words, known, renamed)
+    if reading.help == "help":
+        print_help(program, name, preset, recipe_class, usual)
+        sys.stdout.flush()
+        raise SystemExit(0)
+    checked = {flag: as_flags(known[flag], value, f"the preset {preset or 'default'}") for flag, value in usual.items()}
+    checked |= {flag: as_flags(known[flag], value, chosen.get("config")) for flag, value in filed.items()}
+    checked |= {flag: as_flags(known[flag], value) for flag, value in reading.values}
+    ordered = [word for value in checked.values() for word in value] + (["--help"] if reading.help else [])
+    settings = _ask_tyro(_combined(recipe_class), ordered, f"{program} --recipe {name}")
+    typed = frozenset(flag for flag, _ in reading.values)
+    explicit = frozenset(filed) | typed
     # A config.yaml that a run wrote names every setting, and most of them are as they would be without it.
-    usual = _defaults_of(RunSettings) | _defaults_of(recipe_class) | values
-    changed = frozenset(name for name in explicit if _plain(known[name].get(settings)) != _plain(usual.get(name)))
-    run = _part(settings, RunSettings)
-    typed = frozenset(flag for flag, _ in flags)
+    before = {**defaults_of(RunSettings), **defaults_of(recipe_class), **preset_values}
+    changed = frozenset(flag for flag in explicit if _plain(known[flag].get(settings)) != _plain(before.get(flag)))
+    run, recipe = _part(settings, RunSettings), _part(settings, recipe_class)
+    _check_secrets(run, recipe)
     file = Path(chosen["config"]) if "config" in chosen else None
-    return Config(chosen["recipe"], preset, run, _part(settings, recipe_class), explicit, changed, typed, file)
+    return Config(name, preset, run, recipe, explicit, changed, typed, file)
 
 
 def recorded_config(text: str, source: str, recipe_name: str, recipe_class: type[Recipe]) -> Config:
@@ -201,19 +158,20 @@ def recorded_config(text: str, source: str, recipe_name: str, recipe_class: type
 
     Settings that this version does not know are left out. Raises ConfigError where the text cannot be read.
     """
-    content = _yaml_of_text(text, source)
+    content = yaml_of_text(text, source)
     preset = content.pop("preset", None)
     content.pop("recipe", None)
     known = {setting.flag: setting for owner in (RunSettings, recipe_class) for setting in settings_of(owner)}
     renamed = {**RENAMED, **recipe_class.renamed_settings}
-    values = dict(recipe_class.presets().get(preset or "default", {}))
+    values = dict(recipe_class.presets().get(str(preset or "default"), {}))
     values |= {renamed.get(name, name): value for name, value in flatten(content)}
-    words = [word for name, value in values.items() if name in known for word in _as_arguments(known[name], value)]
-    settings = _ask_tyro(_combined(recipe_class), words, source)
+    given = {name: as_flags(known[name], _words_of(value), source) for name, value in values.items() if name in known}
+    settings = _ask_tyro(_combined(recipe_class), [word for words in given.values() for word in words], source)
+    preset = None if preset is None else str(preset)
     return Config(recipe_name, preset, _part(settings, RunSettings), _part(settings, recipe_class))
 
 
-def _replaced(owner: Value, values: Mapping[tuple[str, ...], object]) -> Value:
+def _replaced(owner: Owner, values: Mapping[tuple[str, ...], object]) -> Owner:
     """A (nested) dataclass with other values of some leaves, by the way to them."""
     own = {way[0]: value for way, value in values.items() if len(way) == 1}
     for group in {way[0] for way in values if len(way) > 1}:
@@ -222,56 +180,54 @@ def _replaced(owner: Value, values: Mapping[tuple[str, ...], object]) -> Value:
     return dataclasses.replace(owner, **own) if own else owner  # type: ignore[type-var]
 
 
+def parse_into(owner: type[Owner], arguments: Sequence[str], program: str, description: str | None = None) -> Owner:
+    """Read the command line of a `relay` verb into a dataclass, with the same manners as `parse`.
+
+    Settings that are marked with a `Position` may come without their flag. Raises ConfigError.
+    """
+    known = {setting.flag: setting for setting in settings_of(owner)}
+    reading = read_words(arguments, known, getattr(owner, "renamed_settings", {}), "--help")
+    given = {flag: as_flags(known[flag], words) for flag, words in reading.values}
+    usage = " ".join([program, *(setting.position.shown for setting in known.values() if setting.position)])
+    if not reading.help:
+        defaults = defaults_of(owner)
+        missing = [flag for flag in known if flag not in defaults and flag not in given]
+        if missing:
+            raise ConfigError(_missing(usage, [known[flag] for flag in missing]))
+    ordered = [word for words in given.values() for word in words] + (["--help"] if reading.help else [])
+    found = _ask_tyro(owner, ordered, usage, description)
+    check_ranges(found)
+    return found
+
+
+def _missing(usage: str, settings: list[Setting]) -> str:
+    """What to say about required settings that did not come."""
+    flags = "".join(f" --{each.flag} VALUE" for each in settings if each.position is None)
+    for setting in settings:
+        if setting.position is not None:
+            program, example = usage.partition(f" {setting.position.shown}")[0], setting.position.example
+            also = f", or --{setting.flag} {example}" if not flags else ""
+            return f"{program} takes {setting.position.what}: type {program} {example}{flags}{also}."
+    named = " and ".join(f"--{setting.flag}" for setting in settings)
+    return f"{named} did not come: type {usage}{flags} ({settings[0].help.rstrip('.')})."
+
+
+def wants_help(words: Sequence[str]) -> str:
+    """`help`, `help_all`, or nothing: what a command line without a recipe asks for."""
+    if {"--help_all", "--help-all"} & {*words}:
+        return "help_all"
+    return "help" if {"-h", "--help"} & {*words} else ""
+
+
 def wants_debug(arguments: Sequence[str]) -> bool:
     """Whether a command line that could not be read asks for --debug."""
-    with contextlib.suppress(ConfigError):
-        given = [words for flag, words in _split(arguments)[1] if flag == "debug"]
-        return bool(given) and (not given[-1] or given[-1][0].lower() in TRUE)
-    return False
-
-
-def _with_new_names(values: Iterable[tuple[str, Value]], renamed: Mapping[str, str]) -> list[tuple[str, Value]]:
-    """The same settings, with old names replaced; a line names each new one."""
-    pairs = list(values)
-    for name, _ in pairs:
-        if name in renamed:
-            note_outdated(f"The setting {name} is called {renamed[name]} now.")
-    return [(renamed.get(name, name), value) for name, value in pairs]
-
-
-def parse_into(owner: type, arguments: Sequence[str], program: str, description: str | None = None) -> Any:
-    """Read the command line of a `relay` verb into a dataclass, with the same manners as `parse`."""
-    _, flags, wants_help = _split(arguments, own_names=())
-    known = {setting.flag: setting for setting in settings_of(owner)}
-    flags = _with_new_names(flags, getattr(owner, "renamed_settings", {}))
-    _check_names([flag for flag, _ in flags], known, "flag")
-    ordered = [word for flag, given in flags for word in _as_arguments(known[flag], given)]
-    return _ask_tyro(owner, [*ordered, *(["--help"] if wants_help else [])], program, description)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The nested settings in a YAML file. Raises ConfigError where there is none."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"There is no config file {path}: check the path given to --config.") from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
-    return _yaml_of_text(text, str(path))
-
-
-def _yaml_of_text(text: str, source: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} cannot be read as YAML: {' '.join(str(error).split())}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{source} holds a {type(content).__name__}; wanted: settings as `name: value` lines.")
-    return content
+    found = False
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        name, equals, value = word.partition("=")
+        if name == "--debug":
+            value = value if equals else following
+            found = value.lower() in TRUE or (not equals and (not value or value.startswith("--")))
+    return found
 
 
 def write_yaml(config: Config, path: Path) -> None:
@@ -286,73 +242,72 @@ def yaml_of(config: Config) -> str:
     return yaml.safe_dump(config.nested(), sort_keys=False, allow_unicode=True)
 
 
-def _split(
-    arguments: Sequence[str], own_names: Sequence[str] = ("recipe", "preset", "config")
-) -> tuple[dict[str, str], list[tuple[str, list[str]]], bool]:
-    """Cut the command line into our own choices, the settings' flags with their words, and whether help is wanted."""
-    chosen: dict[str, str] = {}
-    flags: list[tuple[str, list[str]]] = []
-    wants_help = False
-    for argument in arguments:
-        if argument in ("-h", "--help"):
-            wants_help = True
-        elif argument.startswith("--") and len(argument) > 2:
-            name, equals, value = argument[2:].partition("=")
-            flags.append((name.replace("-", "_"), [value] if equals else []))
-        elif flags:
-            flags[-1][1].append(argument)
-        else:
-            raise ConfigError(f"{argument!r} came where a flag was wanted: settings are typed as --name value.")
-    rest = []
-    for name, words in flags:
-        if name not in own_names:
-            rest.append((name, words))
-        elif len(words) == 1:
-            chosen[name] = words[0]
-        else:
-            raise ConfigError(f"--{name} takes one value; it came with {len(words)}.")
-    return chosen, rest, wants_help
+def _without_switch(arguments: Sequence[str], name: str) -> tuple[list[str], bool]:
+    """The other words, and whether the switch `name` is among them."""
+    spellings = (f"--{name}", f"--{name.replace('_', '-')}")
+    return [word for word in arguments if word not in spellings], any(word in spellings for word in arguments)
 
 
-def _check_names(names: Any, known: Mapping[str, Setting], source: str) -> None:
+def _take_own_names(from_yaml: Nested, chosen: dict[str, str], file: Path) -> None:
+    """Take recipe and preset out of what a file holds; what was typed comes first."""
+    for name in ("recipe", "preset"):
+        value = from_yaml.pop(name, None)
+        if isinstance(value, (list, dict)):
+            raise ConfigError(f"{name} in {file} is a list or a group; wanted: one name.")
+        if value is not None:
+            chosen.setdefault(name, value)
+
+
+def _yaml_words(
+    from_yaml: Nested, known: Mapping[str, Setting], renamed: Mapping[str, str], file: str
+) -> dict[str, list[str]]:
+    """The settings in a file, each with its words. Raises ConfigError by name."""
+    groups = {flag.rpartition(".")[0] for flag in known} - {""}
+    found: dict[str, list[str]] = {}
+    pairs = [(name, value) for name, value in flatten(from_yaml) if not (name in groups and value is None)]
+    for name, _ in pairs:
+        if name in groups:
+            raise ConfigError(f"{name} in {file} is a group: write its settings below it, indented, or leave it out.")
+        above = next((flag for flag in known if name.startswith(f"{flag}.")), None)
+        if above is not None:
+            raise ConfigError(f"{above} in {file} is a group; wanted: one value.")
+    words = [(name, value if isinstance(value, list) else [value]) for name, value in pairs]
+    lists = {renamed.get(name, name) for name, value in pairs if isinstance(value, list)}
+    for name, value in with_new_names(words, renamed):
+        _check_names([name], known, file)
+        setting = known[name]
+        if name in found:
+            raise ConfigError(f"{name} stands twice in {file}: leave one out.")
+        if name in lists and not (setting.is_sequence or setting.is_comma_list):
+            raise ConfigError(f"{name} in {file} is a list; wanted: one value.")
+        if None in value and (len(value) > 1 or not setting.may_be_unset):
+            raise ConfigError(f"{name} in {file} is empty: give it a value, or leave the line out.")
+        found[name] = ["None" if word is None else word for word in value]
+    return found
+
+
+def _words_of(value: object) -> list[str]:
+    """A value of a preset as the words that would be typed for it."""
+    if isinstance(value, (list, tuple)):
+        return [word for each in value for word in _words_of(each)]
+    return [str(value)]
+
+
+def _check_names(names: typing.Iterable[str], known: Mapping[str, Setting], place: str) -> None:
     for name in names:
-        if name in known:
-            continue
-        shown = f"--{name}" if source == "flag" else name
-        where = "" if source == "flag" else f" in {source}"
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4) or [
-            flag for flag in known if flag.split(".")[-1] == name.split(".")[-1]
-        ]
-        mark = "--" if source == "flag" else ""
-        hint = f"Did you mean {mark}{near[0]}?" if near else "--help lists every setting."
-        raise ConfigError(f"There is no setting {shown}{where}. {hint}")
+        if name not in known:
+            raise ConfigError(unknown_name(name, known, place))
 
 
-def _as_arguments(setting: Setting, value: Any) -> list[str]:
-    """One setting as the words that tyro reads: from flags (a list of strings) or from YAML (any value)."""
-    flag = f"--{setting.flag}"
-    is_switch = setting.type is bool
-    if is_switch:
-        word = value[0] if isinstance(value, list) and len(value) == 1 else value
-        if word in ([], True) or str(word).lower() in TRUE:
-            return [flag]
-        if word is False or str(word).lower() in FALSE:
-            parent, _, leaf = setting.flag.rpartition(".")
-            return [f"--{parent}.no_{leaf}" if parent else f"--no_{leaf}"]
-        raise ConfigError(f"{flag} is a switch: type {flag} true or {flag} false; it came with {value!r}.")
-    words = value if isinstance(value, (list, tuple)) else [value]
-    return [flag, *(_word(word, setting) for word in words)]
-
-
-def _word(value: Any, setting: Setting) -> str:
-    # YAML reads the words no, off, yes and on as truth values: give a setting that wants the word its word.
-    if isinstance(value, bool) and "Literal" in repr(setting.type):
-        return "yes" if value else "no"
-    if "bool" in repr(setting.type) and str(value).lower() in ("true", "yes", "on", "false", "no", "off"):
-        return str(str(value).lower() in ("true", "yes", "on"))
-    if isinstance(value, str) and value.lower() in ("none", "null") and "None" in repr(setting.type):
-        return "None"
-    return str(value)
+def _check_secrets(*owners: object) -> None:
+    """Raises ConfigError where a setting holds a password, a key or a token: config.yaml and the logs would show it."""
+    for owner in owners:
+        for setting in settings_of(type(owner)):
+            value = setting.get(owner)
+            if isinstance(value, (str, Path)):
+                check_no_secret(str(value), setting.flag)
+                if setting.flag in ("upload_to", "resume_from_checkpoint", "init_from") and is_url(str(value)):
+                    check_url(str(value), setting.flag)
 
 
 def _combined(recipe_class: type) -> type:
@@ -374,12 +329,12 @@ def _combined(recipe_class: type) -> type:
     return dataclasses.make_dataclass("Settings", renamed, bases=(RunSettings, recipe_class), frozen=True, kw_only=True)
 
 
-def _part(settings: Any, owner: type) -> Any:
-    names = [field.name for field in dataclasses.fields(owner) if field.init]
+def _part(settings: object, owner: type[Owner]) -> Owner:
+    names = [field.name for field in dataclasses.fields(owner) if field.init]  # type: ignore[arg-type]
     return owner(**{name: getattr(settings, name) for name in names})
 
 
-def _ask_tyro(owner: type, arguments: list[str], program: str, description: str | None = None) -> Any:
+def _ask_tyro(owner: type[Owner], arguments: list[str], program: str, description: str | None = None) -> Owner:
     import tyro
 
     printed = io.StringIO()
@@ -388,6 +343,8 @@ def _ask_tyro(owner: type, arguments: list[str], program: str, description: str 
             return tyro.cli(owner, args=arguments, prog=program, description=description, use_underscores=True)
     except SystemExit as leaving:
         if not leaving.code:
+            # A reader that has gone, such as `head`, is noticed here and not when Python ends.
+            sys.stdout.flush()
             raise
         raise ConfigError(_one_line(printed.getvalue())) from None
 
@@ -402,10 +359,10 @@ def _one_line(box: str) -> str:
         if line.startswith(("Argument helptext", "For full helptext")):
             break
         message += f" {line}"
-    return f"{message}. --help lists every setting." if "help" not in message else message
+    return f"{message.rstrip(' .')}. --help lists every setting." if "help" not in message else message
 
 
-def _preset_values(recipe_class: type, recipe_name: str, preset: str | None) -> dict[str, Any]:
+def _preset_values(recipe_class: type[Recipe], recipe_name: str, preset: str | None) -> dict[str, object]:
     presets = recipe_class.presets()
     if preset is None:
         return dict(presets.get("default", {}))
@@ -417,22 +374,9 @@ def _preset_values(recipe_class: type, recipe_name: str, preset: str | None) -> 
     return dict(presets[preset])
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     return value
-
-
-def _print_general_help(program: str) -> typing.NoReturn:
-    from runner import registry
-
-    listed = ", ".join(registry.names())
-    print(f"usage: {program} --recipe NAME [--preset P] [--config FILE.yaml] [--flag value ...]\n")
-    print(f"  --recipe NAME  what to train: {listed}; or an entry point, a module, a .py file")
-    print("  --preset P     a named set of settings of the recipe (relay recipes lists them)")
-    print("  --config FILE  settings from YAML; flags win over it\n")
-    print(f"{program} --recipe NAME --help adds the recipe's own settings. Settings of every run:\n")
-    _ask_tyro(RunSettings, ["--help"], program)
-    raise SystemExit(0)

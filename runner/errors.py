@@ -14,6 +14,9 @@
 A message has three parts: what came, what was wanted, what to type. It fits in three lines.
 """
 
+import os
+import sys
+
 
 class RelayError(Exception):
     """Anything that Relay itself reports; ends the program with `exit_status`, without a traceback."""
@@ -61,3 +64,10 @@ class Interrupted(RelayError):
 
 class UploadError(RelayError):
     """The training is finished and whole on this machine, but its copies are not."""
+
+
+def leave_closed_pipe() -> int:
+    """The exit status where the reader of this program's output, such as `head`, has gone; stops further output."""
+    # Python would complain once more when it flushes at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141

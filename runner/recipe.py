@@ -192,6 +192,9 @@ class Recipe:
     `data_files` names, what changes neither the examples nor their order, what does not change the function that the
     model computes. The runner refuses a change of the others, but for fractions such as `model.dropout`."""
 
+    first_settings: ClassVar[Sequence[str]] = ()
+    """Names of the settings that the first page of help shows: those that people change first. None: the first four."""
+
     Request: ClassVar[type | None] = None
     """A dataclass: the flags that `relay predict` accepts beside `--checkpoint`. None: the recipe answers nothing."""
 

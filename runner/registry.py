@@ -1,6 +1,8 @@
 """Finding a recipe: by name, entry point, dotted module or file."""
 
+import contextlib
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import pkgutil
@@ -10,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 from runner.errors import ConfigError
+from runner.parts.cache import cache_folder
 from runner.recipe import Recipe, with_defaults
 
 ENTRY_POINT_GROUP = "relay.recipes"
@@ -22,6 +25,48 @@ def names() -> list[str]:
 
     shipped = [module.name for module in pkgutil.iter_modules(recipes.__path__) if module.ispkg]
     return sorted(shipped) + sorted(point.name for point in entry_points(group=ENTRY_POINT_GROUP))
+
+
+def is_installed(name: str) -> bool:
+    """Whether a recipe comes with Relay or with an installed plug-in that names it; others are code of any origin."""
+    return name in names()
+
+
+def is_of_run(file: Path) -> bool:
+    """Whether a file of settings lies in the folder of a run, of a checkpoint or of `final`."""
+    marks = ("metrics.jsonl", "ledger.jsonl", "manifest.json", "checkpoint-*", "model*.safetensors")
+    return file.name == "config.yaml" and any(True for mark in marks for _ in file.parent.glob(mark))
+
+
+def check_trust(name: str, file: str) -> None:
+    """Raises ConfigError where the recipe that the settings of a run name is code that nobody here has asked for.
+
+    A run's folder may be somebody else's, and to import a recipe is to run it. Installed recipes are trusted, and
+    files whose content was trained with by the same user before.
+    """
+    if is_installed(name) or (mark := _trust_mark(name)) is not None and mark.is_file():
+        return
+    raise ConfigError(
+        f"{file} names the recipe {name}, which is not installed: to load it is to run its code.\n"
+        f"If you trust it, type --recipe {name}, or --trust_recipe."
+    )
+
+
+def remember_trust(name: str) -> None:
+    """Note that the user asked for a recipe file as it is now, so that its runs can be used without asking again."""
+    mark = _trust_mark(name)
+    if mark is not None:
+        # Without a folder for it, the next command asks again.
+        with contextlib.suppress(OSError):
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+
+
+def _trust_mark(name: str) -> Path | None:
+    """The empty file that stands for trust in the content of a recipe file."""
+    if not name.endswith(".py") or not Path(name).is_file():
+        return None
+    return cache_folder() / "trusted-recipes" / hashlib.sha256(Path(name).read_bytes()).hexdigest()
 
 
 def find(name: str) -> type[Recipe]:

@@ -1,9 +1,22 @@
 """The settings of every run, whatever the recipe: names, help and defaults."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
 from runner.errors import ConfigError
+from runner.parts.setting_types import (
+    MOST,
+    AtLeast0,
+    AtLeast1,
+    Commas,
+    NotNegative,
+    Positive,
+    Range,
+    Share,
+    ShareBelow1,
+    check_ranges,
+)
+from runner.urls import shown
 
 Precision = Literal["auto", "no", "bf16", "fp16"]
 
@@ -17,51 +30,58 @@ Optimizer = Literal["adamw", "muon"]
 Tracker = Literal["none", "tensorboard", "wandb", "trackio"]
 
 
+Seed = Annotated[int, Range(0, 2**63 - 1)]
+
+
+TEXTS = ("output_dir", "metric_for_best_model", "resume_from_checkpoint", "init_from", "upload_to", "exclude_examples")
+"""Settings that are not text when they are empty, which a shell makes of a variable that is not set."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """Settings of every run, whatever the recipe; named as in transformers.TrainingArguments where it has them."""
 
     output_dir: str | None = None
     """Folder for everything the run writes; runs/<recipe>-<date>-<time> when not given."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the weights, the order of the data and every other random number."""
-    max_steps: int | None = None
+    max_steps: Annotated[int, Range(1, MOST, beside=(-1,))] | None = None
     """Length of the run in optimiser updates; replaces num_train_epochs."""
-    num_train_epochs: float | None = None
+    num_train_epochs: Positive | None = None
     """Length of the run in passes over the training split; 3 when max_steps is not given either."""
-    batch_size: int | None = None
+    batch_size: AtLeast1 | None = None
     """Examples per step over all processes; 32 when nothing else sets it."""
-    micro_batch_size: int = 8
+    micro_batch_size: AtLeast1 = 8
     """Examples per lane (micro-batch): what one process computes at a time."""
-    gradient_accumulation_steps: int | None = None
+    gradient_accumulation_steps: AtLeast1 | None = None
     """Lanes per process at the first start; sets batch_size, which the run then keeps."""
-    learning_rate: float = 1e-3
+    learning_rate: NotNegative = 1e-3
     """Peak learning rate of AdamW."""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative = 0.01
     """Decoupled weight decay, on matrices only (not on biases, norms or other vectors)."""
     optim: Optimizer = "adamw"
     """muon: matrices inside layers are updated by Muon, everything else by AdamW, at one learning rate."""
-    adam_beta1: float = 0.9
+    adam_beta1: ShareBelow1 = 0.9
     """AdamW: decay rate of the first moment."""
-    adam_beta2: float = 0.999
+    adam_beta2: ShareBelow1 = 0.999
     """AdamW: decay rate of the second moment."""
-    adam_epsilon: float = 1e-8
+    adam_epsilon: NotNegative = 1e-8
     """AdamW: added to the denominator."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: NotNegative = 1.0
     """Gradient clipping: the largest norm of a step's gradient; 0: no clipping."""
     lr_scheduler_type: Scheduler = "cosine"
     """Shape of the learning rate over the steps."""
-    warmup_steps: int = 0
+    warmup_steps: AtLeast0 = 0
     """Steps of linear warm-up."""
-    warmup_ratio: float = 0.0
+    warmup_ratio: Share = 0.0
     """Share of all steps that is linear warm-up, where warmup_steps is 0."""
-    max_warmup_ratio: float = 1.0
+    max_warmup_ratio: Share = 1.0
     """Longest warm-up, as a share of all steps; a longer warmup_steps is cut, with a message."""
-    min_lr_ratio: float = 0.0
+    min_lr_ratio: Share = 0.0
     """Floor of the learning rate, as a share of the peak."""
-    lr_step_size: int | None = None
+    lr_step_size: AtLeast1 | None = None
     """Schedule "step": steps between two drops; a third of the run when not given."""
-    lr_gamma: float = 0.1
+    lr_gamma: NotNegative = 0.1
     """Schedule "step": factor of each drop."""
     mixed_precision: Precision = "auto"
     """Number format of the arithmetic; auto: bf16 where the hardware computes in it natively, else no (fp32)."""
@@ -71,19 +91,19 @@ class RunSettings:
     """Compile the model with torch.compile."""
     deterministic: bool = False
     """Sum the lanes' gradients in a fixed tree: the same weights to the bit for any number of processes."""
-    logging_steps: int = 10
+    logging_steps: AtLeast1 = 10
     """Steps between two log lines."""
-    eval_steps: int = 500
+    eval_steps: AtLeast0 = 500
     """Steps between two evaluations; 0: only at the end."""
-    eval_batch_size: int | None = None
+    eval_batch_size: AtLeast1 | None = None
     """Examples at a time in evaluation, on each process; micro_batch_size when not given."""
-    save_steps: int = 500
+    save_steps: AtLeast0 = 500
     """Steps between two checkpoints; 0: only at the end."""
     save_in_shards: bool | None = None
     """FSDP: every process writes its own shard of a checkpoint; on from 2 GB of weights when not given."""
-    save_total_limit: int | None = None
+    save_total_limit: AtLeast1 | None = None
     """How many of the newest checkpoints to keep, beside the best one; none: all."""
-    early_stopping_patience: int | None = None
+    early_stopping_patience: AtLeast1 | None = None
     """Evaluations in a row without a better metric_for_best_model after which the run ends; none: never."""
     metric_for_best_model: str | None = None
     """Evaluation metric that chooses checkpoint-best; the recipe's own when not given."""
@@ -113,19 +133,19 @@ class RunSettings:
     """Alternative to upload_to: the folder in the bucket."""
     cloud_region: str | None = None
     """AWS region of the bucket, where AWS_DEFAULT_REGION does not set it."""
-    num_workers: int = 0
+    num_workers: AtLeast0 = 0
     """Processes that prepare micro-batches ahead, per training process; 0: prepare them in the loop."""
-    max_train_examples: int | None = None
+    max_train_examples: AtLeast1 | None = None
     """Use only this many training examples."""
-    max_eval_examples: int | None = None
+    max_eval_examples: AtLeast1 | None = None
     """Use only this many evaluation examples: a fixed random sample."""
     on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
     """When loss or gradient is not finite: stop with status 3, skip the update, or roll back to a checkpoint."""
-    grad_norm_spike_factor: float = 0.0
+    grad_norm_spike_factor: NotNegative = 0.0
     """A gradient norm this many times its running mean is a bad step as well; 0: never."""
-    exclude_examples: str | None = None
+    exclude_examples: Commas | None = None
     """Training examples to leave out: numbers with commas between them, or a file with one per line."""
-    empty_cache_steps: int = 0
+    empty_cache_steps: AtLeast0 = 0
     """Steps between two releases of the accelerator's unused memory; 0: never."""
     use_expandable_segments: bool = False
     """CUDA: use expandable memory segments, which reduces fragmentation."""
@@ -135,37 +155,13 @@ class RunSettings:
     """Check settings, data, model and one step, print the plan, and write nothing."""
 
     def __post_init__(self) -> None:
-        for name in ("micro_batch_size", "logging_steps"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("warmup_steps", "eval_steps", "save_steps", "num_workers", "empty_cache_steps"):
-            _at_least(name, getattr(self, name), 0)
-        optional = (
-            "batch_size",
-            "gradient_accumulation_steps",
-            "lr_step_size",
-            "save_total_limit",
-            "eval_batch_size",
-            "early_stopping_patience",
-            "max_train_examples",
-            "max_eval_examples",
-        )
-        for name in optional:
-            if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
-        for name in ("learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "grad_norm_spike_factor"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}: type --{name} with a number of at least 0.")
-        for name in ("warmup_ratio", "max_warmup_ratio", "min_lr_ratio", "adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}: type --{name} with a number from 0 to 1.")
-        if self.max_steps is not None and self.max_steps < 0:
+        check_ranges(self)
+        if self.max_steps == -1:
             # transformers.TrainingArguments writes "not set" as -1.
             object.__setattr__(self, "max_steps", None)
-        if self.max_steps is not None:
-            _at_least("max_steps", self.max_steps, 1)
-        if self.num_train_epochs is not None and not self.num_train_epochs > 0:
-            raise ConfigError(f"num_train_epochs is {self.num_train_epochs}: type a number above 0.")
-
+        for name in TEXTS:
+            if getattr(self, name) is not None and not getattr(self, name).strip():
+                raise ConfigError(f"{name} is empty: give it a value, or leave --{name} out.")
         self._resolve_cloud()
 
     def _resolve_cloud(self) -> None:
@@ -179,7 +175,8 @@ class RunSettings:
         scheme = {"gcp": "gs", "gcs": "gs", "azure": "abfs"}.get(self.cloud_provider, "s3")
         url = "/".join(part.strip("/") for part in (self.cloud_bucket, self.cloud_prefix) if part)
         if self.upload_to not in (None, f"{scheme}://{url}"):
-            raise ConfigError(f"upload_to is {self.upload_to}, cloud_* say {scheme}://{url}: give one of the two.")
+            here, there = shown(str(self.upload_to)), shown(f"{scheme}://{url}")
+            raise ConfigError(f"upload_to is {here}, cloud_* say {there}: give one of the two.")
         object.__setattr__(self, "upload_to", f"{scheme}://{url}")
 
     @property
@@ -188,10 +185,13 @@ class RunSettings:
         return self.eval_batch_size or self.micro_batch_size
 
 
-def _at_least(name: str, value: int, lowest: int) -> None:
-    if value < lowest:
-        raise ConfigError(f"{name} is {value}: type --{name} with a whole number of at least {lowest}.")
-
+FIRST = {
+    "Output": ("output_dir", "resume_from_checkpoint"),
+    "Length and batch": ("max_steps", "num_train_epochs", "batch_size", "micro_batch_size"),
+    "Learning": ("learning_rate", "warmup_steps", "mixed_precision", "seed"),
+    "Evaluation and checkpoints": ("eval_steps", "save_steps"),
+}
+"""The settings on the first page of help, under their headings."""
 
 RENAMED: dict[str, str] = {}
 """Old name -> new name of the settings of every run. The old one works for one release."""

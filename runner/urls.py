@@ -1,8 +1,26 @@
-"""Which places are URLs, and which URLs are safe to write down."""
+"""Which places are URLs, which URLs are safe to write down, and how a text is shown without the secrets in it."""
 
+import os
+import re
 from urllib.parse import urlsplit
 
 from runner.errors import ConfigError
+
+SECRET_NAME = (
+    r"[\w.-]*(?:token|secret|passw|pwd|signature|credential|api_?-?key|access_?-?key|account_?-?key)[\w.-]*"
+    r"|sig|sas|key|pass|auth|authorization"
+)
+WITH_USER = ("abfs", "abfss", "wasb", "wasbs", "adl", "ssh", "sftp", "scp", "git+ssh")
+"""Schemes whose URLs have a container or a user in front of the @, which is no secret."""
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://[^\s'\"<>]+")
+PAIR = re.compile(rf"(?<![\w.-])({SECRET_NAME})=([^\s&;#'\",]+)", re.IGNORECASE)
+"""A secret in the query, the parameters or the fragment of a URL."""
+TOKEN = re.compile(
+    r"(?<![A-Za-z0-9])(?:(?:AccountKey|SharedAccessSignature)=[^\s;'\"]+|hf_[A-Za-z0-9]{16,}|AKIA[0-9A-Z]{12,}|ASIA[0-9A-Z]{12,}|sk-[A-Za-z0-9_-]{16,}"
+    r"|gh[pousr]_[A-Za-z0-9]{16,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*)"
+)
+SECRET_VARIABLE = re.compile(r"(KEY|KEY_ID|SECRET|TOKEN|PASSWORD|PASSWD|SAS|CONNECTION_STRING|CREDENTIALS?)$")
+MASK = "***"
 
 
 def is_url(place: str) -> bool:
@@ -10,14 +28,63 @@ def is_url(place: str) -> bool:
     return "://" in place
 
 
-def check_url(url: str) -> None:
+def check_url(url: str, setting: str = "upload_to") -> None:
     """Raises ConfigError where a URL is none, or carries a secret, which would end up in config.yaml and the logs."""
     parts = urlsplit(url)
+    check_no_secret(url, setting)
     if not parts.scheme or not is_url(url):
-        raise ConfigError(f"upload_to is {url!r}: type a URL, for example s3://bucket/folder or file:///mnt/folder.")
-    if parts.password or parts.query:
         raise ConfigError(
-            f"upload_to has a secret in it ({parts.scheme}://...): leave it out, and give it as the provider's own "
-            "variables\n(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, "
-            "AZURE_STORAGE_CONNECTION_STRING)."
+            f"{setting} is {shown(url)}: type a URL, for example s3://bucket/folder or file:///mnt/folder."
         )
+    if parts.query or parts.fragment or ";" in url:
+        raise _secret(url, setting)
+
+
+def check_no_secret(text: str, setting: str) -> None:
+    """Raises ConfigError where the text of a setting has a password, a key or a token in it."""
+    if TOKEN.search(text) or any(_has_user(match) or PAIR.search(match[0]) for match in URL.finditer(text)):
+        raise _secret(text, setting)
+
+
+def without_secrets(text: str) -> str:
+    """The text with *** in place of what looks like a secret, and of the secrets in this process's environment."""
+    for name, value in os.environ.items():
+        if SECRET_VARIABLE.search(name) and len(value) >= 8 and value in text and not os.path.exists(value):
+            text = text.replace(value, MASK)
+    return TOKEN.sub(MASK, URL.sub(_masked, text))
+
+
+def shown(value: str) -> str:
+    """A value as messages show it: quoted, short, and without secrets."""
+    text = without_secrets(value)
+    return repr(text if len(text) <= 100 else f"{text[:97]}...")
+
+
+def _secret(text: str, setting: str) -> ConfigError:
+    scheme = URL.search(text)
+    kind = f" ({scheme[1]}://...)" if scheme else ""
+    return ConfigError(
+        f"{setting} has a secret in it{kind}, or a part that may hold one: leave it out, because settings are written "
+        "to files.\nGive it as the provider's own variable: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+        "GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_CONNECTION_STRING, HF_TOKEN."
+    )
+
+
+def _has_user(match: re.Match[str]) -> bool:
+    """Whether a URL has a password, or a key in front of the @."""
+    rest = match[0].partition("://")[2]
+    place = re.split(r"[/?#;]", rest, maxsplit=1)[0]
+    user, at, _ = place.rpartition("@")
+    if at:
+        return ":" in user or match[1].lower() not in WITH_USER
+    # A secret with a slash in it ends what counts as the host too early: KEY:SEC/RET@bucket.
+    port = place.rpartition("]")[2].partition(":")[2]
+    return bool(port) and not port.isdigit()
+
+
+def _masked(match: re.Match[str]) -> str:
+    url = match[0]
+    if _has_user(match):
+        scheme, _, rest = url.partition("://")
+        url = f"{scheme}://{MASK}@{rest.rpartition('@')[2]}" if "@" in rest else f"{scheme}://{MASK}"
+    return PAIR.sub(rf"\1={MASK}", url)

@@ -27,6 +27,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # a file not named here is taken for one of the layer "torch".
 LAYERS = {
     "plain": {"errors", "settings", "config", "recipe", "registry", "lanes", "schedule", "log", "signals", "report"}
+    | {"fields", "command_line", "yaml_file", "other_tools", "help_page"}
     | {"run_folder", "urls", "parts", "checkpoints.state", "checkpoints.pointers"},
     "torch": {"optim", "tree", "memory", "sharding", "checkpoints.tensors"},
     "accelerate": {"hardware", "evaluation", "fetching", "run", "step", "tracking", "loop"}
@@ -38,6 +39,7 @@ KNOW_ACCELERATE = {"hardware", "evaluation"}
 # What a plain file may import beyond the standard library and numpy, and then only inside a function.
 PLAIN_EXTRAS = {
     "config": {"tyro", "yaml"},
+    "yaml_file": {"yaml"},
     "log": {"tqdm", "rich"},
     "registry": {"recipes"},
     "run_folder": {"filelock"},

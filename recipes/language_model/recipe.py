@@ -45,6 +45,9 @@ class Recipe(runner.recipe.Recipe):
     """Folder of the tokenizer; the runner sets it."""
 
     best_metric: ClassVar[str] = "bits_per_byte"
+    first_settings: ClassVar[Sequence[str]] = (
+        "data.source", "data.max_seq_length", "tokenizer.kind", "model.pretrained", "model.hidden_size"
+    )  # fmt: skip
     renamed_settings: ClassVar[Mapping[str, str]] = {"data.validation_split": "data.validation_fraction"}
     changeable_settings: ClassVar[frozenset[str]] = frozenset(
         {"data.source", "data.validation_source", "data.isolate_documents", "tokenizer.path", "tokenizer.retrain"}

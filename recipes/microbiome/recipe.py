@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -34,6 +34,7 @@ class Recipe(StageSettings, runner.recipe.Recipe):
     assets: Suppress[Path | None] = None
     """Folder of what was fitted; the runner sets it."""
 
+    first_settings: ClassVar[Sequence[str]] = ("data.table", "data.tree", "data.metadata", "data.target", "stage")
     couples_examples: ClassVar[bool] = True
     changeable_settings: ClassVar[frozenset[str]] = frozenset(
         f"data.{name}" for name in ("table", "sequences", "tree", "metadata", "split_file", "distance_from")

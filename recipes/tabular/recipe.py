@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
@@ -47,6 +47,7 @@ class Recipe(runner.recipe.Recipe):
     changeable_settings: ClassVar[frozenset[str]] = frozenset(
         {"data.train", "data.test", "data.corpus", "model.text_encoder", "model.text_chunk_size", "model.text_cache"}
     )
+    first_settings: ClassVar[Sequence[str]] = ("data.train", "data.target", "data.test", "data.task", "stage")
     renamed_settings: ClassVar[Mapping[str, str]] = {"lora.r": "lora.rank"}
 
     def __post_init__(self) -> None:

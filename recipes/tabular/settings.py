@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from runner.parts.setting_types import Commas
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSettings:
@@ -18,7 +20,7 @@ class DataSettings:
     """File with the same columns, for the test split."""
     task: Literal["auto", "classification", "regression"] = "auto"
     """What the target is; auto: a regression where it is more than ten different numbers."""
-    kinds: str | None = None
+    kinds: Commas | None = None
     """Columns that are taken for the wrong thing: "zip=categorical,comment=text" (numeric, boolean, date, categorical,
     text, id; ids are left out; decimal_comma, decimal_point, day_first, month_first)."""
     missing_values: str | None = None
@@ -26,9 +28,9 @@ class DataSettings:
     usual ones anyway (empty, NA, n/a, None, ?); in a target of words, these are classes unless listed here."""
     corpus: str | None = None
     """Folder with a manifest.json (name, file, target, task) and the tables it names."""
-    tables: str | None = None
+    tables: Commas | None = None
     """Names of the corpus's tables to use, with commas between them; none: all."""
-    exclude_tables: str | None = None
+    exclude_tables: Commas | None = None
     """Names of the corpus's tables to leave out."""
     validation_fraction: float = 0.1
     """Share of each table's training rows that training is judged by (at most 1000 rows)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -66,6 +66,7 @@ class Recipe(runner.recipe.Recipe):
             "schema_perturbation_prob",
         )
     ) | {"model.pretrained", "model.balance", "model.balance_scope"}
+    first_settings: ClassVar[Sequence[str]] = ("data.source", "data.dir", "model.pretrained", "model.hidden_size")
 
     @staticmethod
     def presets() -> Mapping[str, Mapping[str, Any]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from runner.errors import ConfigError
 from runner.parts import adapters
+from runner.parts.setting_types import Commas
 
 if TYPE_CHECKING:
     from recipes.text2sql.prompts.schema_text import Style
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 class DataSettings:
     """What to train on."""
 
-    source: str = "demo"
+    source: Commas = "demo"
     """Where the questions are from: demo (made by Relay), spider, bird, wikisql, gretel, geography or atis; several of
     spider,bird,wikisql,gretel, separated by commas; or mix for those four."""
     dir: str | None = None

@@ -9,12 +9,13 @@ from runner.checkpoints.bucket import newest_settings
 from runner.checkpoints.folders import list_checkpoints
 from runner.checkpoints.pointers import resolve_pointer
 from runner.checkpoints.state import State
-from runner.config import Config, read_yaml, recorded_config
+from runner.config import Config, recorded_config
 from runner.errors import CheckpointError, ConfigError, RelayError
 from runner.hardware import Hardware
 from runner.parts.fingerprints import Fingerprint, changes, fingerprint
 from runner.recipe import Recipe
 from runner.urls import is_url
+from runner.yaml_file import read_yaml
 
 Answer = TypeVar("Answer")
 

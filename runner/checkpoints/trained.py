@@ -66,7 +66,7 @@ def copy_assets(folder: Path, target: Path) -> None:
 
 def find_config(folder: Path, flags: Sequence[str] = ()) -> Config:
     """The settings of the run, with what `flags` change of them."""
-    return parse(["--config", str(model_folder(folder) / "config.yaml"), *flags])
+    return parse(["--config", str(model_folder(folder) / "config.yaml"), *flags], of_run=True)
 
 
 def find_recipe(folder: Path) -> Any:

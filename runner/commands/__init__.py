@@ -1,9 +1,39 @@
 """The verbs of `relay`: one file each, with a function `main(arguments)`."""
 
+import dataclasses
 import difflib
+from pathlib import Path
+from typing import Annotated
 
 from runner.config import settings_of
+from runner.parts.setting_types import Position
 from runner.settings import RunSettings
+
+RunFolder = Annotated[str, Position("RUN", "runs/NAME", "the folder of a run")]
+"""The folder of a run, of a checkpoint or of final: typed as it is, or after --checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedSettings:
+    """Which trained model a verb works with, and whether the recipe that it names is trusted."""
+
+    checkpoint: RunFolder
+    """Folder of a run, of a checkpoint or of final; it may stand alone, without the flag."""
+    recipe: str | None = None
+    """The recipe, where the run names a file or a module that is not here, or that Relay asks about."""
+    trust_recipe: bool = False
+    """Import the recipe file that the run names, and so run its code."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder that was typed."""
+        return Path(self.checkpoint)
+
+    @property
+    def recipe_flags(self) -> list[str]:
+        """The flags that read the settings of the run with this recipe."""
+        trust = ["--trust_recipe"] if self.trust_recipe else []
+        return trust if self.recipe is None else [*trust, "--recipe", self.recipe]
 
 
 def split_flags(owner: type, arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -20,6 +50,6 @@ def split_flags(owner: type, arguments: list[str]) -> tuple[list[str], list[str]
         if word.startswith("-") and not word.lstrip("-").replace(".", "", 1).isdigit():
             name = word.lstrip("-").partition("=")[0].replace("-", "_")
             is_near = name not in of_training and difflib.get_close_matches(name, names, n=1, cutoff=0.8)
-            target = own if name in {*names, "help", "h"} or is_near else others
+            target = own if name in {*names, "help", "help_all", "h"} or is_near else others
         target.append(word)
     return own, others

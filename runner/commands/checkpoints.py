@@ -1,23 +1,31 @@
-"""`relay checkpoints DIR`: list the checkpoints of a run, and say whether each is whole."""
+"""`relay checkpoints RUN`: list the checkpoints of a run, and say whether each is whole."""
 
+import dataclasses
 import time
 from pathlib import Path
+from typing import Annotated
 
-from runner.errors import CheckpointError, ConfigError
+from runner.config import parse_into
+from runner.errors import CheckpointError
+from runner.parts.setting_types import Position
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointsSettings:
+    """Settings of the list."""
+
+    run: Annotated[str, Position("RUN", "runs/NAME", "the folder of a run")]
+    """Folder of a run, such as runs/NAME; it may stand alone, without the flag."""
 
 
 def main(arguments: list[str]) -> int:
     """Print a line per checkpoint; returns 1 where one is damaged."""
-    if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
-        if arguments and arguments[0] in ("-h", "--help"):
-            print("usage: relay checkpoints DIR    list the checkpoints of a run, and verify every file's hash")
-            return 0
-        raise ConfigError("relay checkpoints takes the folder of a run: type relay checkpoints runs/NAME.")
+    settings = parse_into(CheckpointsSettings, arguments, "relay checkpoints", __doc__)
     from runner.checkpoints.folders import find_damage, list_checkpoints
     from runner.checkpoints.pointers import resolve_pointer
     from runner.log import read_lines
 
-    folder = Path(arguments[0])
+    folder = Path(settings.run)
     found = list_checkpoints(folder)
     if not found:
         raise CheckpointError(f"There is no checkpoint in {folder}: give the folder of a run.")

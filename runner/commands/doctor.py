@@ -1,14 +1,20 @@
 """`relay doctor`: what hardware is here, and what would be used."""
 
+import dataclasses
 import importlib.metadata
 import platform
+
+from runner.config import parse_into
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DoctorSettings:
+    """The doctor has no settings."""
 
 
 def main(arguments: list[str]) -> None:
     """Print versions, devices, and the choices that a training here would make."""
-    if arguments:
-        print("usage: relay doctor")
-        return
+    parse_into(DoctorSettings, arguments, "relay doctor", __doc__)
     import torch
 
     from runner.hardware import best_device_type, choose_precision, device_name

@@ -18,10 +18,12 @@ import urllib.error
 import urllib.request
 import zipfile
 from pathlib import Path, PurePosixPath
+from typing import Annotated
 
 from runner import registry
 from runner.config import parse_into
 from runner.errors import ConfigError, DataError
+from runner.parts.setting_types import Position
 from runner.recipe import Download, Source
 
 ATTEMPTS = 5
@@ -34,6 +36,8 @@ RECORD = "source.json"
 class FetchSettings:
     """Settings of a fetch: relay data RECIPE ..."""
 
+    recipe: Annotated[str, Position("RECIPE", "text2sql", "the name of a recipe")]
+    """Recipe whose data sets are fetched, such as text2sql; it may stand alone, without the flag."""
     sources: tuple[str, ...] = ()
     """Names of data sets; without any, those that there are get listed."""
     output_dir: str = "data"
@@ -44,11 +48,8 @@ class FetchSettings:
 
 def main(arguments: list[str]) -> None:
     """Fetch, unpack and check each data set; print what it is and under which licence."""
-    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    settings: FetchSettings = parse_into(FetchSettings, arguments[1:] if name else arguments, "relay data", __doc__)
-    if name is None:
-        raise ConfigError("No recipe was given: type relay data text2sql, for one.")
-    recipe = registry.find(name)
+    settings = parse_into(FetchSettings, arguments, "relay data", __doc__)
+    name, recipe = settings.recipe, registry.find(settings.recipe)
     known: dict[str, Source] = dict(recipe.downloads())
     if not known:
         raise ConfigError(f"The recipe {name} names no data sets: its page says where its data are from.")

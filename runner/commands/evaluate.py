@@ -8,22 +8,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from runner.config import parse_into
+from runner.command_line import chosen_values, name_of
+from runner.commands import TrainedSettings, split_flags
+from runner.config import parse, parse_into, settings_of, wants_help
 from runner.errors import ConfigError, DataError
+from runner.parts.setting_types import AtLeast1
 from runner.settings import Precision
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateSettings:
+class EvaluateSettings(TrainedSettings):
     """Settings of an evaluation; the recipe's own settings may stand beside them, to score on other data."""
 
-    checkpoint: str
-    """Folder of a run, of a checkpoint or of final."""
     split: Literal["validation", "test", "train"] = "validation"
     """Which examples to score."""
-    max_eval_examples: int | None = None
-    """Use only this many examples: a fixed draw."""
-    micro_batch_size: int = 16
+    max_eval_examples: AtLeast1 | None = None
+    """Use only this many examples: a fixed random sample."""
+    micro_batch_size: AtLeast1 = 16
     """Examples at a time."""
     mixed_precision: Precision | None = None
     """Number format of the arithmetic; none: that of the run, so that the scores are the run's own."""
@@ -33,27 +34,22 @@ class EvaluateSettings:
 
 def main(arguments: list[str]) -> None:
     """Print every score of the split, or of the files."""
-    from runner.commands import split_flags
-
-    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    if "--recipe" in words and "--checkpoint" not in words:
-        _score_files(words)
+    chosen, words = chosen_values(arguments, ("recipe",))
+    names_run = any(name_of(word) == "checkpoint" for word in words) or (words and not words[0].startswith("-"))
+    if "recipe" in chosen and not names_run:
+        _score_files(chosen["recipe"], words)
         return
     own, others = split_flags(EvaluateSettings, arguments)
-    wants_help = "--help" in own or "-h" in own
-    settings: EvaluateSettings = parse_into(
-        EvaluateSettings, own, "relay evaluate", f"{__doc__}\n\n{_without_a_model()}" if wants_help else __doc__
-    )
+    description = f"{__doc__}\n\n{_without_a_model()}" if wants_help(own) else __doc__
+    settings = parse_into(EvaluateSettings, own, "relay evaluate", description)
     from runner.checkpoints.final import describe_weights
     from runner.checkpoints.trained import find_config, find_weights, load_trained
     from runner.settings import RunSettings
 
     _check_output(settings.output)
-    if settings.micro_batch_size < 1:
-        raise ConfigError(f"micro_batch_size is {settings.micro_batch_size}: type a number of at least 1.")
-    config = find_config(Path(settings.checkpoint), others)
-    print(f"model: {describe_weights(find_weights(Path(settings.checkpoint)))}", file=sys.stderr, flush=True)
-    recipe, model = load_trained(Path(settings.checkpoint), config.recipe)
+    config = find_config(settings.folder, [*settings.recipe_flags, *others])
+    print(f"model: {describe_weights(find_weights(settings.folder))}", file=sys.stderr, flush=True)
+    recipe, model = load_trained(settings.folder, config.recipe)
     from runner.assembly import sampled
     from runner.evaluation import evaluate_rows
     from runner.fetching import is_stream
@@ -61,7 +57,11 @@ def main(arguments: list[str]) -> None:
 
     data = sampled(recipe.data(settings.split), settings.max_eval_examples)
     if is_stream(data) or not len(data):
-        raise DataError(f"The recipe has no {settings.split} split to score: type --split with another one.")
+        kind = "is read as a stream, which has no end to score" if is_stream(data) else "has no examples"
+        raise DataError(
+            f"The {settings.split} split of {settings.folder} {kind}.\n"
+            "Type --split with another one of train, validation and test, or give the recipe other data (--data.*)."
+        )
     # A run that trained in fp16 on a GPU is scored on a CPU in what that has.
     lacks_fp16 = config.run.mixed_precision == "fp16" and best_device_type() == "cpu"
     of_the_run = "auto" if lacks_fp16 else config.run.mixed_precision
@@ -78,18 +78,14 @@ def main(arguments: list[str]) -> None:
     _write(rows, settings.output)
 
 
-def _score_files(arguments: list[str]) -> None:
+def _score_files(name: str, arguments: list[str]) -> None:
     """What the recipe makes of files of predictions; its own settings may stand beside theirs."""
     from runner import registry
-    from runner.commands import split_flags
-    from runner.config import parse
 
-    place = arguments.index("--recipe")
-    name, rest = "".join(arguments[place + 1 : place + 2]), arguments[:place] + arguments[place + 2 :]
     recipe = registry.find(name)
     if recipe.Files is None:
-        raise ConfigError(f"The recipe {name} scores no files: type --checkpoint with a trained model of it.")
-    own, others = split_flags(recipe.Files, rest)
+        raise ConfigError(f"The recipe {name} scores no files: type relay evaluate RUN with a trained model of it.")
+    own, others = split_flags(recipe.Files, arguments)
     files = parse_into(recipe.Files, own, f"relay evaluate --recipe {name}")
     _check_output(files.output)
     text, rows = parse(["--recipe", name, *others]).recipe.score_files(files)
@@ -100,7 +96,6 @@ def _score_files(arguments: list[str]) -> None:
 def _without_a_model() -> str:
     """How each recipe that scores files is called."""
     from runner import registry
-    from runner.config import settings_of
 
     lines = []
     for name in registry.names():

@@ -5,31 +5,30 @@ import shutil
 import sys
 from pathlib import Path
 
+from runner.commands import TrainedSettings
 from runner.config import parse_into
 from runner.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ExportSettings:
+class ExportSettings(TrainedSettings):
     """Settings of an export."""
 
-    checkpoint: str
-    """Folder of a run, of a checkpoint or of final."""
     output: str
     """Folder to write; it must not be there yet."""
 
 
 def main(arguments: list[str]) -> None:
     """Write model, tokenizer (or what else was fitted) and model card; adapters are merged into their base."""
-    settings: ExportSettings = parse_into(ExportSettings, arguments, "relay export", __doc__)
+    settings = parse_into(ExportSettings, arguments, "relay export", __doc__)
     target = Path(settings.output)
     if target.exists():
         raise ConfigError(f"{target} is there already: type --output with a new folder.")
     from runner.checkpoints.final import describe_weights
-    from runner.checkpoints.trained import copy_assets, find_recipe, load_trained, model_folder
+    from runner.checkpoints.trained import copy_assets, find_config, load_trained, model_folder
 
-    source = model_folder(Path(settings.checkpoint))
-    recipe, model = load_trained(source, find_recipe(source))
+    source = model_folder(settings.folder)
+    recipe, model = load_trained(source, find_config(source, settings.recipe_flags).recipe)
     target.mkdir(parents=True)
     copy_assets(source, target)
     for name in ("README.md", "config.yaml", "origin.json"):

@@ -2,10 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
-from runner.config import parse_into
+from runner.commands import TrainedSettings, split_flags
+from runner.config import parse_into, wants_help
 from runner.errors import ConfigError
+from runner.recipe import Recipe
+
+DESCRIPTION = f"""{__doc__}
+
+The recipe's own flags stand beside these: relay predict RUN --help, or relay predict --recipe NAME --help, lists them.
+"""
 
 
 def main(arguments: list[str]) -> None:
@@ -14,41 +20,34 @@ def main(arguments: list[str]) -> None:
     from runner.checkpoints.final import describe_weights
     from runner.checkpoints.trained import find_config, find_weights, load_trained
 
-    checkpoint, words = _taken("checkpoint", arguments)
-    name, words = _taken("recipe", words)
-    wants_help = "--help" in words or "-h" in words
-    if checkpoint is None and name is not None and wants_help:
-        parse_into(_request_of(registry.find(name), name), words, f"relay predict --recipe {name} --checkpoint DIR")
-    if checkpoint is None and wants_help:
-        print("usage: relay predict --checkpoint DIR [the recipe's own flags; --recipe NAME --help lists them]")
-        sys.exit(0)
-    if checkpoint is None:
-        raise ConfigError(
-            "No checkpoint was given: type --checkpoint with a run's folder, a checkpoint-<step> or final/."
-        )
-    folder = Path(checkpoint)
-    config = find_config(folder)
-    if name is not None and registry.find(name) is not type(config.recipe):
-        raise ConfigError(f"{folder} is of the recipe {config.recipe_name}, not of {name}: leave --recipe out.")
+    asks = wants_help(arguments)
+    own, request_words = split_flags(TrainedSettings, arguments)
+    own = [word for word in own if not wants_help([word])]
+    if request_words and not _names_run(own) and Path(request_words[-1]).is_dir():
+        # The run may also come last.
+        own, request_words = [request_words[-1], *own], request_words[:-1]
+    if asks and not _names_run(own):
+        name = parse_into(TrainedSettings, [*own, "--checkpoint", "RUN"], "relay predict").recipe
+        if name is None:
+            parse_into(TrainedSettings, ["--help"], "relay predict", DESCRIPTION)
+        else:
+            parse_into(_request_of(registry.find(name), name), ["--help"], f"relay predict RUN --recipe {name}")
+    settings = parse_into(TrainedSettings, own, "relay predict")
+    config = find_config(settings.folder, settings.recipe_flags)
     request_type = _request_of(type(config.recipe), config.recipe_name)
-    request = parse_into(request_type, words, f"relay predict --checkpoint {folder}")
-    print(f"model: {describe_weights(find_weights(folder))}", file=sys.stderr, flush=True)
-    recipe, model = load_trained(folder, config.recipe)
+    request_words += ["--help"] if asks else []
+    request = parse_into(request_type, request_words, f"relay predict {settings.folder}")
+    print(f"model: {describe_weights(find_weights(settings.folder))}", file=sys.stderr, flush=True)
+    recipe, model = load_trained(settings.folder, config.recipe)
     print(recipe.answer(model, request))
 
 
-def _request_of(recipe: Any, name: str) -> Any:
+def _names_run(own: list[str]) -> bool:
+    """Whether the words of the verb's own settings name a run."""
+    return any(word.startswith("--checkpoint") for word in own) or bool(own) and not own[0].startswith("-")
+
+
+def _request_of(recipe: type[Recipe], name: str) -> type:
     if recipe.Request is None:
         raise ConfigError(f"The recipe {name} has no Request: it cannot answer from the command line.")
     return recipe.Request
-
-
-def _taken(flag: str, arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The value of a flag, and the words without the two."""
-    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith(f"--{flag}=") else [word])]
-    if f"--{flag}" not in words:
-        return None, words
-    place = words.index(f"--{flag}")
-    if place + 1 == len(words):
-        raise ConfigError(f"--{flag} came without a value: type --{flag} {'DIR' if flag == 'checkpoint' else 'NAME'}.")
-    return words[place + 1], words[:place] + words[place + 2 :]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.errors import ConfigError
+from runner.parts.setting_types import Commas
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +29,7 @@ class LoraSettings:
     """The adapters' output is multiplied by alpha / rank."""
     dropout: float = 0.0
     """Dropout of the adapters' input, as a share."""
-    target_modules: str | None = None
+    target_modules: Commas | None = None
     """Names of the matrices that get adapters, with commas between them; none: every one but the output."""
 
 

@@ -70,7 +70,9 @@ def test_a_word_where_a_number_is_wanted_is_refused() -> None:
         parse(["--recipe", TOY, "--max_steps", "three"])
 
 
-@pytest.mark.parametrize("words", [["--help"], *(["train", "--recipe", name, "--help"] for name in registry.names())])
+@pytest.mark.parametrize(
+    "words", [["--help"], *(["train", "--recipe", name, "--help_all"] for name in registry.names())]
+)
 def test_help_is_complete_and_imports_nothing_heavy(words: list[str]) -> None:
     program = (
         "import runpy, sys\n"

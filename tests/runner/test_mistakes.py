@@ -3,6 +3,7 @@
 Run alone: python -m pytest tests/runner/test_mistakes.py
 """
 
+import importlib.util
 import json
 import shutil
 import sqlite3
@@ -13,8 +14,12 @@ from typing import Any
 import pytest
 
 from runner.__main__ import main
+from runner.config import parse
 from runner.errors import ConfigError
+from runner.fields import Setting, settings_of
+from runner.parts.setting_types import range_of
 from runner.run_folder import lock_run_folder
+from runner.settings import RunSettings
 from runner.trials import Trial
 from tests.launching import SHORT, TOY
 
@@ -101,6 +106,36 @@ def test_a_yaml_file_that_is_none(tmp_path: Path) -> None:
 )
 def test_a_value_that_cannot_be(tmp_path: Path, flag: str, value: str, wanted: str) -> None:
     ends([*SHORT, "--output_dir", str(tmp_path / "run"), flag, value], tmp_path, wanted)
+
+
+@pytest.mark.parametrize("tracker", ["trackio", "wandb", "tensorboard"])
+def test_a_tracker_that_is_not_installed(
+    tracker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == tracker else find(name))
+    assert main(["train", *SHORT, "--output_dir", str(tmp_path / "run"), "--report_to", tracker]) == 2
+    wanted = "pip install wandb" if tracker == "wandb" else f"pip install -e '.[{tracker}]'"
+    assert wanted in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("setting", [each for each in settings_of(RunSettings) if {int, float} & {*each.kinds}],
+                         ids=lambda setting: setting.flag)  # fmt: skip
+@pytest.mark.parametrize("value", ["-1000000", "-5", "-2", "-1", "nan", "inf", "-inf", "1e300", str(2**80)])
+def test_a_number_out_of_range_is_refused_by_name(setting: Setting, value: str) -> None:
+    limit = range_of(setting.hint)
+    assert limit is not None, f"{setting.flag} has no range"
+    if limit.holds(float(value)) or (value == "-1" and setting.flag == "max_steps"):
+        return
+    with pytest.raises(ConfigError, match=setting.flag):
+        parse(["--recipe", TOY, f"--{setting.flag}", value])
+
+
+@pytest.mark.parametrize("value", ["-5", "-2", "0"])
+def test_only_minus_one_stands_for_the_default_length(value: str) -> None:
+    assert parse(["--recipe", TOY, "--max_steps", "-1"]).run.max_steps is None
+    with pytest.raises(ConfigError, match="max_steps is"):
+        parse(["--recipe", TOY, "--max_steps", value])
 
 
 def test_a_world_that_does_not_divide(tmp_path: Path) -> None:
