@@ -237,6 +237,9 @@ def validation_rows(corpus: Corpus, packer: Packer, whole: bool) -> list[PackedR
 def training_rows(corpus: Corpus, packer: Packer) -> Sequence[PackedRow]:
     """Every row of the training split, by index. Raises DataError where there is none."""
     rows = packer.rows(list(corpus.passages("train")))
+    if not isinstance(rows, Concatenated):
+        # A single token has no target.
+        rows = [row for row in rows if len(row.ids) > 1]
     if not len(rows):
         raise DataError("The training split holds no two tokens: check --data.source and --data.validation_fraction.")
     return rows

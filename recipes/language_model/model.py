@@ -154,11 +154,6 @@ def build(settings: ModelSettings, vocab_size: int, max_seq_length: int, special
         **special,
     }
     heads = settings.num_key_value_heads or settings.num_attention_heads
-    if settings.hidden_size % settings.num_attention_heads or settings.num_attention_heads % heads:
-        raise ConfigError(
-            f"model.hidden_size {settings.hidden_size} has to be a multiple of model.num_attention_heads "
-            f"{settings.num_attention_heads}, and that of model.num_key_value_heads {heads}."
-        )
     kind = (settings.norm, settings.swiglu, settings.rope)
     wide = {**shape, "num_key_value_heads": heads, "intermediate_size": settings.intermediate_size}
     wide["hidden_act"] = settings.activation
@@ -248,6 +243,17 @@ def pretrained(path: str) -> Any:
             f"model.pretrained {path} cannot be loaded: {summary}\n"
             "Type --model.pretrained with the folder final/ of a run, or what relay export wrote."
         ) from None
+
+
+def check_length(model: Any, max_seq_length: int) -> None:
+    """Raise ConfigError where rows are longer than the positions that a pretrained model has learnt."""
+    longest = getattr(model.config, "max_position_embeddings", None)
+    # Rotary positions have no end.
+    if longest is not None and longest < max_seq_length and not getattr(model.config, "rope_parameters", None):
+        raise ConfigError(
+            f"data.max_seq_length is {max_seq_length}, and model.pretrained has positions for {longest} tokens:\n"
+            f"type --data.max_seq_length {longest} or less."
+        )
 
 
 def other_parameters(settings: ModelSettings) -> int:

@@ -243,6 +243,7 @@ class Recipe(runner.recipe.Recipe):
                     f"The tokenizer has {len(tokenizer)} tokens, model.pretrained has {known}: use the tokenizer of "
                     "that model, or leave --tokenizer.kind out."
                 )
+            model.check_length(built, self.data_settings.max_seq_length)
         else:
             names = ("bos_token_id", "eos_token_id", "pad_token_id")
             special: dict[str, int | None] = {name: getattr(tokenizer, name, None) for name in names}

@@ -95,6 +95,12 @@ class TokenizerSettings:
                 continue
             if not number.isdecimal() or not LEAST_VOCABULARY <= int(number) <= MOST_VOCABULARY:
                 raise ConfigError(f"tokenizer.{name} is {number}: {hint}{', or auto' * (name == 'vocab_size')}.")
+        # The default gives way to a small max_vocab_size.
+        if self.max_vocab_size < self.min_vocab_size != TokenizerSettings.min_vocab_size:
+            raise ConfigError(
+                f"tokenizer.min_vocab_size {self.min_vocab_size} is above tokenizer.max_vocab_size "
+                f"{self.max_vocab_size}: lower the one or raise the other."
+            )
         if self.train_examples < 1:
             raise ConfigError(f"tokenizer.train_examples is {self.train_examples}: type a number of at least 1.")
         if self.path is not None and self.kind != "path":
@@ -137,6 +143,34 @@ class ModelSettings:
     """Standard deviation of the initial weights; none: sqrt(2 / (5 hidden_size)), 0.056 at 128 and 0.02 at 1000."""
     chunked_loss: bool | None = None
     """Compute the loss in chunks, without holding all logits in memory; none: if they are larger than 256 MB."""
+
+    def __post_init__(self) -> None:
+        if self.pretrained is None:
+            self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """Raise ConfigError where no model has these dimensions."""
+        positive = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+        for name in (*positive, "intermediate_size", "max_position_embeddings"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"model.{name} is {value}: type a number of at least 1.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout is {self.dropout}: type a number from 0 to below 1.")
+        if self.initializer_range is not None and not 0 < self.initializer_range <= 1:
+            raise ConfigError(f"model.initializer_range is {self.initializer_range}: type a number above 0, at most 1.")
+        width, heads = self.hidden_size, self.num_attention_heads
+        key_value_heads = self.num_key_value_heads or heads
+        if width % heads or heads % key_value_heads:
+            raise ConfigError(
+                f"model.hidden_size {width} has to be a multiple of model.num_attention_heads {heads}, and that of "
+                f"model.num_key_value_heads {key_value_heads}."
+            )
+        if self.rope and width // heads % 2:
+            raise ConfigError(
+                f"model.hidden_size {width} gives each of {heads} heads {width // heads} dimensions, and rotary\n"
+                "positions need an even number: type another width or number of heads, or --model.rope false."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,19 @@ def characters(texts: Sequence[str]) -> Any:
     return _wrapped(tokenizer, UNKNOWN)
 
 
+MOST_CHARACTERS = 512
+"""Characters of a word that BPE training looks at together. Its work grows with the square of the longest word."""
+UNBROKEN = re.compile(rf"([^\W\d_]{{{MOST_CHARACTERS}}}|\d{{{MOST_CHARACTERS}}}|(?:[^\w\s]|_){{{MOST_CHARACTERS}}}"
+                      rf"|\s{{{MOST_CHARACTERS}}})")  # fmt: skip
+"""As many letters, digits, signs or spaces in a row: byte-level BPE does not cut between two of one kind."""
+
+
+def without_long_words(texts: Iterable[str]) -> Iterator[str]:
+    """The texts, cut where a word is longer than MOST_CHARACTERS: DNA, a line without end. Others stay as they are."""
+    for text in texts:
+        yield from (part for part in UNBROKEN.split(text) if part)
+
+
 def byte_pairs(texts: Sequence[str], vocab_size: int) -> Any:
     """A byte-level BPE tokenizer: it has no unknown characters, and models white space like everything else."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -53,7 +66,7 @@ def byte_pairs(texts: Sequence[str], vocab_size: int) -> Any:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(without_long_words(texts), trainer)
     return _wrapped(tokenizer)
 
 
