@@ -178,10 +178,10 @@ class Recipe(runner.recipe.Recipe):
         from recipes.language_model.files import list_files
 
         settings = self.data_settings
-        source = settings.source
-        if source is None:
-            source = str(demo.write(cache_folder() / "language_model"))
-        files = list_files(source)
+        if settings.source is None:
+            files = list_files(str(demo.write(cache_folder() / "language_model")))
+        else:
+            files = list_files(settings.source)
         if settings.val_split is not None and not all(file.is_dataset for file in files):
             raise DataError(
                 f"data.val_split {settings.val_split!r} needs a `datasets` id, but data.source names files.\n"
