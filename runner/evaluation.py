@@ -75,6 +75,7 @@ def evaluate_rows(
             try:
                 with stoppable(asked_to_stop):
                     loss = Loss.of(recipe.loss(model, batch))
+                    batch.outputs = loss.outputs
                     sums.append((number, float(loss.sum), float(batch.weight)))
                     rows += zip(ids, recipe.predict(model, batch), strict=True)
             except StopEvaluation:

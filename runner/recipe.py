@@ -42,6 +42,8 @@ class Batch:
     """Tokens in this micro-batch, for the tokens per second in the progress; 0 where there are none."""
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Anything else that `loss` or `predict` needs. It stays on the host."""
+    outputs: Mapping[str, Tensor] | None = None
+    """`Loss.outputs` of this batch, when the runner evaluates: `predict` then needs no second forward pass."""
     step_statistics: Tensor | None = None
     """The sum of `Loss.statistics` over the whole step, where the recipe `needs_step_statistics`."""
 
@@ -73,6 +75,8 @@ class Loss:
     statistics: Tensor | None
     """Counts, of one shape in every micro-batch. The runner adds them up over the lanes of the step and the processes,
     for `Recipe.end_step` and `Batch.step_statistics`."""
+    outputs: Mapping[str, Tensor] | None
+    """Tensors without gradients that `predict` can use again. The runner passes them on as `Batch.outputs`."""
 
     def __init__(
         self,
@@ -82,6 +86,7 @@ class Loss:
         auxiliary: Tensor | None = None,
         step_auxiliary: Tensor | None = None,
         statistics: Tensor | None = None,
+        outputs: Mapping[str, Tensor] | None = None,
         weight: float | None = None,
         tally: Tensor | None = None,
     ) -> None:
@@ -95,7 +100,7 @@ class Loss:
             logs, auxiliary = old.get("logs", logs), old.get("auxiliary", auxiliary)
             statistics = old.get("tally", tally if statistics is None else statistics)
         values = {"sum": sum, "logs": logs or {}, "auxiliary": auxiliary}
-        values |= {"step_auxiliary": step_auxiliary, "statistics": statistics}
+        values |= {"step_auxiliary": step_auxiliary, "statistics": statistics, "outputs": outputs}
         self.__dict__.update(values)
 
     @classmethod

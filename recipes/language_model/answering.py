@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from recipes.language_model import tokens
 from runner.errors import ConfigError, DataError
@@ -106,8 +106,7 @@ def generate(
             "top_k": request.top_k,
             "top_p": request.top_p,
         }  # fmt: skip
-        continued: Any = model.generate
-        found = continued(
+        found = model.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,
             max_new_tokens=count,
@@ -118,7 +117,7 @@ def generate(
             **sampling,
         )
         unfinished = []
-        for each, new in zip(active, found[:, longest:].tolist(), strict=True):
+        for each, new in zip(active, cast("Tensor", found)[:, longest:].tolist(), strict=True):
             ended = stop is not None and stop in new
             written[each] += new[: new.index(stop)] if ended else new
             if not ended and len(written[each]) < request.max_new_tokens:

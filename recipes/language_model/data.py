@@ -1,4 +1,4 @@
-"""Packing: tokens of documents in rows of one length, by index or as a stream that can be entered again anywhere."""
+"""Packing: the tokens of documents become rows, by index or as a stream that can continue from any cursor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import bisect
 import dataclasses
 import random
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
@@ -14,25 +14,31 @@ from recipes.language_model import text, tokens
 from runner.errors import DataError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from recipes.language_model.settings import DataSettings
     from recipes.language_model.text import Corpus, Passage
 
 
+Cursor = list[int]
+"""[epoch, window, row]: how far a lane has read."""
+
+
 @dataclasses.dataclass(frozen=True)
 class PackedRow:
-    """Up to max_seq_length + 1 tokens: each but the last is an input, each but the first a target."""
+    """Up to max_seq_length + 1 tokens: all but the last are inputs, all but the first are targets."""
 
     ids: np.ndarray
     """int32."""
     documents: np.ndarray
-    """Which document each token is of: numbers that differ where documents do. int32."""
+    """The number of the document that each token belongs to. int32."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Packer:
-    """From passages to rows."""
+    """Turns passages into rows."""
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerFast
     settings: DataSettings
 
     def tokenize(self, passages: list[Passage]) -> list[np.ndarray]:
@@ -52,7 +58,7 @@ class Packer:
         return found
 
     def rows(self, passages: list[Passage]) -> Sequence[PackedRow]:
-        """All tokens of the passages in rows; nothing is left out. Linear in the tokens."""
+        """All tokens of the passages, in rows. Takes time linear in the tokens."""
         ids = self.tokenize(passages)
         if self.settings.packing == "concat":
             return Concatenated.of(ids, self.settings.max_seq_length, self.settings.stride)
@@ -62,7 +68,7 @@ class Packer:
         return best_fit(chunks, self.settings.max_seq_length + 1)
 
     def _chunks(self, ids: list[np.ndarray]) -> list[np.ndarray]:
-        """Passages in parts of at most a row. Each part begins with the last token of the one before."""
+        """Passages in parts that fit into a row. Each part starts with the last token of the part before."""
         length = self.settings.max_seq_length
         # A single token has no target.
         return [each[at : at + length + 1] for each in ids for at in range(0, max(1, len(each) - 1), length)]
@@ -70,8 +76,10 @@ class Packer:
 
 @dataclasses.dataclass(frozen=True)
 class Concatenated(Sequence[PackedRow]):
-    """Documents one after another, cut into rows: views of one array. Neighbours share a token, so that every token
-    but the first is a target once (where the stride is the length)."""
+    """Documents joined and cut into rows, which are views of one array.
+
+    Neighbouring rows share a token: where the stride is the length, every token but the first is a target once.
+    """
 
     ids: np.ndarray
     documents: np.ndarray
@@ -80,7 +88,7 @@ class Concatenated(Sequence[PackedRow]):
 
     @classmethod
     def of(cls, ids: list[np.ndarray], length: int, stride: int | None) -> Concatenated:
-        """Put the tokens of passages together."""
+        """Join the tokens of passages."""
         # Parts of a long document that were shuffled are separate documents.
         numbers = np.arange(1, len(ids) + 1, dtype=np.int32)
         sizes = [len(each) for each in ids]
@@ -91,33 +99,42 @@ class Concatenated(Sequence[PackedRow]):
         targets = len(self.ids) - 1
         return 0 if targets < 1 else 1 + max(0, -(-(targets - self.length) // self.stride))
 
-    def __getitem__(self, index: Any) -> PackedRow:
-        if index >= len(self):
+    @overload
+    def __getitem__(self, index: int) -> PackedRow: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[PackedRow]: ...
+
+    def __getitem__(self, index: int | slice) -> PackedRow | list[PackedRow]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
             raise IndexError(index)
         first = index * self.stride
         return PackedRow(self.ids[first : first + self.length + 1], self.documents[first : first + self.length + 1])
 
 
 def best_fit(chunks: list[np.ndarray], capacity: int) -> list[PackedRow]:
-    """Chunks in rows of at most `capacity` tokens, the longest first, each where it fits most tightly.
+    """Chunks in rows of at most `capacity` tokens: the longest chunk first, each into the row that it fills best.
 
     O(n log n). Source: best-fit decreasing, as in Ding et al. 2024, arXiv 2404.10830.
     """
-    room: list[int] = []
+    # Free tokens of the rows that are not full, in ascending order, and the numbers of these rows.
+    free: list[int] = []
     open_rows: list[int] = []
     rows: list[list[int]] = []
     for number in sorted(range(len(chunks)), key=lambda each: -len(chunks[each])):
         size = len(chunks[number])
-        place = bisect.bisect_left(room, size)
-        if place == len(room):
+        place = bisect.bisect_left(free, size)
+        if place == len(free):
             left, row = capacity - size, len(rows)
             rows.append([number])
         else:
-            left, row = room.pop(place) - size, open_rows.pop(place)
+            left, row = free.pop(place) - size, open_rows.pop(place)
             rows[row].append(number)
         if left > 1:
-            place = bisect.bisect_left(room, left)
-            room.insert(place, left)
+            place = bisect.bisect_left(free, left)
+            free.insert(place, left)
             open_rows.insert(place, row)
     return [
         PackedRow(
@@ -130,20 +147,20 @@ def best_fit(chunks: list[np.ndarray], capacity: int) -> list[PackedRow]:
 
 @dataclasses.dataclass(frozen=True)
 class PackedStream:
-    """Rows that are read, tokenised and packed when they are wanted.
+    """Rows that are read, tokenised and packed during training.
 
-    A lane reads windows of its share of the source. Documents and rows are shuffled within a window, and where the
-    source can be entered anywhere, so are the pieces of all of it. The cursor is [epoch, window, row]: what a window
-    holds depends on these numbers and the seed alone, so a window is simply made again after a restart.
+    A lane reads windows of its share of the source. Documents and rows are shuffled within a window. If reading can
+    start anywhere in the source, its pieces are shuffled too. The content of a window depends on the seed and the
+    cursor alone, so a resumed run makes the window again.
     """
 
     corpus: Corpus
     packer: Packer
     examples_per_epoch: int | None
-    """Rows, estimated from a sample; None where the size of the source is not known."""
+    """Number of rows, estimated from a sample; None where the size of the source is not known."""
 
-    def read(self, lane: int, num_lanes: int, seed: int, cursor: Any | None) -> Iterator[tuple[PackedRow, Any]]:
-        """The rows of a lane, without end."""
+    def read(self, lane: int, num_lanes: int, seed: int, cursor: Cursor | None) -> Iterator[tuple[PackedRow, Cursor]]:
+        """The rows of a lane, epoch after epoch, each with the cursor that follows it."""
         epoch, window, offset = cursor or (0, 0, 0)
         while True:
             is_empty = True
@@ -166,12 +183,12 @@ class PackedStream:
     def _windows(
         self, lane: int, num_lanes: int, seed: int, epoch: int, first: int
     ) -> Iterator[tuple[int, list[Passage]]]:
-        """(number, passages) of a lane's windows in an epoch, from number `first` on."""
+        """(number, passages) of a lane's windows in an epoch, starting with window `first`."""
         settings = self.packer.settings
         if not self.corpus.can_seek:
             yield from self._sequential(lane, num_lanes, seed, epoch, first)
             return
-        # Small sources are cut into smaller pieces, so that each lane gets some; many lanes read less each.
+        # A small source needs small pieces, so that each lane gets some. With many lanes, each lane reads less.
         share = settings.shuffle_window // num_lanes
         size = min(text.PIECE, max(1024, self.corpus.size // (8 * num_lanes)), max(1 << 16, share))
         pieces = self.corpus.pieces("train", size)[lane::num_lanes]
@@ -186,7 +203,7 @@ class PackedStream:
     def _sequential(
         self, lane: int, num_lanes: int, seed: int, epoch: int, first: int
     ) -> Iterator[tuple[int, list[Passage]]]:
-        """Windows are runs of so many documents per lane, of which the lane takes each num_lanes-th."""
+        """A window is a fixed number of documents. Of each, the lane takes every num_lanes-th."""
         # Parts of a long text are as large as many documents.
         span = (16 if self.corpus.is_long_text else 1024) * num_lanes
         number, mine = first, []
@@ -194,13 +211,13 @@ class PackedStream:
             while place // span > number:
                 yield number, self._shuffled([[each] for each in mine], f"{seed}/documents/{lane}/{epoch}/{number}")
                 number, mine = number + 1, []
-            # Each run of num_lanes passages is dealt from another lane on: every tenth may be validation's.
+            # Each group of num_lanes passages starts with another lane, because every tenth passage may be validation.
             if (place + place // num_lanes) % num_lanes == lane:
                 mine.append(passage)
         yield number, self._shuffled([[each] for each in mine], f"{seed}/documents/{lane}/{epoch}/{number}")
 
     def _shuffled(self, groups: list[list[Passage]], name: str) -> list[Passage]:
-        """Whole documents in another order; parts of one stay in theirs, and together where they were."""
+        """The passages in another order, if all of them are complete documents."""
         flat = [passage for group in groups for passage in group]
         if not self.packer.settings.shuffle_window or not all(each.starts and each.ends for each in flat):
             return flat
@@ -209,7 +226,7 @@ class PackedStream:
 
 
 def estimated_rows(corpus: Corpus, packer: Packer) -> int | None:
-    """Rows of an epoch, from the first pieces of the training split; None where the size is not known."""
+    """Rows of an epoch, estimated from eight pieces of the training split; None where its size is not known."""
     if not corpus.can_seek:
         return None
     pieces = corpus.pieces("train", 1 << 16)
@@ -221,7 +238,7 @@ def estimated_rows(corpus: Corpus, packer: Packer) -> int | None:
 
 
 def validation_rows(corpus: Corpus, packer: Packer, whole: bool) -> list[PackedRow]:
-    """The rows that training is judged by: the same in every run, whatever training's packing."""
+    """The rows of the validation split. They are the same for any packing of the training split."""
     plain = dataclasses.replace(packer, settings=dataclasses.replace(packer.settings, packing="concat", stride=None))
     chosen: list[Passage] = []
     size = 0

@@ -1,8 +1,9 @@
-"""The decoder: a class of transformers where its config can say what is asked for, so that other tools read it."""
+"""The decoder: a class of transformers where one fits the settings, so that other tools can read it; and its loss."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 from runner.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from recipes.language_model.settings import ModelSettings
 
 
 class DroppingEmbedding(nn.Embedding):
-    """Token embeddings with dropout: Llama has none outside attention, and small data needs it."""
+    """Token embeddings with dropout, which training on small data needs. Llama has dropout in its attention alone."""
 
     dropout = 0.0
 
@@ -24,7 +27,7 @@ class DroppingEmbedding(nn.Embedding):
 
 
 class DroppingLinear(nn.Linear):
-    """The last matrix of an attention or feed-forward block, with dropout of what it adds to the residual stream.
+    """The last matrix of an attention or feed-forward block, with dropout of its output.
 
     Source: Vaswani et al. 2017, arXiv 1706.03762, section 5.4.
     """
@@ -37,14 +40,14 @@ class DroppingLinear(nn.Linear):
 
 
 LARGE_LOGITS = 1 << 26
-"""Logits of a micro-batch from which they are not held: 256 MB in fp32."""
+"""Number of logits of a micro-batch above which the loss is computed in chunks: 256 MB in fp32."""
 CHUNK = 1 << 22
-"""Logits that are held at a time instead."""
+"""Number of logits of a chunk."""
 
 
 class ScoringLinear(nn.Linear):
-    """The output matrix. While it is given labels it answers what each row costs instead of its logits, which are
-    then never held all at once. It does so inside the model's forward, where DDP, FSDP and torch.compile want it."""
+    """The output matrix. While it has `labels`, it returns the loss of each row in place of logits, which then never
+    are in memory all at once. This happens inside the model's forward pass, as DDP, FSDP and torch.compile need it."""
 
     labels: Tensor | None = None
 
@@ -55,15 +58,27 @@ class ScoringLinear(nn.Linear):
         return ChunkedCrossEntropy.apply(input, self.weight, self.labels)
 
 
-class ChunkedCrossEntropy(torch.autograd.Function):
-    """Cross-entropy summed over each row; logits are made a few rows at a time, and once more for the backward pass.
+class Context(Protocol):
+    """What autograd hands to both passes of a function."""
 
-    (batch, time, hidden), (vocab, hidden), (batch, time) int64 -> (batch,) fp32. Labels of -100 count nothing.
+    dtype: torch.dtype
+    saved_tensors: tuple[Tensor, Tensor, Tensor]
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        """Keep tensors for the backward pass."""
+        ...
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy summed over each row. Logits are computed in chunks, and again in the backward pass.
+
+    (batch, time, hidden), (vocab, hidden), (batch, time) int64 -> (batch,) fp32. Labels of -100 are not scored.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-        """Under autocast, products are computed as it says, and the rest in fp32."""
+    def forward(ctx: Context, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        """Products are computed in the dtype of autocast, the rest in fp32."""
         kind = hidden.device.type
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         ctx.save_for_backward(hidden, weight, labels)
@@ -77,7 +92,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         return torch.cat(losses).view(labels.shape).sum(1)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
+    def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
         """Softmax minus the label, in place."""
         hidden, weight, labels = ctx.saved_tensors
         flat, targets, matrix = hidden.flatten(0, 1).to(ctx.dtype), labels.flatten(), weight.to(ctx.dtype)
@@ -114,18 +129,18 @@ PLAIN_OUTPUT = (
     "GPT2LMHead",
     "LearnedPositions",
 )
-"""Beginnings of the classes that do nothing to what their output matrix gives."""
+"""Beginnings of the names of classes whose logits are the plain product with the output matrix."""
 
 
-def let_score(model: Any) -> None:
-    """Give the model an output matrix that can score, where its class allows that."""
+def let_score(model: PreTrainedModel) -> None:
+    """Replace the output matrix by a ScoringLinear, where the class of the model allows it."""
     head = model.get_output_embeddings()
     if type(head) is nn.Linear and head.bias is None and type(model).__name__.startswith(PLAIN_OUTPUT):
         head.__class__ = ScoringLinear
 
 
-def nats_of_rows(model: nn.Module, inputs: dict[str, Any], labels: Tensor, chunked: bool | None) -> Tensor:
-    """What each row costs: (batch,). `chunked` None: where the logits are large."""
+def nats_of_rows(model: nn.Module, inputs: dict[str, object], labels: Tensor, chunked: bool | None) -> Tensor:
+    """The loss of each row in nats: (batch,). `chunked` None: in chunks if the logits are large."""
     head = next((each for each in model.modules() if isinstance(each, ScoringLinear)), None)
     if head is None or not (labels.numel() * head.out_features > LARGE_LOGITS if chunked is None else chunked):
         return sums_of_rows(model(**inputs).logits, labels)
@@ -136,8 +151,10 @@ def nats_of_rows(model: nn.Module, inputs: dict[str, Any], labels: Tensor, chunk
         head.labels = None
 
 
-def build(settings: ModelSettings, vocab_size: int, max_seq_length: int, special: dict[str, int | None]) -> Any:
-    """A fresh model: of the class of transformers that has this norm, gate and position, or of our own."""
+def build(
+    settings: ModelSettings, vocab_size: int, max_seq_length: int, special: dict[str, int | None]
+) -> PreTrainedModel:
+    """A model with random weights, of the class of transformers with this norm, gate and position, or of Relay's."""
     import transformers
 
     shape: dict[str, Any] = {
@@ -158,7 +175,7 @@ def build(settings: ModelSettings, vocab_size: int, max_seq_length: int, special
     wide = {**shape, "num_key_value_heads": heads, "intermediate_size": settings.intermediate_size}
     wide["hidden_act"] = settings.activation
     if kind == ("rms", True, True):
-        model: Any = transformers.LlamaForCausalLM(transformers.LlamaConfig(**wide))
+        model: PreTrainedModel = transformers.LlamaForCausalLM(transformers.LlamaConfig(**wide))
     elif kind == ("rms", False, True):
         model = transformers.ArceeForCausalLM(transformers.ArceeConfig(**wide))
     elif kind == ("layer", True, True):
@@ -179,7 +196,7 @@ def build(settings: ModelSettings, vocab_size: int, max_seq_length: int, special
     return model
 
 
-def _gpt2(settings: ModelSettings, shape: dict[str, Any]) -> Any:
+def _gpt2(settings: ModelSettings, shape: dict[str, Any]) -> PreTrainedModel:
     import transformers
 
     return transformers.GPT2LMHeadModel(
@@ -205,20 +222,22 @@ def _gpt2(settings: ModelSettings, shape: dict[str, Any]) -> Any:
 LAST_OF_BLOCK = ("o_proj", "down_proj", "c_proj")
 
 
-def _add_dropout(model: Any, dropout: float) -> None:
-    """Dropout of embeddings and of what each block adds, where the class has none of its own: nothing is renamed."""
+def _add_dropout(model: PreTrainedModel, dropout: float) -> None:
+    """Add dropout of the embeddings and of the output of each block, where the class has none. No weight is renamed."""
     if not dropout or type(model).__name__ == "GPT2LMHeadModel":
         return
-    embedding = model.get_input_embeddings()
-    embedding.__class__, embedding.dropout = DroppingEmbedding, dropout
+    embedding: nn.Module = model.get_input_embeddings()
+    embedding.__class__ = DroppingEmbedding
+    cast(DroppingEmbedding, embedding).dropout = dropout
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in LAST_OF_BLOCK and type(module) is nn.Linear:
-            module.__class__, module.dropout = DroppingLinear, dropout  # type: ignore[assignment]
+            module.__class__ = DroppingLinear
+            cast(DroppingLinear, module).dropout = dropout
 
 
 @torch.no_grad()
-def _scale_residuals(model: Any, num_layers: int) -> None:
-    """The last matrix of each block begins smaller, as there are two blocks a layer that add up.
+def _scale_residuals(model: PreTrainedModel, num_layers: int) -> None:
+    """Make the last matrix of each block smaller, because the outputs of two blocks per layer add up.
 
     Source: Radford et al. 2019 (GPT-2), section 2.3.
     """
@@ -229,11 +248,13 @@ def _scale_residuals(model: Any, num_layers: int) -> None:
             parameter.mul_((2 * num_layers) ** -0.5)
 
 
-def pretrained(path: str) -> Any:
+def pretrained(path: str) -> PreTrainedModel:
     """The model of a folder that `from_pretrained` reads. Raises DataError where there is none."""
     from transformers import AutoModelForCausalLM
 
-    import recipes.language_model.positioned  # noqa: F401  (so that a folder of it is known)
+    if is_positioned(Path(path)):
+        # The import registers the class.
+        import recipes.language_model.positioned  # noqa: F401
 
     try:
         return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
@@ -245,10 +266,10 @@ def pretrained(path: str) -> Any:
         ) from None
 
 
-def check_length(model: Any, max_seq_length: int) -> None:
+def check_length(model: PreTrainedModel, max_seq_length: int) -> None:
     """Raise ConfigError where rows are longer than the positions that a pretrained model has learnt."""
     longest = getattr(model.config, "max_position_embeddings", None)
-    # Rotary positions have no end.
+    # Rotary positions have no last one.
     if longest is not None and longest < max_seq_length and not getattr(model.config, "rope_parameters", None):
         raise ConfigError(
             f"data.max_seq_length is {max_seq_length}, and model.pretrained has positions for {longest} tokens:\n"
@@ -256,11 +277,19 @@ def check_length(model: Any, max_seq_length: int) -> None:
         )
 
 
+def is_positioned(folder: Path) -> bool:
+    """Whether the model of a folder is a `PositionedForCausalLM`."""
+    try:
+        return '"relay_positioned"' in (folder / "config.json").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def other_parameters(settings: ModelSettings) -> int:
-    """Parameters beside the embeddings: what a vocabulary is weighed against. Counted on no memory at all."""
+    """Parameters outside of the embeddings, counted without allocating them."""
     with torch.device("meta"):
         one = build(settings, 64, 64, {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None})
-    outside = {id(one.get_input_embeddings().weight), id(one.get_output_embeddings().weight)}
+    outside = {id(table.weight) for table in (one.get_input_embeddings(), one.get_output_embeddings()) if table}
     return sum(each.numel() for each in one.parameters() if id(each) not in outside)
 
 
@@ -273,8 +302,11 @@ def sums_of_rows(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def places(documents: Tensor) -> Tensor:
-    """Places counted anew in every document. (batch, time) -> (batch, time): transformers reads from a place that is
-    not one more than the last that a document begins, and lets it see nothing before."""
+    """Position ids that start again at 0 in every document. (batch, time) -> (batch, time).
+
+    Where a position is not the one before plus 1, transformers starts a new document, which does not attend to the
+    tokens before it.
+    """
     time = torch.arange(documents.shape[1]).expand(documents.shape)
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]

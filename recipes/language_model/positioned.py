@@ -1,20 +1,24 @@
-"""A Llama with learnt positions, with LayerNorm or without gates where asked: what no class of transformers is.
+"""A Llama with learnt positions, optionally with LayerNorm or without gates: no class of transformers is like this.
 
-Importing this file tells AutoConfig and AutoModelForCausalLM of the class.
+Importing this file registers the class with AutoConfig and AutoModelForCausalLM.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.arcee.modeling_arcee import ArceeMLP
 
+if TYPE_CHECKING:
+    from transformers import Cache, LlamaModel
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
 
 class PositionedConfig(LlamaConfig):
-    """Llama's, and what differs."""
+    """Llama's settings, and those that differ."""
 
     model_type = "relay_positioned"
     norm: str = "rms"
@@ -23,7 +27,7 @@ class PositionedConfig(LlamaConfig):
 
 
 class NoRotation(nn.Module):
-    """Stands in for rotary positions, and turns nothing."""
+    """Takes the place of rotary positions and rotates nothing."""
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of no angle, for every width: (1, 1, 1)."""
@@ -31,15 +35,15 @@ class NoRotation(nn.Module):
 
 
 class PositionedForCausalLM(LlamaForCausalLM):
-    """Llama, but that a learnt vector of its place is added to each token, as in GPT-2, and nothing is turned."""
+    """Llama with a learnt vector per position, added to each token as in GPT-2, in place of rotary positions."""
 
     config_class = PositionedConfig
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: PositionedConfig) -> None:
         super().__init__(config)
-        decoder: Any = self.model
+        decoder = cast("LlamaModel", self.model)
         if config.norm == "layer":
-            decoder.norm = nn.LayerNorm(config.hidden_size)
+            decoder.norm = nn.LayerNorm(config.hidden_size)  # type: ignore[assignment]
         for layer in decoder.layers:
             if config.norm == "layer":
                 layer.input_layernorm = nn.LayerNorm(config.hidden_size)
@@ -48,23 +52,23 @@ class PositionedForCausalLM(LlamaForCausalLM):
                 layer.mlp = ArceeMLP(config)
         self.positions = None
         if not config.rope:
-            decoder.rotary_emb = NoRotation()
+            decoder.rotary_emb = NoRotation()  # type: ignore[assignment]
             self.positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        # Once more, for the parts that are new.
+        # Again, for the modules that are new.
         self.post_init()
 
     def forward(
         self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        position_ids: Any = None,
-        past_key_values: Any = None,
-        inputs_embeds: Any = None,
-        **rest: Any,
-    ) -> Any:
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        **rest: object,
+    ) -> CausalLMOutputWithPast:
         """As Llama's."""
         if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
+            inputs_embeds = cast(Tensor, self.get_input_embeddings()(input_ids))
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + seen
@@ -72,10 +76,10 @@ class PositionedForCausalLM(LlamaForCausalLM):
             inputs_embeds = inputs_embeds + self.positions(position_ids)
         return super().forward(
             attention_mask=attention_mask,
-            position_ids=position_ids,
+            position_ids=cast("torch.LongTensor", position_ids),
             past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            **rest,
+            inputs_embeds=inputs_embeds,  # type: ignore[arg-type]
+            **rest,  # type: ignore[arg-type]
         )
 
 

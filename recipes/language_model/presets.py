@@ -1,9 +1,10 @@
 """Named settings; tests/recipes/language_model/test_recipe.py counts the parameters of each."""
 
-from typing import Any
+Preset = dict[str, object]
+"""Settings by their names."""
 
 
-def _sizes(hidden: int, layers: int, heads: int, width: int, length: int) -> dict[str, Any]:
+def _sizes(hidden: int, layers: int, heads: int, width: int, length: int) -> Preset:
     return {
         "model.hidden_size": hidden,
         "model.num_hidden_layers": layers,
@@ -13,9 +14,9 @@ def _sizes(hidden: int, layers: int, heads: int, width: int, length: int) -> dic
     }
 
 
-def presets() -> dict[str, dict[str, Any]]:
+def presets() -> dict[str, Preset]:
     """Every preset by name."""
-    word = {
+    word: Preset = {
         "tokenizer.kind": "bpe",
         "batch_size": 32,
         "micro_batch_size": 8,
@@ -25,8 +26,8 @@ def presets() -> dict[str, dict[str, Any]]:
         "min_lr_ratio": 0.1,
         "learning_rate": 3e-3,
     }
-    character = {**word, "tokenizer.kind": "char", "adam_beta2": 0.99}
-    large = {**word, "gradient_checkpointing": True}
+    character: Preset = {**word, "tokenizer.kind": "char", "adam_beta2": 0.99}
+    large: Preset = {**word, "gradient_checkpointing": True}
     return {
         "default": {
             **character,

@@ -9,7 +9,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, ClassVar, TypedDict, cast
 
 from tyro.conf import Suppress
 
@@ -28,8 +28,16 @@ if TYPE_CHECKING:
     from recipes.language_model.data import PackedRow, PackedStream
     from recipes.language_model.text import Corpus
 
-# Bytes up to which everything is tokenised before the first step.
 HELD_AT_ONCE = 64_000_000
+"""Bytes of data that are tokenised before the first step. Larger data are read as a stream."""
+
+
+class Score(TypedDict):
+    """What `predict` makes of a row."""
+
+    nats: float
+    tokens: int
+    bytes: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +70,7 @@ class Recipe(runner.recipe.Recipe):
             raise ConfigError("lora.rank needs a model to adapt: type --model.pretrained with a model's folder.")
 
     @staticmethod
-    def presets() -> Mapping[str, Mapping[str, Any]]:
+    def presets() -> Mapping[str, Mapping[str, object]]:
         """Named settings."""
         from recipes.language_model.presets import presets
 
@@ -236,8 +244,8 @@ class Recipe(runner.recipe.Recipe):
 
         settings, tokenizer = self.model_settings, self.tokenizer if self.assets is not None else None
         if settings.pretrained:
-            built: Any = self._pretrained()
-            known = built.get_input_embeddings().weight.shape[0]
+            built = self._pretrained()
+            known = cast("Tensor", built.get_input_embeddings().weight).shape[0]
             if tokenizer is not None and len(tokenizer) > known:
                 raise DataError(
                     f"The tokenizer has {len(tokenizer)} tokens, model.pretrained has {known}: use the tokenizer of "
@@ -250,10 +258,10 @@ class Recipe(runner.recipe.Recipe):
             # Without a tokenizer the model only shows its shapes.
             vocab_size = len(tokenizer) if tokenizer is not None else 16_000
             built = model.build(settings, vocab_size, self.data_settings.max_seq_length, special)
-        if self.lora.rank:
-            built = with_adapters(built, self.lora)
-        model.let_score(built.get_base_model() if self.lora.rank else built)
-        return built
+        adapted = with_adapters(built, self.lora) if self.lora.rank else built
+        # PEFT has put the adapters into `built`.
+        model.let_score(built)
+        return adapted
 
     def _pretrained(self) -> PreTrainedModel:
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -262,7 +270,7 @@ class Recipe(runner.recipe.Recipe):
 
         folder, kept = Path(self.model_settings.pretrained or ""), self.assets and self.assets / "base_config.json"
         if not folder.exists() and kept and kept.is_file():
-            # The pretrained folder is gone; the checkpoint has its weights as well.
+            # The pretrained folder is gone, but the checkpoint holds its weights.
             return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(kept))
         return model.pretrained(str(folder))
 
@@ -271,31 +279,28 @@ class Recipe(runner.recipe.Recipe):
         from recipes.language_model.model import nats_of_rows
 
         # With a cache or a mask, transformers would let packed documents see each other.
-        inputs = {"input_ids": batch["input_ids"], "position_ids": batch.tensors.get("position_ids")}
-        inputs["use_cache"] = False
+        places = batch.tensors.get("position_ids")
+        inputs = {"input_ids": batch["input_ids"], "position_ids": places, "use_cache": False}
         sums = nats_of_rows(model, inputs, batch["labels"], self.model_settings.chunked_loss)
-        if not model.training:
-            # In evaluation the runner calls `predict` with the same batch next: it needs no second forward pass.
-            batch.extra["nats"] = sums.detach()
         total = sums.detach().sum()
         logs = {
             "bits_per_byte": total / math.log(2) / batch["bytes"].sum().clamp(min=1),
             "perplexity": (total / max(1.0, batch.weight)).clamp(max=80).exp(),
         }
-        return Loss(sums.sum(), logs=logs)
+        return Loss(sums.sum(), logs=logs, outputs={"nats": sums.detach()})
 
-    def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
-        """Per row its loss in nats, its scored tokens, and the bytes of text that these stand for."""
-        if "nats" not in batch.extra:
-            self.loss(model, batch)
+    def predict(self, model: nn.Module, batch: Batch) -> list[Score]:
+        """For each row its loss in nats, its scored tokens, and the bytes of text that these stand for."""
+        outputs = batch.outputs or self.loss(model, batch).outputs
+        assert outputs is not None
         counts = (batch["labels"] != -100).sum(1)
-        columns = (batch.extra.pop("nats"), counts, batch["bytes"])
+        columns = (outputs["nats"], counts, batch["bytes"])
         return [
             {"nats": nats, "tokens": count, "bytes": size}
             for nats, count, size in zip(*(column.tolist() for column in columns), strict=True)
         ]
 
-    def score(self, rows: list[Any]) -> dict[str, float]:
+    def score(self, rows: list[Score]) -> dict[str, float]:
         """Bits per byte, which is comparable between vocabularies, and perplexity per token."""
         nats, tokens, size = (sum(row[name] for row in rows) for name in ("nats", "tokens", "bytes"))
         return {

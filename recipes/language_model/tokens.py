@@ -1,7 +1,7 @@
-"""Tokenizers: characters, byte-level BPE, or one that is there; and a vocabulary size that fits model and data.
+"""Tokenizers: characters, byte-level BPE, or an existing one; and a vocabulary size that fits model and data.
 
-All of them give back exactly the text that they were given, but for characters that a character tokenizer has not
-seen. They are `tokenizers` files, so that `AutoTokenizer.from_pretrained` reads them.
+Decoding gives back the encoded text exactly, except for characters that a character tokenizer has not seen. All are
+saved as `tokenizers` files, which `AutoTokenizer.from_pretrained` reads.
 """
 
 from __future__ import annotations
@@ -12,22 +12,26 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from runner.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
     from recipes.language_model.settings import TokenizerSettings
+    from recipes.language_model.text import Corpus
 
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 UNKNOWN = "<unk>"
 LEAST_SEEN = 20
-"""A token that occurs more seldom in the training data is hardly learnt."""
+"""A model hardly learns a token that occurs fewer times in the training data."""
 
 
-def characters(texts: Sequence[str]) -> Any:
+def characters(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     """A tokenizer with one token for every character of the texts."""
     from tokenizers import Tokenizer, decoders, models
 
@@ -52,8 +56,8 @@ def without_long_words(texts: Iterable[str]) -> Iterator[str]:
         yield from (part for part in UNBROKEN.split(text) if part)
 
 
-def byte_pairs(texts: Sequence[str], vocab_size: int) -> Any:
-    """A byte-level BPE tokenizer: it has no unknown characters, and models white space like everything else."""
+def byte_pairs(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer: it has no unknown characters, and white space is text like any other."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -72,18 +76,18 @@ def byte_pairs(texts: Sequence[str], vocab_size: int) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class _Merges:
-    """What a byte-level BPE has learnt, in the order in which it did: the first of it is a smaller tokenizer."""
+    """The vocabulary and the merges of a byte-level BPE, in the order of learning: the first n make a smaller one."""
 
     vocabulary: list[str]
     pairs: list[tuple[str, str]]
 
     @classmethod
-    def of(cls, tokenizer: Any) -> _Merges:
+    def of(cls, tokenizer: PreTrainedTokenizerFast) -> _Merges:
         content = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
         pairs = [pair if isinstance(pair, list) else pair.split(" ") for pair in content["merges"]]
         return cls(sorted(content["vocab"], key=content["vocab"].__getitem__), [(left, right) for left, right in pairs])
 
-    def model(self, vocab_size: int) -> Any:
+    def model(self, vocab_size: int) -> models.BPE:
         """The BPE model that the same training would have given for a smaller vocabulary."""
         from tokenizers import models
 
@@ -91,8 +95,8 @@ class _Merges:
         return models.BPE(vocab=vocabulary, merges=[pair for pair in self.pairs if "".join(pair) in vocabulary])
 
 
-def truncated(tokenizer: Any, vocab_size: int) -> Any:
-    """The tokenizer with the first merges only."""
+def truncated(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> PreTrainedTokenizerFast:
+    """The tokenizer with its first merges alone."""
     from tokenizers import Tokenizer
 
     smaller = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -100,46 +104,46 @@ def truncated(tokenizer: Any, vocab_size: int) -> Any:
     return _wrapped(smaller)
 
 
-def from_path(path: Path) -> Any:
-    """The tokenizer of a folder or a tokenizer.json. Raises DataError where there is none, or a damaged one."""
+def from_path(path: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a folder or a tokenizer.json. Raises DataError where it is missing or damaged."""
     try:
         return _from_path(path)
     except DataError:
         raise
-    # `tokenizers` knows no other kind of error, transformers several.
+    # `tokenizers` raises a plain Exception, transformers several kinds.
     except Exception as error:
         raise _unreadable(path, error) from None
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
-    said = " ".join(str(error).split()) or type(error).__name__
+    reason = " ".join(str(error).split()) or type(error).__name__
     return DataError(
-        f"The tokenizer at {path} cannot be read: {said if len(said) <= 160 else f'{said[:157]}...'}\n"
-        "Wanted is a whole tokenizer.json, or vocab.json and merges.txt, as they were saved."
+        f"The tokenizer at {path} cannot be read: {reason if len(reason) <= 160 else f'{reason[:157]}...'}\n"
+        "Wanted is an undamaged tokenizer.json, or vocab.json and merges.txt."
     )
 
 
-def _from_path(path: Path) -> Any:
+def _from_path(path: Path) -> PreTrainedTokenizerFast:
     from tokenizers import ByteLevelBPETokenizer, Tokenizer
     from transformers import AutoTokenizer
 
     if path.is_file():
         return _wrapped(Tokenizer.from_file(str(path)))
     if (path / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(path)
+        return cast("PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(path))
     if (path / "tokenizer.json").is_file():
         return _wrapped(Tokenizer.from_file(str(path / "tokenizer.json")))
     if (path / "merges.txt").is_file() and (path / "vocab.json").is_file():
-        own: Any = ByteLevelBPETokenizer(str(path / "vocab.json"), str(path / "merges.txt"))
+        own = ByteLevelBPETokenizer(str(path / "vocab.json"), str(path / "merges.txt"))
         return _wrapped(Tokenizer.from_str(own.to_str()))
     raise DataError(f"There is no tokenizer at {path}: wanted a tokenizer.json, or vocab.json and merges.txt.")
 
 
-def _wrapped(tokenizer: Any, unknown: str | None = None) -> Any:
+def _wrapped(tokenizer: Tokenizer, unknown: str | None = None) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     names = tokenizer.get_vocab()
-    # GPT-2 has one token for every border.
+    # GPT-2 has a single token that separates documents.
     border = "<|endoftext|>" if "<|endoftext|>" in names else None
     if border is None and not all(name in names for name in SPECIAL):
         tokenizer.add_special_tokens([name for name in SPECIAL if name not in names])
@@ -153,8 +157,8 @@ def _wrapped(tokenizer: Any, unknown: str | None = None) -> Any:
     )
 
 
-def load(folder: Path) -> Any:
-    """The tokenizer that `prepare` wrote."""
+def load(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer that `Recipe.prepare` wrote."""
     from transformers import PreTrainedTokenizerFast
 
     try:
@@ -166,23 +170,23 @@ def load(folder: Path) -> Any:
     return tokenizer
 
 
-def encode(tokenizer: Any, texts: list[str]) -> list[np.ndarray]:
-    """Token ids of each text, nothing added. int32."""
+def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[np.ndarray]:
+    """Token ids of each text, without start and end tokens. int32."""
     tokenizer.backend_tokenizer.encode_special_tokens = True
     encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     return [np.array(each.ids, dtype=np.int32) for each in encoded]
 
 
-def encode_conversations(tokenizer: Any, conversations: list[str]) -> list[np.ndarray]:
+def encode_conversations(tokenizer: PreTrainedTokenizerFast, conversations: list[str]) -> list[np.ndarray]:
     """Token ids of conversations (JSON lists of messages) as the tokenizer's chat template writes them. int32.
 
     Raises DataError where the template refuses one.
     """
-    found = []
+    found: list[str] = []
     for conversation in conversations:
         messages = json.loads(conversation)
         try:
-            found.append(tokenizer.apply_chat_template(messages, tokenize=False))
+            found.append(str(tokenizer.apply_chat_template(messages, tokenize=False)))
         # Templates raise errors of their own, of several kinds.
         except Exception as error:
             raise DataError(
@@ -199,7 +203,7 @@ def encode_conversations(tokenizer: Any, conversations: list[str]) -> list[np.nd
     return [np.array(each.ids, dtype=np.int32) for each in encoded]
 
 
-def check_chat_template(tokenizer: Any) -> None:
+def check_chat_template(tokenizer: PreTrainedTokenizerFast) -> None:
     """Raise ConfigError where data.chat_template is set and the tokenizer has no template."""
     if not getattr(tokenizer, "chat_template", None):
         raise ConfigError(
@@ -208,12 +212,12 @@ def check_chat_template(tokenizer: Any) -> None:
         )
 
 
-def bytes_of_tokens(tokenizer: Any) -> np.ndarray:
-    """(vocabulary,): how many bytes of text each token stands for; 0 for the special ones. float32."""
+def bytes_of_tokens(tokenizer: PreTrainedTokenizerFast) -> np.ndarray:
+    """(vocabulary,): bytes of text that each token stands for; 0 for special tokens. float32."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     is_byte_level = "ByteLevel" in json.dumps([content.get("pre_tokenizer"), content.get("decoder")])
     names: dict[str, int] = tokenizer.get_vocab()
-    special = set(tokenizer.all_special_tokens) - {tokenizer.unk_token}
+    special = {token for token in tokenizer.all_special_tokens if token != tokenizer.unk_token}
     lengths = np.zeros(max(names.values()) + 1, dtype=np.float32)
     for name, number in names.items():
         if name in special:
@@ -226,29 +230,35 @@ def bytes_of_tokens(tokenizer: Any) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One vocabulary size, and what speaks for it."""
+    """One vocabulary size, and its costs."""
 
     vocab_size: int
     bytes_per_token: float
     parameters: int
     compute_per_byte: float
-    """Parameters times tokens, per byte of text: a step costs about six times that."""
+    """Parameters times tokens, per byte of text. A training step costs about six times as many operations."""
     rare: float
-    """Share of the types that occur fewer than twenty times in the training data."""
+    """Share of the token types that occur fewer than LEAST_SEEN times in the training data."""
 
     @property
     def is_learnable(self) -> bool:
-        """Whether nine of ten types occur often enough."""
+        """Whether nine of ten token types occur often enough."""
         return self.rare <= 0.1
 
 
 def candidates(
-    tokenizer: Any, texts: list[str], corpus_bytes: int, other_parameters: int, hidden_size: int, tied: bool, most: int
+    tokenizer: PreTrainedTokenizerFast,
+    texts: list[str],
+    corpus_bytes: int,
+    other_parameters: int,
+    hidden_size: int,
+    tied: bool,
+    most: int,
 ) -> list[Candidate]:
-    """The table that a vocabulary is chosen from: sizes that double, measured on texts BPE was not trained on.
+    """The vocabulary sizes to choose from: each twice the one before, measured on texts that BPE was not trained on.
 
-    A larger vocabulary needs fewer tokens per byte and more parameters per token; where compute per byte is least
-    comes within a factor 1.5 of the scaling law of Tao et al. 2024, arXiv 2407.13623.
+    A larger vocabulary needs fewer tokens per byte and more parameters per token. The size with the least compute per
+    byte is within a factor of 1.5 of the scaling law of Tao et al. 2024, arXiv 2407.13623.
     """
     kept = texts[::10]
     kept_bytes = sum(len(text.encode()) for text in kept)
@@ -261,7 +271,7 @@ def candidates(
     found = []
     for size in sorted({size for size in sizes if size < largest} | {largest}):
         model = whole.model(size)
-        # Every word is cut once, however often it stands there.
+        # Each distinct word is tokenised once and counted as often as it occurs.
         counts, tokens = np.zeros(size, np.int64), 0
         for word, times in words.items():
             ids = [token.id for token in model.tokenize(word)]
@@ -278,11 +288,11 @@ def candidates(
 
 
 WORD = re.compile(r"'(?:s|t|re|ve|m|ll|d)| ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
-"""Cuts text nearly as byte-level BPE does, many times as fast; what it leaves together, the tokenizer cuts."""
+"""Splits text nearly as byte-level BPE does, and much faster. The tokenizer then splits the parts further."""
 
 
-def _words(tokenizer: Any, texts: list[str]) -> Counter[str]:
-    """How often the pieces occur within which BPE joins bytes."""
+def _words(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Counter[str]:
+    """How often each word occurs. BPE joins bytes within words alone."""
     cut = tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str
     coarse: Counter[str] = Counter()
     for text in texts:
@@ -302,7 +312,7 @@ def choose(found: list[Candidate], least: int) -> Candidate:
 
 
 def table(found: list[Candidate], chosen: Candidate, least: int) -> str:
-    """The candidates as text, the chosen one marked."""
+    """The candidates as a table of text that marks the chosen one."""
     lines = ["vocabulary  bytes/token  parameters  compute/byte  types seen < 20 times"]
     for each in found:
         mark = "  <- chosen" if each is chosen else "" if each.is_learnable else "  too rare"
@@ -311,16 +321,18 @@ def table(found: list[Candidate], chosen: Candidate, least: int) -> str:
             f"{each.compute_per_byte / 1e6:>11.2f}M  {each.rare:>20.0%}{mark}"
         )
     if chosen.vocab_size < least:
-        lines.append(f"min_vocab_size {least:,} is more than these data can teach: {chosen.vocab_size:,} is taken.")
+        lines.append(f"min_vocab_size {least:,} is more than these data can teach: Relay takes {chosen.vocab_size:,}.")
     return "\n".join(lines)
 
 
-def fit(settings: TokenizerSettings, corpus: Any, other_parameters: int, hidden_size: int, tied: bool) -> Any:
-    """The tokenizer that the settings ask for, fitted on the training split. Prints an automatic choice."""
+def fit(
+    settings: TokenizerSettings, corpus: Corpus, other_parameters: int, hidden_size: int, tied: bool
+) -> PreTrainedTokenizerFast:
+    """The tokenizer that the settings ask for, trained on the training split. Prints how `auto` chose its size."""
     if settings.kind == "path":
         if settings.path is None:
             raise ConfigError(
-                "tokenizer.kind path came without a path: type --tokenizer.path with a tokenizer's folder."
+                "tokenizer.kind is path, but there is no path: type --tokenizer.path with a tokenizer's folder."
             )
         return from_path(Path(settings.path))
     texts = corpus.sample(settings.train_examples)
@@ -333,7 +345,7 @@ def fit(settings: TokenizerSettings, corpus: Any, other_parameters: int, hidden_
         if len(tokenizer) < int(settings.vocab_size):
             print(f"tokenizer.vocab_size {settings.vocab_size} is more than the text has: {len(tokenizer):,} tokens.")
         return tokenizer
-    # Texts of a thousand characters or so: what is held back to measure on must not be one long document.
+    # Candidates are measured on every tenth part, so that they are measured on more than one document.
     parts = [text[at : at + 2000] for text in texts for at in range(0, len(text), 2000)]
     whole = byte_pairs([part for number, part in enumerate(parts) if number % 10], settings.max_vocab_size)
     found = candidates(whole, parts, corpus.size, other_parameters, hidden_size, tied, settings.max_vocab_size)
