@@ -35,6 +35,7 @@ MAX_PROCESS_BYTES = 4 * 1024**3
 NOTHING = "not a query: there is nothing to run"
 """The error of a text without a statement; the official scores take it for a query without rows."""
 
+_BUSY_SECONDS = 2.0  # How long to wait for the lock of another program.
 _GRACE_SECONDS = 0.5  # Between the deadline, which SQLite looks at between its steps, and the end of the process.
 _READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 _REFUSED_FUNCTIONS = {"load_extension", "readfile", "writefile", "edit", "fts3_tokenizer", "sqlite_log"}
@@ -113,23 +114,57 @@ def check_database(path: Path | str) -> None:
     if not head:
         raise DataError(f"The database file {path} is empty: give the path of a SQLite file with tables in it.")
     if head != b"SQLite format 3\x00":
-        raise DataError(f"{path} is not a database (it begins with {head[:12]!r}): give the path of a SQLite file.")
+        raise DataError(
+            f"{path} is not a SQLite database, or it is encrypted (it begins with {head[:12]!r}): give the path of a "
+            "SQLite file."
+        )
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection that can only read; nothing is written beside the file either."""
+    """A connection that can only read, and writes nothing beside the file.
+
+    Even a reader of a database in WAL mode writes FILE-wal and FILE-shm. It does not where the log is empty and the
+    file is opened as immutable, nor with an index of the log in memory, for which no other program may be writing.
+    """
     path = path.resolve()
-    options = "mode=ro"
+    options, in_memory = "mode=ro", False
     with path.open("rb") as file:
         head = file.read(20)
     log = path.with_name(path.name + "-wal")
-    if head[18:20] == b"\x02\x02" and not (log.exists() and log.stat().st_size):
-        # Even a reader of a database in WAL mode writes two files beside it, unless told that nobody is
-        # writing.
-        options += "&immutable=1"
-    connection = sqlite3.connect(f"{path.as_uri()}?{options}", uri=True)
+    if head[18:20] == b"\x02\x02":
+        if not (log.exists() and log.stat().st_size):
+            options += "&immutable=1"
+        elif os.name == "posix" and not _is_open_elsewhere(path):
+            options, in_memory = options + "&vfs=unix-none", True
+    connection = sqlite3.connect(f"{path.as_uri()}?{options}", uri=True, timeout=_BUSY_SECONDS)
     connection.text_factory = lambda raw: raw.decode("utf-8", errors="replace")
+    if in_memory:
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE").close()
     return connection
+
+
+def _is_open_elsewhere(path: Path) -> bool:
+    """Whether another process has a database in WAL mode open; True where that cannot be found out."""
+    shared = path.with_name(path.name + "-shm")
+    if not shared.exists():
+        return False
+    if sys.platform != "linux":
+        return True
+    import fcntl
+    import struct
+
+    # Each process that has the database open holds a lock on this byte (UNIX_SHM_DMS).
+    byte, layout = 128, "hhqqi0q"
+    try:
+        # Closing the file would drop locks that this process itself holds: ask without opening it first.
+        if f":{shared.stat().st_ino} " in Path("/proc/locks").read_text():
+            return True
+        with shared.open("rb") as file:
+            asked = struct.pack(layout, fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
+            found = struct.unpack(layout, fcntl.fcntl(file, fcntl.F_GETLK, asked))
+    except OSError:
+        return True
+    return found[0] != fcntl.F_UNLCK
 
 
 # This side ---------------------------------------------------------------------------------------------

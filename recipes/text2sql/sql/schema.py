@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import os
 import sqlite3
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,38 +48,39 @@ class Schema:
         tables: dict[str, dict[str, str]] = {}
         primary: list[tuple[str, str]] = []
         foreign: list[tuple[str, str, str | None, str | None]] = []
+        left_out: list[str] = []
         try:
-            connection = connect(path)
+            with contextlib.closing(connect(path)) as connection:
+                names = connection.execute(
+                    "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY type, rowid"
+                ).fetchall()
+                for (table,) in names:
+                    if table is None or is_reserved(table):
+                        continue
+                    try:
+                        columns = _columns(connection, table)
+                        keys = connection.execute(f"PRAGMA foreign_key_list({quoted(table)})").fetchall()
+                    except sqlite3.OperationalError as error:
+                        # No query can read it: a view of a dropped table, a virtual table whose module is not here.
+                        left_out.append(f"{table} ({error})")
+                        continue
+                    if not columns:
+                        left_out.append(f"{table} (its name or those of its columns are not UTF-8)")
+                        continue
+                    tables[table] = {column: _type_word(declared) for column, declared, _ in columns}
+                    marked = sorted((place, column) for column, _, place in columns if place)
+                    primary += [(table, column) for _, column in marked]
+                    # SQLite lists keys last to first.
+                    for key in sorted(keys, key=lambda key: (-key[0], key[1])):
+                        foreign.append((table, key[3], key[2], key[4]))
         except sqlite3.Error as error:
-            raise DataError(f"Cannot open the database {path}: {error}.") from error
-        try:
-            names = connection.execute(
-                "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') ORDER BY type, rowid"
-            ).fetchall()
-            for (table,) in names:
-                if is_reserved(table):
-                    continue
-                try:
-                    columns = connection.execute(f"PRAGMA table_info({quoted(table)})").fetchall()
-                    keys = connection.execute(f"PRAGMA foreign_key_list({quoted(table)})").fetchall()
-                except sqlite3.OperationalError:
-                    # A view of a dropped table, or a virtual table whose module is not here: nobody can query
-                    # it.
-                    continue
-                tables[table] = {column[1]: _type_word(column[2]) for column in columns}
-                marked = sorted((column[5], column[1]) for column in columns if column[5])
-                primary += [(table, column) for _, column in marked]
-                # SQLite lists keys last to first.
-                for key in sorted(keys, key=lambda key: (-key[0], key[1])):
-                    foreign.append((table, key[3], key[2], key[4]))
-        except sqlite3.Error as error:
-            raise DataError(
-                f"Cannot read the database {path}: {error}. Give the path of a sound SQLite file."
-            ) from error
-        finally:
-            connection.close()
+            raise DataError(f"Cannot read the database {path}: {error}. {_remedy(error)}") from error
+        listed = ", ".join(left_out[:3]) + (f" and {len(left_out) - 3} more" if len(left_out) > 3 else "")
         if not tables:
-            raise DataError(f"The database {path} holds no table: give the path of a SQLite file with tables in it.")
+            reason = f"holds no table that can be read: {listed}" if left_out else "holds no table"
+            raise DataError(f"The database {path} {reason}. Give the path of a SQLite file with tables in it.")
+        if left_out:
+            note(f"{path}: left out, because SQLite cannot read it here: {listed}")
         return cls(path.stem, tables, tuple(primary), tuple(_existing(foreign, tables, primary)))
 
     @classmethod
@@ -153,6 +157,31 @@ def table_statements(schema: Schema) -> tuple[str, ...]:
         ]
         statements.append(f"CREATE TABLE {quoted(table)} ({', '.join(lines)})")
     return tuple(statements)
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> list[tuple[str, str, int]]:
+    """Name, declared type and place in the primary key (from 1; 0: none) of each column that a query can name."""
+    rows = connection.execute(f"PRAGMA table_xinfo({quoted(table)})").fetchall()
+    # Hidden columns of virtual tables are no data; generated columns are. No query can hold a name that is not UTF-8.
+    return [(name, declared, place) for _, name, declared, _, _, place, hidden in rows
+            if hidden != 1 and "\ufffd" not in name]  # fmt: skip
+
+
+def _remedy(error: sqlite3.Error) -> str:
+    """What the user can do about it."""
+    text = str(error)
+    if "locked" in text or "busy" in text:
+        return "Another program is writing to it: close that program, or give the path of a copy."
+    if "readonly" in text or "unable to open" in text:
+        return "It may hold an unfinished change of another program: open it once with that program, or give a copy."
+    return "Give the path of a sound SQLite file."
+
+
+@functools.cache
+def note(line: str) -> None:
+    """Print a line for the user once in a process, and in the first of several processes of a run only."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
 
 
 def _existing(
