@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from runner.checkpoints.folders import find_damage, has_manifest
+from runner.checkpoints.manifest import find_damage, has_manifest
 from runner.checkpoints.recorded import check_data
 from runner.checkpoints.resume import restore
 from runner.checkpoints.saver import Saver

@@ -71,7 +71,8 @@ class Ledger:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines. A process that was killed can leave half a line: it is passed over."""
-    if not path.exists():
+    # A pipe is no file, and would wait for ever.
+    if not path.is_file():
         return []
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -58,6 +58,8 @@ class Run:
 
     rates: Callable[[int], float] | None = None
     """Learning rates by step, instead of those of the schedule: for a range test."""
+    set_aside: str | None = None
+    """The folder with the checkpoints of another branch, if this start has set some aside."""
     notes: list[str] = dataclasses.field(default_factory=list)
     """Warnings to print before the first step."""
 

@@ -128,6 +128,8 @@ def open_metrics(run: Run) -> None:
         "processes": run.hardware.num_processes,
         "data": data_hash(state.data),
     }
+    if run.set_aside is not None:
+        start["set_aside"], run.set_aside = run.set_aside, None
     if state.data_changes:
         start["data_changes"] = state.data_changes
     run.ledger = Ledger(output_dir / "ledger.jsonl", state.step, start)

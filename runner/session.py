@@ -10,13 +10,14 @@ import torch
 
 from runner import loop, report
 from runner.assembly import build_run, first_weights
+from runner.checkpoints.branches import take_over
 from runner.checkpoints.bucket import Uploader
 from runner.checkpoints.final import ORIGIN, choose_weights, model_card, save_final
-from runner.checkpoints.recorded import settings_before_the_search
+from runner.checkpoints.recorded import on_main, settings_before_the_search
 from runner.checkpoints.resume import find_resume_point, restore, settings_to_go_on_with
 from runner.checkpoints.tensors import load_model, model_tensors
 from runner.config import Config, yaml_of
-from runner.errors import BadStep, DivergedError, UploadError
+from runner.errors import BadStep, CheckpointError, DivergedError, UploadError
 from runner.fetching import is_stream
 from runner.hardware import Hardware, open_hardware
 from runner.run import Run
@@ -54,6 +55,8 @@ def _run(config: Config, search: RunSettings, hardware: Hardware, signals: Signa
     if settings.dry_run:
         _try_one_step(run)
         return
+    if found is not None:
+        found = take_over_checkpoint(run, found, output_dir)
     run.saver.reserve(run)
     open_files(run, config)
     start_trackers(run, config)
@@ -62,6 +65,8 @@ def _run(config: Config, search: RunSettings, hardware: Hardware, signals: Signa
             settings.upload_to, output_dir, settings.save_total_limit, run.progress.print_line
         )
         if found is not None:
+            if settings.resume_from_checkpoint != "auto":
+                run.saver.uploader.set_aside(newer_than=state.step)
             run.saver.uploader.add(found, state.best_step)
     torch.autograd.set_detect_anomaly(settings.debug)
     try:
@@ -80,6 +85,22 @@ def _run(config: Config, search: RunSettings, hardware: Hardware, signals: Signa
             f"Not uploaded to {settings.upload_to}: {'; '.join(f'{name} ({why})' for name, why in missing.items())}.\n"
             f"All of it is in {output_dir}; the same command with --resume_from_checkpoint auto uploads it again."
         )
+
+
+def take_over_checkpoint(run: Run, found: Path, output_dir: Path) -> Path:
+    """Make the checkpoint the newest of the run's folder, on the main process; returns its place there."""
+    is_auto = run.settings.resume_from_checkpoint == "auto"
+
+    def take() -> tuple[Path, str | None]:
+        try:
+            return take_over(found, output_dir, run.state, is_auto, run.progress.print_line)
+        except OSError as error:
+            raise CheckpointError(
+                f"The checkpoint {found} cannot be taken over into {output_dir}: {error.strerror or error}."
+            ) from None
+
+    place, run.set_aside = on_main(run.hardware, take)
+    return place
 
 
 def _trained(run: Run) -> bool:

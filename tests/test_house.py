@@ -32,7 +32,14 @@ LAYERS = {
     "torch": {"optim", "tree", "memory", "sharding", "checkpoints.tensors"},
     "accelerate": {"hardware", "evaluation", "fetching", "run", "step", "tracking", "loop"}
     | {"checkpoints.folders", "checkpoints.bucket", "checkpoints.saver", "checkpoints.final"},
-    "run": {"assembly", "session", "checkpoints.recorded", "checkpoints.resume", "checkpoints.trained"},
+    "run": {
+        "assembly",
+        "session",
+        "checkpoints.recorded",
+        "checkpoints.branches",
+        "checkpoints.resume",
+        "checkpoints.trained",
+    },
     "entry": {"train", "trials", "commands", "__main__"},
 }
 KNOW_ACCELERATE = {"hardware", "evaluation"}

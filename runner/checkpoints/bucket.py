@@ -5,7 +5,9 @@ never waits for the network and never ends by it. Credentials are the provider's
 passes through here.
 """
 
+import contextlib
 import dataclasses
+import json
 import os
 import queue
 import shutil
@@ -17,8 +19,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from runner.checkpoints.folders import MANIFEST, find_damage, publish, step_of
-from runner.checkpoints.pointers import DRAFT
+from runner.checkpoints.folders import publish
+from runner.checkpoints.manifest import MANIFEST, find_damage
+from runner.checkpoints.pointers import DRAFT, step_of
 from runner.errors import CheckpointError, ConfigError
 from runner.parts.installation import pip_line
 
@@ -104,6 +107,36 @@ class Remote:
         start = f"{self.root}/{folder}/"
         return [path[path.index(start) + len(start) :] for path in self.files.find(start)]
 
+    def set_aside(self, newer_than: int) -> None:
+        """Move the checkpoints of later steps into a folder `set-aside-<number>`; their manifests first.
+
+        From then on they are not found. It is repeated after a failure.
+        """
+        steps = [step for step in self.steps() if step > newer_than]
+        if not steps:
+            return
+        known = {path.rstrip("/").rpartition("/")[2] for path in self.files.ls(self.root, detail=False)}
+        target = next(name for n in range(1, 10_000) if (name := f"set-aside-{n}") not in known)
+        for step in reversed(steps):
+            self._move(f"checkpoint-{step}/{MANIFEST}", f"{target}/checkpoint-{step}/{MANIFEST}")
+        for step in steps:
+            for name in self.names(f"checkpoint-{step}"):
+                self._move(f"checkpoint-{step}/{name}", f"{target}/checkpoint-{step}/{name}")
+
+    def _move(self, source: str, target: str) -> None:
+        if urlsplit(self.url).scheme == "file":
+            self.files.makedirs(f"{self.root}/{target}".rpartition("/")[0], exist_ok=True)
+        self.files.cp_file(f"{self.root}/{source}", f"{self.root}/{target}")
+        self.files.rm_file(f"{self.root}/{source}")
+
+    def listed(self, folder: str) -> list[str]:
+        """The files of a checkpoint that its manifest lists, and the manifest; every file where it cannot be read."""
+        try:
+            entries = json.loads(self.read(f"{folder}/{MANIFEST}") or "")["files"]
+            return [*(str(name) for name in entries), MANIFEST]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return self.names(folder)
+
     def remove(self, folder: str) -> None:
         """Remove a checkpoint, its manifest first: from then on it is not there."""
         self.files.rm_file(f"{self.root}/{folder}/{MANIFEST}")
@@ -124,11 +157,15 @@ def download(remote: Remote, step: int, output_dir: Path) -> Path:
     """Copy a checkpoint here, check it and give it its name. Raises CheckpointError where it is damaged."""
     name = f"checkpoint-{step}"
     draft = output_dir / f"{DRAFT}{name}-{uuid.uuid4().hex[:8]}"
-    for file in remote.names(name):
-        remote.get(f"{name}/{file}", draft / file)
-    wrong = find_damage(draft)
+    for file in remote.listed(name):
+        if ".." in Path(file).parts or Path(file).is_absolute():
+            raise CheckpointError(f"{remote.url}/{name} is skipped: its manifest lists {file}.")
+        # What is missing is found below.
+        with contextlib.suppress(FileNotFoundError):
+            remote.get(f"{name}/{file}", draft / file)
+    wrong = find_damage(draft, step)
     if wrong is not None:
-        shutil.rmtree(draft)
+        shutil.rmtree(draft, ignore_errors=True)
         raise CheckpointError(f"{remote.url}/{name} is skipped: {wrong}.")
     for file in FOLLOWING:
         if remote.exists(file) and not (output_dir / file).exists():
@@ -184,6 +221,8 @@ class Uploader:
         self.missing: dict[str, str] = {}
         """What could not be copied, and why."""
         self.is_gone = False
+        self.later_than: int | None = None
+        """The step after which the checkpoints at the URL are of another branch; None: none are."""
         self.waiting: queue.Queue[tuple[Path, int | None] | None] = queue.Queue()
         self.thread = threading.Thread(target=self._work, name="upload", daemon=True)
         self.thread.start()
@@ -191,6 +230,10 @@ class Uploader:
     def add(self, folder: Path, best_step: int | None = None) -> None:
         """Copy this folder next, instead of checkpoints that still wait."""
         self.waiting.put((folder, best_step))
+
+    def set_aside(self, newer_than: int) -> None:
+        """Before the next copy, set aside what is there of later steps: it is of another branch."""
+        self.later_than = newer_than
 
     def close(self, limit_seconds: float) -> dict[str, str]:
         """Wait for what is left, but not for ever; returns what is not there, and why."""
@@ -239,6 +282,9 @@ class Uploader:
 
     def _try(self, folder: Path, best_step: int | None) -> None:
         self.remote = remote = self.remote or Remote.open(self.url)
+        if self.later_than is not None:
+            remote.set_aside(self.later_than)
+            self.later_than = None
         upload(remote, folder)
         for name in FOLLOWING:
             if (self.output_dir / name).exists():
@@ -249,6 +295,7 @@ class Uploader:
         if folder.name == f"checkpoint-{best_step}":
             remote.write("checkpoint-best", folder.name)
         if self.keep is not None:
-            for step in remote.steps()[: -self.keep]:
+            # Those of another branch, of later steps, do not count.
+            for step in [step for step in remote.steps() if step <= step_of(folder)][: -self.keep]:
                 if step != best_step:
                     remote.remove(f"checkpoint-{step}")

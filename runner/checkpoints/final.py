@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from runner.checkpoints.bucket import Remote, download
-from runner.checkpoints.folders import find_damage, write_manifest
+from runner.checkpoints.manifest import find_damage, write_manifest
 from runner.checkpoints.pointers import DRAFT, resolve_pointer, write_pointer
 from runner.checkpoints.state import read_state
 from runner.checkpoints.tensors import model_tensors, read_tensors

@@ -17,27 +17,18 @@ and the manifest tells damage.
 import dataclasses
 import json
 import os
-import re
 import shutil
 import time
 import uuid
 from pathlib import Path
-from typing import Any
 
 import torch
-import xxhash
 from safetensors.torch import save_file
 
-from runner.checkpoints.pointers import DRAFT, flush, write_pointer
+from runner.checkpoints.manifest import SCHEMA_VERSION, find_damage, layout, read_headers, write_manifest
+from runner.checkpoints.pointers import BEST, DRAFT, FOLDER, LATEST, flush, step_of, step_of_state, write_pointer
 from runner.checkpoints.state import State
 from runner.errors import CheckpointError
-
-SCHEMA_VERSION = 1
-FOLDER = re.compile(r"checkpoint-(\d+)")
-MANIFEST = "manifest.json"
-
-
-# Folders --------------------------------------------------------------------------------------------
 
 
 def write_checkpoint(
@@ -86,7 +77,7 @@ def wait_for_shards(draft: Path, processes: int, limit_seconds: float) -> None:
 def complete_draft(draft: Path, output_dir: Path, state: State, files: dict[str, str], assets: Path | None) -> Path:
     """Add the small files to a draft that holds the tensors, flush it, and give it its name."""
     folder = output_dir / f"checkpoint-{state.step}"
-    content = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(state)}
+    content = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(state), "layout": layout(read_headers(draft))}
     (draft / "state.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     for name, text in files.items():
         (draft / name).write_text(text, encoding="utf-8")
@@ -99,81 +90,41 @@ def complete_draft(draft: Path, output_dir: Path, state: State, files: dict[str,
 
 def publish(draft: Path, folder: Path) -> None:
     """Give a whole draft its name beside it, and point `checkpoint-latest` to it."""
-    if folder.exists():
-        # Only a run that was started over, or a damaged checkpoint, gets here.
-        shutil.rmtree(folder)
+    # Only a run that was started over, or a damaged checkpoint, gets here.
+    remove(folder)
     os.replace(draft, folder)
     flush(folder.parent)
-    write_pointer(folder.parent / "checkpoint-latest", folder)
-
-
-def write_manifest(folder: Path) -> None:
-    """Write the manifest over every file of the folder, and flush all to the disk."""
-    entries = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        entries[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "xxh3_128": _hash(path)}
-        flush(path)
-    manifest = folder / MANIFEST
-    manifest.write_text(_manifest(entries), encoding="utf-8")
-    flush(manifest)
-    for directory in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
-        flush(directory)
-
-
-def _manifest(entries: dict[str, Any]) -> str:
-    """The manifest's text; it carries a hash of itself, so that a flipped bit in it is found too."""
-    content = {"schema_version": SCHEMA_VERSION, "files": entries}
-    content["self"] = xxhash.xxh3_128_hexdigest(json.dumps(content).encode())
-    return json.dumps(content, indent=1)
-
-
-def has_manifest(folder: Path) -> bool:
-    """Whether a folder can be checked; what `relay export` wrote cannot."""
-    return (folder / MANIFEST).is_file()
-
-
-def find_damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, in words that name the file; None where it is whole."""
-    try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
-        entries, version = json.loads(text)["files"], json.loads(text)["schema_version"]
-    except FileNotFoundError:
-        return f"{MANIFEST} is missing"
-    except (ValueError, KeyError, TypeError):
-        return f"{MANIFEST} is damaged"
-    if version == SCHEMA_VERSION and text != _manifest(entries):
-        return f"{MANIFEST} is damaged"
-    if version != SCHEMA_VERSION:
-        return f"{MANIFEST} is of schema version {version}; this Relay reads version {SCHEMA_VERSION}"
-    for name, entry in entries.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != entry["size"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {entry['size']}"
-        if _hash(path) != entry["xxh3_128"]:
-            return f"{name} is damaged: its hash is not that of the manifest"
-    return None
+    write_pointer(folder.parent / LATEST, folder)
 
 
 def list_checkpoints(output_dir: Path) -> list[Path]:
-    """Every folder called checkpoint-<step>, oldest first; whole or not."""
+    """Every folder called checkpoint-<step>, oldest first; whole or not.
+
+    Raises CheckpointError where `output_dir` cannot be read.
+    """
     if not output_dir.is_dir():
         return []
-    found = [path for path in output_dir.iterdir() if FOLDER.fullmatch(path.name) and not path.is_symlink()]
+    try:
+        found = [path for path in output_dir.iterdir() if FOLDER.fullmatch(path.name)]
+    except OSError as error:
+        raise CheckpointError(
+            f"{output_dir} cannot be read: {error.strerror}.\n"
+            "Ask its owner for permission, or type another --output_dir."
+        ) from None
     return sorted(found, key=step_of)
 
 
-def step_of(folder: Path) -> int:
-    """The step in a checkpoint's name."""
-    match = FOLDER.fullmatch(folder.name)
-    return int(match[1]) if match else -1
-
-
 def newest_checkpoint(output_dir: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint, and a sentence about each newer one that had to be skipped."""
+    """The newest whole checkpoint, and a sentence about each newer one that had to be skipped.
+
+    A pointer that became a full folder when the run was copied counts where no other folder has its step whole.
+    """
+    copied = [path for name in (BEST, LATEST) if (path := output_dir / name).is_dir() and not path.is_symlink()]
+    steps = {folder: step_of(folder) for folder in list_checkpoints(output_dir)}
+    steps = {folder: step_of_state(folder) for folder in copied} | steps
     skipped = []
-    for folder in reversed(list_checkpoints(output_dir)):
+    # Where steps are equal, the sort keeps the order: the folders with a step in their name come last, and first here.
+    for folder in reversed(sorted(steps, key=lambda folder: steps[folder])):
         wrong = find_damage(folder)
         if wrong is None:
             return folder, skipped
@@ -181,23 +132,24 @@ def newest_checkpoint(output_dir: Path) -> tuple[Path | None, list[str]]:
     return None, skipped
 
 
-def prune_checkpoints(output_dir: Path, keep: int | None, best_step: int | None) -> None:
+def prune_checkpoints(output_dir: Path, keep: int | None, best_step: int | None, newest: int) -> None:
     """Remove the oldest checkpoints beyond the newest `keep`, never the best one; and drafts of killed runs.
 
-    Called only after a newer checkpoint is complete.
+    Called only after the checkpoint of step `newest` is complete. Those of later steps, damaged ones or those of
+    another branch, neither count nor are removed.
     """
     for draft in output_dir.glob(f"{DRAFT}*"):
-        shutil.rmtree(draft, ignore_errors=True) if draft.is_dir() else draft.unlink(missing_ok=True)
+        remove(draft)
     if keep is None:
         return
-    for folder in list_checkpoints(output_dir)[:-keep]:
+    for folder in [folder for folder in list_checkpoints(output_dir) if step_of(folder) <= newest][:-keep]:
         if step_of(folder) != best_step:
-            shutil.rmtree(folder)
+            remove(folder)
 
 
-def _hash(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+def remove(path: Path) -> None:
+    """Remove a folder, a file or a link, but not what a link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from runner.checkpoints.bucket import newest_in_bucket
-from runner.checkpoints.folders import find_damage, newest_checkpoint, step_of
+from runner.checkpoints.folders import newest_checkpoint
+from runner.checkpoints.manifest import find_damage
 from runner.checkpoints.pointers import resolve_pointer
 from runner.checkpoints.recorded import BUCKET, with_recorded_settings
 from runner.checkpoints.state import State, read_state
@@ -25,6 +26,11 @@ def find_resume_point(settings: RunSettings, output_dir: Path, hardware: Hardwar
             answer[0] = _find_checkpoint(settings.resume_from_checkpoint, output_dir, settings.upload_to)
         except CheckpointError as error:
             answer[1] = str(error)
+        except OSError as error:
+            answer[1] = (
+                f"{error.filename or settings.resume_from_checkpoint} cannot be read: {error.strerror or error}.\n"
+                "Ask its owner for permission, or copy the checkpoint."
+            )
     found, wrong = hardware.from_main(answer)
     if wrong:
         raise CheckpointError(wrong)
@@ -61,7 +67,7 @@ def _newest_checkpoint(output_dir: Path, upload_to: str | None) -> Path | None:
     found, skipped = newest_checkpoint(output_dir)
     _warn(skipped)
     if upload_to is not None:
-        here = step_of(found) if found is not None else -1
+        here = read_state(found).step if found is not None else -1
         elsewhere, skipped_there = newest_in_bucket(upload_to, output_dir, newer_than=here)
         _warn(skipped_there)
         found, skipped = elsewhere or found, skipped + skipped_there

@@ -115,7 +115,7 @@ class Saver:
         """Update pointers, prune, and upload, once a checkpoint is complete."""
         if state.best_step == state.step:
             write_pointer(self.output_dir / "checkpoint-best", folder)
-        prune_checkpoints(self.output_dir, self.keep, state.best_step)
+        prune_checkpoints(self.output_dir, self.keep, state.best_step, newest=state.step)
         if self.uploader is not None:
             self.uploader.add(folder, state.best_step)
 

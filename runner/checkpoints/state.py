@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import types
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from runner.lanes import Lanes
 from runner.parts.fingerprints import Fingerprint
@@ -47,6 +48,8 @@ class State:
     """What the data files of each split held; "validation" only where its files are not those of "train"."""
     data_changes: list[tuple[int, str]] = dataclasses.field(default_factory=list)
     """(step, what changed) for each time that the run went on with other data."""
+    layout: str | None = None
+    """A hash of the names, dtypes and shapes of the checkpoint's tensors."""
     written_by: dict[str, Any] = dataclasses.field(default_factory=dict)
     """For people: versions, processes, threads."""
 
@@ -62,6 +65,38 @@ class State:
         self.best_score = self.best_step = self.best_loss = None
         self.evaluations_without_improvement = 0
         return None if score is None else f"the best score, {score:.4f} at step {step}, is forgotten: it was {reason}."
+
+
+def wrong_in_state(content: object) -> str | None:
+    """What is wrong with the content of a state.json, in words; None where it is right."""
+    if not isinstance(content, dict):
+        return "holds no state"
+    hints = get_type_hints(State)
+    for name in ("step", "batch_size", "micro_batch_size", "seed", "num_examples"):
+        if name not in content:
+            return f"has no {name}"
+    for name, value in content.items():
+        if name in hints and not _fits(value, hints[name]):
+            return f"has a {name} of {str(value)[:40]!r}"
+    if content["step"] < 0 or not 1 <= content["micro_batch_size"] <= content["batch_size"]:
+        return f"has step {content['step']}, batch_size {content['batch_size']} and micro_batch_size " + (
+            str(content["micro_batch_size"])
+        )
+    return None
+
+
+def _fits(value: object, hint: object) -> bool:
+    """Whether a JSON value is of an annotated type, as far as its outermost kind goes."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, each) for each in get_args(hint))
+    if hint is type(None):
+        return value is None
+    if isinstance(value, bool):
+        return hint is bool
+    if hint is float:
+        return isinstance(value, (int, float))
+    return isinstance(value, origin or hint)  # type: ignore[arg-type]
 
 
 def read_state(folder: Path) -> State:

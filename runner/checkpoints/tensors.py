@@ -69,6 +69,11 @@ def load_model(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: st
                 f"{source} is of another model: {name} is {tuple(value.shape)} there, "
                 f"{tuple(target.shape)} here.\nGive the same model settings as the run that wrote it."
             )
+        if target.is_floating_point() != value.is_floating_point():
+            raise CheckpointError(
+                f"{source} cannot be used: {name} is {str(value.dtype).removeprefix('torch.')} there, "
+                f"{str(target.dtype).removeprefix('torch.')} here."
+            )
         _assign(target, value)
 
 

@@ -1,12 +1,13 @@
 """A trained model and its recipe, from the folder that a run left."""
 
 import fnmatch
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runner.checkpoints.folders import MANIFEST, find_damage
+from runner.checkpoints.manifest import MANIFEST, find_damage
 from runner.checkpoints.pointers import resolve_pointer
 from runner.checkpoints.tensors import load_model, read_tensors
 from runner.config import Config, parse
@@ -20,6 +21,8 @@ def find_weights(folder: Path, for_training: bool = False) -> Path:
     the tensors there have the names of the model's parameters, and in `final` those that transformers gives them.
     Raises CheckpointError where there are none. Whether they are whole is for the caller to find: it reads every file.
     """
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise CheckpointError(f"{folder} cannot be read: you have no permission for this folder. Ask its owner.")
     names = ("checkpoint-latest", "final") if for_training else ("final", "checkpoint-latest")
     for candidate in (*(folder / name for name in names), folder):
         found = resolve_pointer(candidate)
@@ -45,7 +48,9 @@ def model_folder(folder: Path) -> Path:
 
 def assets_of(folder: Path) -> Path:
     """Where a folder of weights keeps what the recipe fitted: in `assets/`, or, as `final` does, beside them."""
-    return folder / "assets" if (folder / "assets").is_dir() else folder
+    # Some copies leave empty folders out: a checkpoint without assets/ has none.
+    is_below = (folder / "assets").is_dir() or (folder / "state.json").is_file()
+    return folder / "assets" if is_below else folder
 
 
 NOT_ASSETS = ("*.safetensors", "*.index.json", MANIFEST, "README.md", "config.yaml", "config.json", "origin.json")
@@ -55,6 +60,8 @@ NOT_ASSETS = ("*.safetensors", "*.index.json", MANIFEST, "README.md", "config.ya
 def copy_assets(folder: Path, target: Path) -> None:
     """Copy what the recipe fitted, and nothing else, from a folder of weights into `target`."""
     source = assets_of(folder)
+    if not source.is_dir():
+        return
 
     def others(directory: str, names: list[str]) -> set[str]:
         # A folder below may hold a model of its own, such as an encoder.

@@ -21,7 +21,8 @@ class CheckpointsSettings:
 def main(arguments: list[str]) -> int:
     """Print a line per checkpoint; returns 1 where one is damaged."""
     settings = parse_into(CheckpointsSettings, arguments, "relay checkpoints", __doc__)
-    from runner.checkpoints.folders import find_damage, list_checkpoints
+    from runner.checkpoints.folders import list_checkpoints
+    from runner.checkpoints.manifest import find_damage
     from runner.checkpoints.pointers import resolve_pointer
     from runner.log import read_lines
 
@@ -42,6 +43,8 @@ def main(arguments: list[str]) -> int:
         written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(path.stat().st_mtime))
         marks = " ".join(name for name, target in pointers.items() if target == path.name)
         print(f"{path.name:20} {written}  {size / 1e6:10,.1f} MB  {wrong or 'whole'}  {marks}".rstrip())
+    for aside in sorted(folder.glob("set-aside-*")):
+        print(f"{aside.name}: of another branch, {', '.join(path.name for path in list_checkpoints(aside))}")
     changes = [line["start"].get("data_changes", []) for line in read_lines(folder / "ledger.jsonl") if "start" in line]
     for step, what in changes[-1] if changes else []:
         print(f"the data changed at step {step}: {what}")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from runner import __version__
-from runner.checkpoints.folders import find_damage
+from runner.checkpoints.manifest import find_damage
 from runner.checkpoints.state import read_state
 from runner.checkpoints.tensors import read_tensors
 from runner.commands.verify import hash_of

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from runner.checkpoints.folders import MANIFEST, write_manifest
+from runner.checkpoints.manifest import MANIFEST, write_manifest
 from runner.checkpoints.state import read_state
 from runner.commands import checkpoints as checkpoints_command
 from runner.commands.verify import check_ledger
