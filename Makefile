@@ -46,14 +46,20 @@ check: $(VENV)/.tested
 bench: $(VENV)/.tested
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks -s -o 'python_files=bench_*.py'
 
+# One line where an interpreter is too old: $(call new_enough,python,what to do)
+new_enough = $(1) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+	{ echo "error: Relay needs Python 3.10 or newer; $(1) is $$($(1) --version 2>&1): $(2)" >&2; exit 2; }
+
 $(VENV)/bin/python:
-	@test -n "$(PYTHON)" || { echo "No Python 3.10 or newer was found: install one, or type" \
+	@test -n "$(PYTHON)" || { echo "error: No Python 3.10 or newer was found: install one, or type" \
 		"make PYTHON=/path/to/python" >&2; exit 2; }
+	@$(call new_enough,$(PYTHON),type make PYTHON=/path/to/python)
 	@$(PYTHON) -m venv $(VENV) || { rm -f $(BIN)/python; echo "$(PYTHON) cannot make a virtual environment;" \
 		"on Debian and Ubuntu type: sudo apt install python3-venv" >&2; exit 2; }
 
 # The stamps are as new as the last install: nothing is asked of pip until what they depend on changes.
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	@$(call new_enough,$(BIN)/python,remove the folder $(VENV))
 	@echo "Installing into $(VENV); the first time this takes a few minutes."
 	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	@$(PIP) -e .

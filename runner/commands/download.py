@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from pathlib import Path, PurePosixPath
-from typing import Annotated
+from typing import IO, Annotated
 
 from runner import registry
 from runner.config import parse_into
@@ -30,6 +30,11 @@ ATTEMPTS = 5
 BLOCK_BYTES = 1 << 20
 TIMEOUT_SECONDS = 60.0
 RECORD = "source.json"
+FREE_BYTES = 1 << 30
+"""An archive may unpack to so much, or to `MOST_TIMES` its own size where that is more."""
+MOST_TIMES = 200
+"""Text and SQLite files become at most some 20 times smaller in an archive; a bomb becomes 1,000 times smaller."""
+MOST_FILES = 200_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,12 +164,14 @@ def _place(path: Path, home: Path, download: Download, source: Source) -> None:
         shutil.copy2(path, home / download.file)
         return
     before = {*home.rglob("*.zip")}
+    # The archives inside count as well.
+    limit = Limit(path, max(FREE_BYTES, MOST_TIMES * path.stat().st_size), MOST_FILES)
     try:
-        _unpack(path, home, download.without)
+        _unpack(path, home, download.without, limit)
         # BIRD's databases are an archive in the archive.
         for inner in sorted({*home.rglob("*.zip")} - before):
             if not inner.name.startswith("._"):
-                _unpack(inner, inner.parent, "")
+                _unpack(inner, inner.parent, "", limit)
             inner.unlink()
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
         begins = path.read_bytes()[:40] if path.stat().st_size < 1_000_000 else b"..."
@@ -175,8 +182,29 @@ def _place(path: Path, home: Path, download: Download, source: Source) -> None:
         ) from None
 
 
-def _unpack(path: Path, target: Path, without: str) -> None:
-    """Unpack a zip or tar archive; nothing leaves `target`, and no link is made."""
+@dataclasses.dataclass
+class Limit:
+    """How much an archive, with those inside it, may still unpack to."""
+
+    path: Path
+    most_bytes: int
+    most_files: int
+    num_bytes: int = 0
+    num_files: int = 0
+
+    def add(self, num_bytes: int = 0, num_files: int = 0) -> None:
+        """Count what is written next. Raises DataError where it is too much."""
+        self.num_bytes, self.num_files = self.num_bytes + num_bytes, self.num_files + num_files
+        if self.num_bytes > self.most_bytes or self.num_files > self.most_files:
+            raise DataError(
+                f"{self.path.name} unpacks to more than {self.most_bytes:,} bytes or {self.most_files:,} files, which "
+                f"no data set of its size does.\nIt stays in {self.path.parent}: check where it is from, and unpack it "
+                "by hand."
+            )
+
+
+def _unpack(path: Path, target: Path, without: str, limit: Limit | None = None) -> None:
+    """Unpack a zip or tar archive within a limit, if there is one; nothing leaves `target`, and no link is made."""
 
     def place(name: str) -> Path | None:
         parts = PurePosixPath(name.replace("\\", "/")).parts
@@ -185,12 +213,18 @@ def _unpack(path: Path, target: Path, without: str) -> None:
         parts = parts[1:] if parts[0] == without else parts
         return target.joinpath(*parts) if parts else None
 
-    def write(name: str, content: object) -> None:
+    def write(name: str, content: IO[bytes] | None) -> None:
         to = place(name)
-        if to is not None:
-            to.parent.mkdir(parents=True, exist_ok=True)
-            with to.open("wb") as file:
-                shutil.copyfileobj(content, file, BLOCK_BYTES)  # type: ignore[arg-type]
+        if to is None or content is None:
+            return
+        if limit:
+            limit.add(num_files=1)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with to.open("wb") as file:
+            while block := content.read(BLOCK_BYTES):
+                if limit:
+                    limit.add(len(block))
+                file.write(block)
 
     if tarfile.is_tarfile(path):
         with tarfile.open(path) as tar:
