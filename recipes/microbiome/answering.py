@@ -20,6 +20,7 @@ from recipes.microbiome.target import Fitted, is_missing, is_number
 from recipes.microbiome.unifrac import distances
 
 if TYPE_CHECKING:
+    from recipes.microbiome.readout import Readout
     from recipes.microbiome.settings import StageSettings
 
 Cell = str | float
@@ -38,7 +39,9 @@ class Encoded:
 
 
 @torch.no_grad()
-def encode(model: MicrobiomeModel, settings: StageSettings, study: Study, fitted: Fitted) -> Encoded:
+def encode(
+    model: MicrobiomeModel, settings: StageSettings, study: Study, fitted: Fitted, readout: Readout | None = None
+) -> Encoded:
     """Run the model over all samples of a study, rarefied as in evaluation."""
     device = next(model.parameters()).device
     depth, seed = settings.source.rarefy_depth, settings.source.split_seed
@@ -55,8 +58,9 @@ def encode(model: MicrobiomeModel, settings: StageSettings, study: Study, fitted
     predicted = None
     if targets[0] is not None:
         together = torch.cat(targets)
-        predicted = together.softmax(1) if fitted.classes else together.squeeze(1) * fitted.deviation + fitted.mean
-        predicted = predicted.double().numpy()
+        if readout is not None:
+            together = together + torch.from_numpy(readout.scores(study).astype(np.float32))
+        predicted = fitted.in_unit(together).double().numpy()
     return Encoded(vectors.numpy(), apart.double().numpy(), predicted)
 
 
@@ -91,6 +95,7 @@ def write(
     settings: StageSettings,
     study: Study,
     fitted: Fitted,
+    readout: Readout | None,
     folder: Path,
     color_by: str | None,
     parts: Sequence[str],
@@ -101,7 +106,7 @@ def write(
     any, else of all.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    encoded, target = encode(model, settings, study, fitted), settings.source.target
+    encoded, target = encode(model, settings, study, fitted, readout), settings.source.target
     names = study.sample_ids
     chosen = np.array([part == "validation" for part in parts], bool)
     chosen = chosen if chosen.any() else np.ones(len(names), bool)

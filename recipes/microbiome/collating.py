@@ -23,6 +23,10 @@ MOST_ASVS_ALONE = 1024
 DistanceTable = tuple[np.ndarray, np.ndarray]
 """(place of each study row, distances between the training samples); what is held out has the place -1."""
 
+ReadoutScores = tuple[np.ndarray, np.ndarray]
+"""(samples, outputs) twice: the linear readout's scores in training, where no sample is scored by a fit that saw it,
+and in evaluation."""
+
 
 def training_distances(settings: StageSettings, study: Study, rows: np.ndarray) -> DistanceTable | None:
     """The distances between the training samples `rows`, where one matrix is to serve all micro-batches."""
@@ -66,7 +70,12 @@ def hidden_letters(settings: StageSettings, tokens: np.ndarray, asvs: np.ndarray
 
 
 def collate(
-    settings: StageSettings, study: Study, fitted: Fitted, examples: list[Example], table: DistanceTable | None
+    settings: StageSettings,
+    study: Study,
+    fitted: Fitted,
+    examples: list[Example],
+    table: DistanceTable | None,
+    readout: ReadoutScores | None = None,
 ) -> Batch:
     """The distinct ASVs of the examples, what each example has of them, and the losses' targets."""
     distinct, inputs = model_inputs(study, examples, *settings.reading)
@@ -95,5 +104,8 @@ def collate(
         own = values[[example.sample for example in examples]]
         if not fitted.classes:
             own = (own - fitted.mean) / fitted.deviation
+        if readout is not None:
+            scores = readout[0 if training else 1][[example.sample for example in examples]]
+            tensors["linear"] = torch.from_numpy(scores.astype(np.float32))
         tensors["target"] = torch.from_numpy(own.astype(np.int64 if fitted.classes else np.float32))
     return Batch(tensors, weight=len(examples), tokens=int((tokens > 0).sum()), extra={"examples": examples})

@@ -14,6 +14,7 @@ import torch
 
 from recipes.microbiome.examples import Examples, batches, tokenize
 from recipes.microbiome.model import MicrobiomeModel
+from recipes.microbiome.readout import Readout, fit_readout
 from recipes.microbiome.splits import leaking_groups
 from recipes.microbiome.study import Study, unread
 from recipes.microbiome.target import Fitted, is_number, read_target
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from recipes.microbiome.settings import DataSettings, StageSettings
 
 FILE = "microbiome.json"
+READOUT = "readout.npz"
 # Settings that leave what is fitted as it is; files are known by their content.
 NOT_FITTED = ("distance_from",)
 
@@ -143,6 +145,23 @@ def target_values(study: Study, settings: DataSettings, fitted: Fitted) -> np.nd
         place = {name: number for number, name in enumerate(fitted.classes)}
         return np.array([place.get(cell, -1) for cell in cells], float)
     return np.array([float(cell) if is_number(cell) else np.nan for cell in cells])
+
+
+def fit_linear(settings: StageSettings, study: Study, training: np.ndarray, fitted: Fitted) -> Readout:
+    """Fit the linear readout of the target, and print what was chosen."""
+    data = settings.source
+    values = target_values(study, data, fitted)
+    assert values is not None
+    own = values[training]
+    if fitted.classes:
+        wanted = np.eye(len(fitted.classes))[own.astype(int)]
+    else:
+        wanted = ((own - fitted.mean) / fitted.deviation)[:, None]
+    keeps_groups = data.group is not None and data.split == "grouped"
+    groups = [study.metadata[str(data.group)][row] for row in training] if keeps_groups else None
+    readout = fit_readout(study, training, wanted, groups, data.max_bp, data.split_seed)
+    print(f"{readout.note}.", flush=True)
+    return readout
 
 
 def standardise(settings: StageSettings, study: Study, training: np.ndarray, model: MicrobiomeModel) -> None:

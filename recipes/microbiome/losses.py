@@ -27,6 +27,7 @@ def total_loss(settings: StageSettings, is_classification: bool, model: Microbio
         batch["abundance"],
         wants_embeddings=settings.wants_unifrac,
         alone=batch.tensors.get("alone"),
+        linear=batch.tensors.get("linear"),
     )
     losses: list[Tensor] = []
     logs: Logs = {}
@@ -46,6 +47,9 @@ def total_loss(settings: StageSettings, is_classification: bool, model: Microbio
             loss = settings.target_penalty * _target_loss(output.target, batch["target"], is_classification)
             losses.append(loss)
             logs["target_loss"] = loss.detach() / settings.target_penalty
+            if output.addition is not None:
+                penalty = settings.target_penalty * settings.model_settings.readout_shrinkage
+                losses.append(0.5 * penalty * output.addition.square().mean())
         total = torch.stack(losses).sum()
     return Loss(total * len(batch["asvs"]), logs=logs)
 

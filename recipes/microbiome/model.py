@@ -40,6 +40,7 @@ class Shape:
     token_limit: int
     asv_chunk_size: int
     distance: str
+    linear_readout: bool
     count_embedding: bool
     rank_embedding: bool
     target_from: str
@@ -64,6 +65,8 @@ class Output:
     counts: Float[Tensor, "samples asvs"] | None = None
     """Logits of the relative abundance: a softmax over the sample's ASVs."""
     target: Float[Tensor, "samples outputs"] | None = None
+    addition: Float[Tensor, "samples outputs"] | None = None
+    """What the network adds to the linear readout, where there is one."""
     branches: Float[Tensor, "samples features"] | None = None
     """What the target is read off, before it is standardised; see UniFracHead.branch_features."""
     scale: float = 1.0
@@ -348,6 +351,10 @@ class MicrobiomeModel(nn.Module):
                 self.target_encoder = Stack(size, heads, shape.target_layers, dropout)
                 self.target_pooling = AttentionPooling(size)
                 self.target_head = nn.Linear(size, shape.num_outputs)
+            if shape.linear_readout:
+                # The network begins by adding nothing.
+                nn.init.zeros_(self.target_head.weight)
+                nn.init.zeros_(self.target_head.bias)
 
     BASE = ("asv_encoder", "nobody", "count_embedding", "rank_embedding", "sample_encoder", "encoder", "pooling",
             "unifrac_head")  # fmt: skip
@@ -455,10 +462,12 @@ class MicrobiomeModel(nn.Module):
         abundance: Float[Tensor, "samples places"],
         wants_embeddings: bool = True,
         alone: Int[Tensor, " chosen"] | None = None,
+        linear: Float[Tensor, "samples outputs"] | None = None,
     ) -> Output:
         """Encode the distinct ASVs once, and each sample from those it has: `asvs` are rows of `tokens`.
 
-        The rows `alone` are embedded as samples of their own as well.
+        The rows `alone` are embedded as samples of their own as well. `linear` are the scores of the linear readout,
+        to which the target head adds its own.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             vectors, guesses = self.asv_encoder(tokens, mask)
@@ -495,4 +504,7 @@ class MicrobiomeModel(nn.Module):
             shares = F.pad((abundance * 1000).log1p(), (1, 0))[..., None]
             encoded = self.target_encoder(states + self.target_abundance(shares.to(states.dtype)), everywhere)
             output.target = in_full(self.target_head(self.target_pooling(encoded, everywhere)))
+        if linear is not None and output.target is not None:
+            output.addition = output.target
+            output.target = output.target + linear
         return output

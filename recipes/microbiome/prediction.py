@@ -36,6 +36,8 @@ class Row(_Sample, total=False):
     group: str
     predicted: float | list[float]
     """In the target's unit, or the probabilities of the classes."""
+    by_readout: float | list[float]
+    """The same, by the linear readout alone."""
     target: float
     """In its unit, or the number of the class; -1 for a class that training has not seen."""
     nucleotides: list[list[int]]
@@ -48,7 +50,8 @@ def predicted_rows(
     """Per sample: embedding, prediction in the target's unit, and how many hidden nucleotides were found."""
     examples: list[Example] = batch.extra["examples"]
     complete = batch["tokens"][: int(batch["asvs"].max()) + 1]
-    output = model(complete, None, batch["asvs"], batch["is_there"], batch["abundance"])
+    linear = batch.tensors.get("linear")
+    output = model(complete, None, batch["asvs"], batch["is_there"], batch["abundance"], linear=linear)
     group = settings.source.group
     rows: list[Row] = []
     for number, example in enumerate(examples):
@@ -61,12 +64,13 @@ def predicted_rows(
         rows.append(row)
     if settings.wants_target:
         values = target_values(study, settings.source, fitted)
-        if fitted.classes:
-            guesses = output.target.softmax(1).tolist()
-        else:
-            guesses = (output.target.squeeze(1) * fitted.deviation + fitted.mean).tolist()
+        guesses = fitted.in_unit(output.target).tolist()
         for row, guess in zip(rows, guesses, strict=True):
             row["predicted"] = guess
+        if linear is not None:
+            for row, guess in zip(rows, fitted.in_unit(linear).tolist(), strict=True):
+                row["by_readout"] = guess
+        for row in rows:
             if values is not None:
                 row["target"] = float(values[row["row"]])
     if settings.wants_nucleotides:

@@ -37,6 +37,7 @@ def presets() -> dict[str, Values]:
         "model.hidden_size": 128,
         "model.distance": "tanh",
         "model.target_from": "tokens",
+        "model.linear_readout": False,
         "asv_penalty": 0.0,
         "learning_rate": 1e-4,
         # Most runs never see its end: it is cut to a tenth of the steps.

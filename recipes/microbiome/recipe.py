@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from recipes.microbiome.collating import DistanceTable
+    from recipes.microbiome.collating import DistanceTable, ReadoutScores
     from recipes.microbiome.examples import Example, Examples
     from recipes.microbiome.model import MicrobiomeModel
     from recipes.microbiome.prediction import Row
+    from recipes.microbiome.readout import Readout
     from recipes.microbiome.study import Study
     from recipes.microbiome.target import Fitted
 
@@ -105,12 +106,16 @@ class Recipe(StageSettings, runner.recipe.Recipe):
         if bound._found is not None and bound._has_model:
             return bound
         study = bound.study
-        from recipes.microbiome.fitting import content_of, fit_study, write_fitted
+        from recipes.microbiome.fitting import READOUT, content_of, fit_linear, fit_study, write_fitted
 
         content = content_of(study, bound.splits["train"])
-        if bound._found is not None and bound._found[1] in (content, None):
+        has_readout = not bound.wants_readout or (folder / READOUT).is_file()
+        if bound._found is not None and bound._found[1] in (content, None) and has_readout:
             return bound
-        write_fitted(folder, bound, fit_study(bound, study, bound.splits), content)
+        fitted = fit_study(bound, study, bound.splits)
+        if bound.wants_readout:
+            fit_linear(bound, study, bound.splits["train"], fitted).save(folder / READOUT)
+        write_fitted(folder, bound, fitted, content)
         return dataclasses.replace(self, assets=folder)
 
     @functools.cached_property
@@ -156,7 +161,29 @@ class Recipe(StageSettings, runner.recipe.Recipe):
         """The distinct ASVs of the examples, what each example has of them, and the losses' targets."""
         from recipes.microbiome.collating import collate
 
-        return collate(self, self.study, self.fitted, examples, self.distance_table)
+        return collate(self, self.study, self.fitted, examples, self.distance_table, self.readout_scores)
+
+    @functools.cached_property
+    def readout(self) -> Readout | None:
+        """The linear readout, where there is one; weights of an older version have none."""
+        from recipes.microbiome.fitting import READOUT, fit_linear
+        from recipes.microbiome.readout import Readout
+
+        file = self.assets / READOUT if self.assets is not None else None
+        if not self.wants_readout or (file is not None and not file.is_file()):
+            return None
+        return Readout.load(file) if file else fit_linear(self, self.study, self.splits["train"], self.fitted)
+
+    @functools.cached_property
+    def readout_scores(self) -> ReadoutScores | None:
+        """What the linear readout says of every sample of the study, in training and in evaluation."""
+        if self.readout is None:
+            return None
+        scores = self.readout.scores(self.study)
+        training = scores.copy()
+        for row in self.splits["train"]:
+            training[row] = self.readout.held_out.get(self.study.sample_ids[row], scores[row])
+        return training, scores
 
     # Model --------------------------------------------------------------------------------------------
 
@@ -168,7 +195,7 @@ class Recipe(StageSettings, runner.recipe.Recipe):
         sizes = {
             field.name: getattr(self.model_settings, field.name)
             for field in dataclasses.fields(self.model_settings)
-            if field.name not in ("nuc_mask", "masked_asvs", "freeze_base")
+            if field.name not in ("nuc_mask", "masked_asvs", "freeze_base", "readout_shrinkage")
         }
         outputs = (len(self.fitted.classes) or 1) if self.wants_target else 0
         model = MicrobiomeModel(
@@ -274,4 +301,4 @@ class Recipe(StageSettings, runner.recipe.Recipe):
                 f"These ASVs have {longest} nucleotides, the model learned from {int(network.trained_letters)}.\n"
                 "Trim them to that length, or train with longer ones."
             )
-        return write(network, self, study, self.fitted, request.output, request.color_by or None, parts)
+        return write(network, self, study, self.fitted, self.readout, request.output, request.color_by or None, parts)

@@ -88,6 +88,9 @@ def target_scores(rows: Sequence[Row], is_regression: bool, grouped: bool) -> di
     true = np.array([row.get("target") for row in rows], float)
     predicted = np.array([row.get("predicted") for row in rows], float)
     scores = scores_of(true, predicted)
+    if "by_readout" in rows[0]:
+        alone = scores_of(true, np.array([row.get("by_readout") for row in rows], float))
+        scores |= {f"{name}/readout": value for name, value in alone.items()}
     if grouped:
         groups = np.array([row.get("group") for row in rows])
         names = np.unique(groups)

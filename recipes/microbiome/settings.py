@@ -114,6 +114,12 @@ class ModelSettings:
     target_from: Literal["branches", "tokens"] = "branches"
     """Input of the target head. branches: the learned branches, with a linear layer; tokens: the ASVs of the sample,
     with a stack of layers (as in the guide)."""
+    linear_readout: bool = True
+    """Stage predict: begin with a penalised linear readout of ASVs, k-mers and the tree's branches, fitted in closed
+    form on the training samples; the network learns what it leaves."""
+    readout_shrinkage: float = 3.0
+    """Beside the linear readout: penalty on the square of what the network adds to it; 3 leaves a quarter of what the
+    training samples alone would ask for."""
     target_dropout: float = 0.0
     """Share of the branches that is dropped before the target is predicted from them."""
     freeze_base: bool = False
@@ -172,6 +178,11 @@ class StageSettings:
         return self.stage == "predict" and self.target_penalty > 0
 
     @property
+    def wants_readout(self) -> bool:
+        """Whether the target begins with a linear readout."""
+        return self.wants_target and self.model_settings.linear_readout
+
+    @property
     def has_tree(self) -> bool:
         """Whether the study has a tree."""
         return self.data_settings.table is None or self.data_settings.tree is not None
@@ -199,6 +210,7 @@ def check(settings: StageSettings) -> None:
     sizes = {"hidden_size": 1, "num_attention_heads": 1, "embedding_size": 1, "token_limit": 1, "patch_size": 1}
     sizes |= {
         "asv_chunk_size": 0,
+        "readout_shrinkage": 0,
         **{f"{stack}_layers": 0 for stack in ("asv", "sample", "encoder", "count", "target")},
     }
     least |= {f"model.{name}": (getattr(model, name), low) for name, low in sizes.items()}
@@ -250,7 +262,7 @@ def without_effect(settings: StageSettings, changed: frozenset[str]) -> list[str
     shares = ("data.validation_fraction", "data.test_fraction")
     demo = tuple(f"data.demo_{name}" for name in ("samples", "asvs", "seed"))
     stage_2 = ("count_penalty", "target_penalty", "model.count_layers", "model.target_layers", "model.target_from")
-    stage_2 += ("model.target_dropout", "model.freeze_base")
+    stage_2 += ("model.target_dropout", "model.freeze_base", "model.linear_readout", "model.readout_shrinkage")
     no_unifrac = "there is no UniFrac loss"
     # (names, whether they have no effect, beside what)
     idle: list[tuple[tuple[str, ...], bool, str]] = [
@@ -275,7 +287,8 @@ def without_effect(settings: StageSettings, changed: frozenset[str]) -> list[str
         (("model.count_layers",), not pretrain and not settings.wants_counts, "count_penalty is 0"),
         (("model.target_layers",), not pretrain and model.target_from == "branches", "model.target_from is branches"),
         (("model.target_dropout",), not pretrain and model.target_from == "tokens", "model.target_from is tokens"),
-        (("model.target_layers", "model.target_from", "model.target_dropout"),
+        (("model.readout_shrinkage",), not pretrain and not model.linear_readout, "model.linear_readout is off"),
+        (("model.target_layers", "model.target_from", "model.target_dropout", "model.linear_readout"),
          not pretrain and not settings.wants_target, "target_penalty is 0"),
     ]  # fmt: skip
     reasons: dict[str, str] = {}

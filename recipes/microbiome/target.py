@@ -13,6 +13,8 @@ import numpy as np
 from runner.errors import DataError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from recipes.microbiome.settings import DataSettings
 
 # What stands in metadata where nothing was measured.
@@ -108,6 +110,10 @@ class Fitted:
     """The most frequent letter (1 to 4) of each column of the training ASVs."""
     letters: int = 0
     """Length of the longest training ASV, as far as the model reads it."""
+
+    def in_unit(self, output: Tensor) -> Tensor:
+        """What a head gives, as probabilities (samples, classes) or in the target's unit (samples,)."""
+        return output.softmax(1) if self.classes else output.squeeze(1) * self.deviation + self.mean
 
     def to_json(self) -> dict[str, object]:
         """As JSON."""

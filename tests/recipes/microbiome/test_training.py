@@ -428,7 +428,7 @@ def test_ids_and_cells_go_out_as_they_came(tmp_path: Path) -> None:
     study = recipe.study
     cells = [f"{number}.50" for number in range(len(names))]
     study = Study(tuple(names), study.sequences, study.counts[: len(names)], None, {"target": tuple(cells)})
-    answering.write(model, recipe, study, Fitted(6.0, 1.0), tmp_path, None, ["split"] * len(names))
+    answering.write(model, recipe, study, Fitted(6.0, 1.0), None, tmp_path, None, ["split"] * len(names))
     for file in ("predictions.tsv", "embeddings.tsv"):
         with (tmp_path / file).open(encoding="utf-8", newline="") as opened:
             rows = list(csv.reader(opened, "excel-tab", strict=True))
@@ -447,7 +447,7 @@ def test_unknown_classes_and_words_in_a_later_study_are_counted(tmp_path: Path) 
     model, demo = recipe.model().eval(), recipe.study
     for cells, counted in [(["5.1", "n.d.", "6,2", "NA", "7"], "2 of 5 samples have in target no number")]:
         study = Study(tuple("abcde"), demo.sequences, demo.counts[:5], None, {"target": tuple(cells)})
-        assert counted in answering.write(model, recipe, study, Fitted(6.0, 1.0), tmp_path, None, [])
+        assert counted in answering.write(model, recipe, study, Fitted(6.0, 1.0), None, tmp_path, None, [])
 
 
 def test_what_was_fitted_on_other_content_is_fitted_anew_unless_a_model_depends_on_it(tmp_path: Path) -> None:
