@@ -115,8 +115,8 @@ def check_database(path: Path | str) -> None:
         raise DataError(f"The database file {path} is empty: give the path of a SQLite file with tables in it.")
     if head != b"SQLite format 3\x00":
         raise DataError(
-            f"{path} is not a SQLite database, or it is encrypted (it begins with {head[:12]!r}): give the path of a "
-            "SQLite file."
+            f"{path} is not a database, or it is encrypted (it begins with {head[:12]!r}): give the path of a SQLite "
+            "file."
         )
 
 

@@ -120,7 +120,7 @@ def with_a_change_to_undo(path: Path) -> None:
 
 UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no bytes": (lambda path: path.write_bytes(b""), "is empty"),
-    "text": (lambda path: path.write_text("name,city"), "is not a SQLite database"),
+    "text": (lambda path: path.write_text("name,city"), "is not a database"),
     "encrypted": (lambda path: path.write_bytes(bytes(range(256)) * 32), "or it is encrypted"),
     "head alone": (lambda path: path.write_bytes(b"SQLite format 3\x00"), "Give the path of a sound SQLite file"),
     "truncated": (truncated, "Give the path of a sound SQLite file"),
