@@ -22,7 +22,7 @@ def presets() -> dict[str, dict[str, object]]:
         "model.text_chunk_size": 128,
         "data.max_text_tokens": 512,
         "model.final_norm": False,
-        "model.gram_buckets": 0,
+        "model.linear_part": False,
         "model.cell_dropout": 0.0,
         "data.wording": "tabstar",
         "batch_size": 128,

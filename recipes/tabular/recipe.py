@@ -23,10 +23,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from recipes.tabular.corpus import Source
+    from recipes.tabular.linear import Linear
     from recipes.tabular.model import TabularModel
     from recipes.tabular.rows import Example, Rows
     from recipes.tabular.score import Prediction
     from recipes.tabular.table import Table, Wording
+
+
+LINEAR = "linear.tensors"
+"""Name of the linear parts among what is fitted. Files in .safetensors are for weights alone."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,7 +95,7 @@ class Recipe(runner.recipe.Recipe):
                 "with model.text_encoder, which brings its own.",
                 ("model.text_layers", "model.text_hidden_size", "model.vocab_size"),
             ),
-            (not sizes.gram_buckets, "with model.gram_buckets 0.", ("model.gram_dropout",)),
+            (sizes.gram_buckets == 0, "with model.gram_buckets 0.", ("model.gram_dropout",)),
             (
                 data.train is None,
                 "without data.train: type --data.train with the file.",
@@ -136,6 +141,8 @@ class Recipe(runner.recipe.Recipe):
             (folder / "tables.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
         if self.model_settings.gram_buckets and (is_new or not (folder / "grams.bin").is_file()):
             bound._write_grams(folder / "grams.bin")
+        if self.model_settings.linear_part and is_new:
+            bound._write_linear(folder / LINEAR)
         if not (folder / "text_encoder" / "config.json").is_file():
             bound._write_text_encoder(folder / "text_encoder")
         return bound
@@ -210,6 +217,21 @@ class Recipe(runner.recipe.Recipe):
             times += np.bincount(reads.ravel(), minlength=len(sets)).tolist()
         ngram_hashing.write(file, ngram_hashing.frequent(found, np.array(times, np.int64), count))
 
+    def _write_linear(self, file: Path) -> None:
+        from recipes.tabular import linear
+        from recipes.tabular.table import cells, labels
+
+        fitted = []
+        for source, table in zip(self.sources, self.tables, strict=True):
+            train, held_out = source.splits["train"], source.splits["validation"]
+            fitted.append(
+                linear.fit(
+                    table, cells(table, train, self.wording), labels(table, train),
+                    cells(table, held_out, self.wording), labels(table, held_out), self.data_settings.split_seed,
+                )
+            )  # fmt: skip
+        linear.write(file, fitted)
+
     def _texts(self, table: Table, frame: pd.DataFrame) -> list[str]:
         from recipes.tabular.table import cells
 
@@ -244,13 +266,21 @@ class Recipe(runner.recipe.Recipe):
         is_read = self.model_settings.gram_buckets and self.assets is not None
         return ngram_hashing.read(self.assets / "grams.bin") if is_read and self.assets is not None else None
 
+    @functools.cached_property
+    def linear(self) -> list[Linear] | None:
+        """The linear part of each table, or None."""
+        from recipes.tabular import linear
+
+        file = self.assets / LINEAR if self.assets is not None and self.model_settings.linear_part else None
+        return linear.read(file) if file is not None and file.is_file() else None
+
     def data(self, split: str) -> Rows:
         """The rows of all tables, table after table."""
         frames = [source.splits[split] if split in source.splits else source.splits["train"].iloc[:0]
                   for source in self.sources]  # fmt: skip
-        return self.rows(self.tables, frames)
+        return self.rows(self.tables, frames, is_training=split == "train")
 
-    def rows(self, tables: list[Table], frames: list[pd.DataFrame]) -> Rows:
+    def rows(self, tables: list[Table], frames: list[pd.DataFrame], is_training: bool = False) -> Rows:
         """Frames as the model reads them."""
         from recipes.tabular.column_kinds import without_missing
         from recipes.tabular.rows import encode
@@ -259,8 +289,14 @@ class Recipe(runner.recipe.Recipe):
         frames = [without_missing(frame, (settings.missing_values or "").split(",")) for frame in frames]
         return encode(
             tables, frames, self.wording, self.tokenizer, settings.max_text_tokens,
-            settings.max_rows_per_table_per_epoch, self.kept_grams,
+            settings.max_rows_per_table_per_epoch, self.kept_grams, self._linear_of(tables), is_training,
         )  # fmt: skip
+
+    def _linear_of(self, tables: list[Table]) -> list[Linear] | None:
+        if self.linear is None:
+            return None
+        by_name = {table.name: own for table, own in zip(self.tables, self.linear, strict=True)}
+        return [by_name[table.name] for table in tables]
 
     def collate(self, examples: list[Example]) -> Batch:
         """The distinct texts of the rows, once each, and the rows' tokens as places among them."""
@@ -310,6 +346,12 @@ class Recipe(runner.recipe.Recipe):
             sizes.dropout, sizes.final_norm, vocabulary_digest(self.tokenizer),
             Readout(sizes.gram_buckets, gram_dropout) if sizes.gram_buckets else None, cell_dropout,
         )  # fmt: skip
+        if self.linear is not None:
+            # The first step begins near the linear part. At zero, the layers below the heads would have no gradient.
+            with torch.no_grad():
+                for head in (model.classification, model.regression):
+                    head.down.weight.mul_(0.01)
+                    head.down.bias.zero_()
         if self.stage == "finetune":
             if self.adapt == "lora":
                 lora = self.lora_settings
@@ -389,7 +431,8 @@ class Recipe(runner.recipe.Recipe):
             num_grams, batch["reads"], batch["codes"],
         )  # fmt: skip
         kind = torch.promote_types(scores.dtype, torch.float32)
-        return scores.to(kind), z.to(kind)
+        linear = batch["linear"].to(kind)
+        return scores.to(kind) + linear, z.to(kind) + linear[:, 0]
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Summed over rows: cross-entropy over a row's classes in nats, or the squared error of z."""

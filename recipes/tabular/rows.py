@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from recipes.tabular import ngram_hashing
+from recipes.tabular.linear import Linear, readings
 from recipes.tabular.order import TableOrder
-from recipes.tabular.table import CHANNELS, Cells, Table, Wording, cells, labels
+from recipes.tabular.table import CHANNELS, Table, Wording, cells, labels
 from runner.recipe import Batch
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Part:
     """(rows, columns, 6), float32."""
     labels: np.ndarray
     """(rows,) the class, or z of a number."""
+    linear: np.ndarray
+    """(rows, C) scores of the linear part, float32; zeros where there is none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,15 +90,18 @@ def encode(
     most_tokens: int,
     most_rows: int,
     read_buckets: np.ndarray | None,
+    linear: Sequence[Linear] | None = None,
+    is_training: bool = False,
 ) -> Rows:
     """Put frames into token ids and numbers; every distinct text is tokenized once.
 
     `read_buckets` (buckets,) holds which buckets of n-grams the model reads; None: it reads none.
+    `linear` holds the linear part of each table. With `is_training`, the frames are the rows that it was fitted on.
     """
     places: dict[str, int] = {}
     sets: dict[tuple[str, str | int] | None, int] = {None: 0}
     parts = []
-    for table, frame in zip(tables, frames, strict=True):
+    for place, (table, frame) in enumerate(zip(tables, frames, strict=True)):
         own = cells(table, frame, wording)
         ids = np.array([places.setdefault(text, len(places)) for text in own.texts], dtype=np.int64)
         texts = wording.targets(table)
@@ -107,7 +113,13 @@ def encode(
             own_sets, cell_sets = readings(table, own)
             new = np.array([sets.setdefault(each, len(sets)) for each in own_sets], dtype=np.int64)
             reads = new[cell_sets] if len(frame) else reads
-        parts.append(Part(table, np.array(targets), codes, strings, reads, own.numbers, labels(table, frame)))
+        scores = np.zeros((len(frame), len(targets)), np.float32)
+        if linear is not None and len(frame):
+            fitted = linear[place]
+            # Where the rows are not those of the fit, nothing was held out for them.
+            is_held_out = is_training and len(fitted.held_out) == len(frame)
+            scores = fitted.held_out if is_held_out else fitted.scores(table, own)
+        parts.append(Part(table, np.array(targets), codes, strings, reads, own.numbers, labels(table, frame), scores))
     encoded = tokenizer(list(places), truncation=True, max_length=most_tokens)["input_ids"] if places else []
     read: list[np.ndarray] = [np.zeros(0, np.int64)]
     for each in list(sets)[1:]:
@@ -115,19 +127,6 @@ def encode(
         found = ngram_hashing.buckets(*each, len(read_buckets))
         read.append(found[read_buckets[found]])
     return Rows(parts, [np.asarray(ids, dtype=np.int32) for ids in encoded], read, most_rows)
-
-
-def readings(table: Table, own: Cells) -> tuple[list[tuple[str, str | int]], np.ndarray]:
-    """The distinct (column, text) and (column, place of the number), and (rows, columns) which of them each cell is."""
-    sets: dict[tuple[str, str | int], int] = {}
-    reads = np.zeros_like(own.strings)
-    for place, column in enumerate(table.used):
-        texts = ngram_hashing.places(own.numbers[:, place]) if column.is_number else own.strings[:, place]
-        distinct, inverse = np.unique(texts, return_inverse=True)
-        values = distinct.tolist() if column.is_number else [own.values[text] for text in distinct.tolist()]
-        ids = [sets.setdefault((column.name, value), len(sets)) for value in values]
-        reads[:, place] = np.array(ids, dtype=np.int64)[inverse] if len(ids) else 0
-    return list(sets), reads
 
 
 def collate(examples: list[Example], pad: int) -> Batch:
@@ -141,6 +140,7 @@ def collate(examples: list[Example], pad: int) -> Batch:
     ids = np.full((len(examples), length), -1, np.int64)
     reads = np.zeros((len(examples), length), np.int64)
     numbers = np.zeros((len(examples), length, CHANNELS), np.float32)
+    linear = np.zeros((len(examples), most_targets), np.float32)
     codes = np.zeros((len(examples), most_targets, ngram_hashing.CODE_SIZE), np.float32)
     classes = np.full(len(examples), -100, np.int64)
     targets = np.full(len(examples), np.nan, np.float32)
@@ -151,6 +151,7 @@ def collate(examples: list[Example], pad: int) -> Batch:
         numbers[row, first:last] = part.numbers[example.place]
         reads[row, first:last] = part.reads[example.place]
         codes[row, :first] = part.codes
+        linear[row, :first] = part.linear[example.place]
         label = part.labels[example.place]
         if part.table.task == "classification":
             counts[row] = first
@@ -174,6 +175,7 @@ def collate(examples: list[Example], pad: int) -> Batch:
         "mask": torch.from_numpy(mask),
         "reads": torch.from_numpy(of_tokens.reshape(reads.shape)),
         "codes": torch.from_numpy(codes),
+        "linear": torch.from_numpy(linear),
         "labels": torch.from_numpy(classes),
         "targets": torch.from_numpy(targets),
         "num_classes": torch.from_numpy(counts),

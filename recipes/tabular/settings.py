@@ -85,7 +85,9 @@ class ModelSettings:
     cell_dropout: float | None = None
     """Share of a row's cells that the interaction does not see in training; none: 0.2, and 0 where every target is a
     number."""
-    gram_buckets: int = 32768
+    linear_part: bool = True
+    """Fit a linear model on n-grams and numbers before the first step; the transformer learns what it does not know."""
+    gram_buckets: int = 0
     """Buckets of words, letter groups and bins of numbers that are scored directly, beside the transformer; 0: none, as
     in TabSTAR."""
     gram_dropout: float | None = None

@@ -385,7 +385,7 @@ def test_weights_of_tabstar_give_its_loss(tmp_path: Path) -> None:
     given = pretrained_folder(tmp_path / "bert")
     sizes = ModelSettings(
         text_encoder=str(given), hidden_size=32, num_attention_heads=2, interaction_layers=3, dropout=0.1,
-        numerical_fusion="transformer", final_norm=False, gram_buckets=0, cell_dropout=0.0, unfrozen_layers=2,
+        numerical_fusion="transformer", final_norm=False, linear_part=False, cell_dropout=0.0, unfrozen_layers=2,
     )  # fmt: skip
     data = dataclasses.replace(DATA, wording="tabstar", numbers_as_text=True, max_text_tokens=64)
     recipe = prepared(tmp_path / "ours", model_settings=sizes, data_settings=data)

@@ -278,14 +278,18 @@ def test_the_shared_corpus_keeps_its_fixed_test_rows() -> None:
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
-        ({}, {"adapt", "lora.rank", "data.target", "data.test", "data.tables", "data.exclude_tables"}),
+        (
+            {},
+            {"adapt", "lora.rank", "model.gram_dropout", "data.target", "data.test", "data.tables",
+             "data.exclude_tables"},
+        ),
         (
             {"data_settings": DataSettings(train="x.csv", target="y")},
-            {"adapt", "lora.rank", "data.tables", "data.exclude_tables", "data.demo_rows"},
+            {"adapt", "lora.rank", "model.gram_dropout", "data.tables", "data.exclude_tables", "data.demo_rows"},
         ),
         (
             {"stage": "finetune", "adapt": "frozen_text", "data_settings": DataSettings(corpus="x")},
-            {"lora.rank", "model.unfrozen_layers", "data.target", "data.test", "data.demo_rows"},
+            {"lora.rank", "model.unfrozen_layers", "model.gram_dropout", "data.target", "data.test", "data.demo_rows"},
         ),
         (
             {"stage": "finetune", "model_settings": ModelSettings(text_encoder="x", gram_buckets=0)},

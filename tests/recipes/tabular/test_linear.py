@@ -1,0 +1,120 @@
+"""The linear part: fitted by scikit-learn before the first step, without the row that it scores."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from recipes.tabular import linear
+from recipes.tabular.demo import tables
+from recipes.tabular.recipe import LINEAR, Recipe
+from recipes.tabular.score import macro_auroc, r2
+from recipes.tabular.settings import DataSettings, ModelSettings
+from recipes.tabular.table import Table, Wording, cells, fit, labels
+
+SIZES = ModelSettings(hidden_size=16, num_attention_heads=2, interaction_layers=1, text_layers=1, text_hidden_size=32,
+                      vocab_size=300)  # fmt: skip
+
+
+def split(place: int) -> tuple[Table, pd.DataFrame, pd.DataFrame]:
+    """A table of the demo, its 300 training rows, and 100 others."""
+    name, target, frame = tables(400)[place]
+    return fit(name, frame[:300], target), frame[:300], frame[300:]
+
+
+def fitted(table: Table, train: pd.DataFrame, other: pd.DataFrame, seed: int = 0) -> linear.Linear:
+    """The linear part of a table."""
+    wording = Wording()
+    return linear.fit(table, cells(table, train, wording), labels(table, train), cells(table, other, wording),
+                      labels(table, other), seed)  # fmt: skip
+
+
+def quality(table: Table, scores: np.ndarray, truth: np.ndarray) -> float:
+    """AUROC or R2."""
+    if table.task == "regression":
+        return r2(truth, scores[:, 0])
+    shares = np.exp(scores - scores.max(1, keepdims=True))
+    return macro_auroc(truth.astype(int), shares / shares.sum(1, keepdims=True))
+
+
+@pytest.mark.parametrize(("place", "least"), [(0, 0.8), (1, 0.9), (2, 0.9)])
+def test_it_learns_each_table_of_the_demo(place: int, least: float) -> None:
+    table, train, other = split(place)
+    own = fitted(table, train, other)
+    assert quality(table, own.scores(table, cells(table, other, Wording())), labels(table, other)) > least
+    assert own.held_out.shape == (300, len(table.classes) or 1)
+    assert quality(table, own.held_out, labels(table, train)) > least - 0.1
+
+
+def test_the_score_of_a_training_row_comes_from_a_fit_without_it() -> None:
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {"word": [f"word{place // 3} and" for place in range(240)], "y": random.choice(["a", "b"], 240)}
+    )
+    frame["word"] = frame["word"].sample(frac=1, random_state=0).to_numpy()
+    table = fit("noise", frame, "y")
+    own = fitted(table, frame, frame.iloc[:0])
+    seen = quality(table, own.scores(table, cells(table, frame, Wording())), labels(table, frame))
+    unseen = quality(table, own.held_out, labels(table, frame))
+    assert seen > 0.75 and abs(unseen - 0.5) < 0.15
+
+
+def test_a_score_never_depends_on_the_other_rows() -> None:
+    table, train, other = split(1)
+    own = fitted(table, train, other)
+    together = own.scores(table, cells(table, other, Wording()))
+    for place in (0, 50, 99):
+        alone = own.scores(table, cells(table, other.iloc[[place]], Wording()))
+        assert np.array_equal(alone[0], together[place])
+
+
+def test_it_is_written_and_read(tmp_path: Path) -> None:
+    made = [(split(place), fitted(*split(place))) for place in range(3)]
+    linear.write(tmp_path / "parts", [own for _, own in made])
+    for ((table, _, other), own), again in zip(made, linear.read(tmp_path / "parts"), strict=True):
+        seen = cells(table, other, Wording())
+        assert np.array_equal(own.scores(table, seen), again.scores(table, seen))
+        assert np.array_equal(own.held_out, again.held_out)
+
+
+def test_few_rows_one_class_in_a_fold_and_missing_targets() -> None:
+    frame = pd.DataFrame({"n": np.arange(12.0) % 5, "c": ["u", "v"] * 6, "y": ["a"] * 10 + ["b", None]})
+    table = fit("few", frame, "y")
+    own = fitted(table, frame, frame.iloc[:0])
+    assert np.isfinite(own.held_out).all() and np.isfinite(own.weights).all()
+    numbers = pd.DataFrame({"n": np.arange(40.0) % 7, "c": ["u", "v"] * 20, "y": [*range(39), np.nan]})
+    table = fit("few", numbers, "y", task="regression")
+    assert np.isfinite(fitted(table, numbers, numbers.iloc[:5]).held_out).all()
+
+
+def test_the_model_begins_at_the_linear_part(tmp_path: Path) -> None:
+    recipe = Recipe(data_settings=DataSettings(demo_rows=100), model_settings=SIZES).prepare(tmp_path)
+    torch.manual_seed(0)
+    model = recipe.model().eval()
+    rows = recipe.data("validation")
+    with torch.no_grad():
+        found = recipe.predict(model, recipe.collate([rows[place] for place in range(len(rows))]))
+    scores = np.concatenate([part.linear for part in rows.parts if part.table.task == "classification"], axis=None)
+    assert scores.any() and recipe.linear is not None
+    numbers = [row["predicted"] for row in found if "predicted" in row]
+    last = rows.parts[2]
+    assert np.allclose(numbers, last.linear[:, 0] * last.table.std + last.table.mean, atol=0.02 * last.table.std)
+    first = rows.parts[0]
+    shares = np.exp(first.linear - first.linear.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    assert np.allclose([row["probabilities"] for row in found[: len(shares)]], shares, atol=5e-3)
+    # For the training rows, the scores that were held out.
+    assert np.array_equal(recipe.data("train").parts[0].linear, recipe.linear[0].held_out)
+
+
+def test_a_run_without_a_linear_part_stays_without(tmp_path: Path) -> None:
+    recipe = Recipe(data_settings=DataSettings(demo_rows=60), model_settings=SIZES)
+    without = dataclasses.replace(recipe, model_settings=dataclasses.replace(SIZES, linear_part=False))
+    bound = without.prepare(tmp_path)
+    assert bound.linear is None and not (tmp_path / LINEAR).exists()
+    assert not any(part.linear.any() for part in bound.data("train").parts)
+    # A run of an older version did not know the setting.
+    assert recipe.prepare(tmp_path).linear is None
