@@ -10,6 +10,7 @@ from runner.urls import without_secrets
 
 VERBS = {
     "train": "train a model (the same as accelerate launch runner/train.py)",
+    "launch": "train on several processes, on one machine or several",
     "predict": "answer one request with a trained model",
     "plan": "parameters, memory and steps of a training, before it is started",
     "find-lr": "find a learning rate: a range test, or a short sweep",

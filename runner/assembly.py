@@ -58,7 +58,7 @@ class NoSaver:
     def save(self, run: Any, is_best: bool) -> None:
         """Do nothing."""
 
-    def wait(self) -> None:
+    def wait(self, hardware: Hardware | None = None) -> None:
         """Do nothing."""
 
 

@@ -5,7 +5,10 @@
     |   |-- ConfigError       a setting is unknown, misspelt or does not fit the others
     |   |-- DataError         the data are missing, empty or not what they claim to be
     |   |-- CheckpointError   a checkpoint is missing, damaged or of another run
-    |   `-- OutOfMemory       even the smallest part of a micro-batch does not fit
+    |   |-- OutOfMemory       even the smallest part of a micro-batch does not fit
+    |   |-- LoaderError       a process that prepares micro-batches died or hangs
+    |   `-- DiskError         a file could not be written: the disk is full, read-only or gone
+    |-- LostProcess       status 1: another process of the run does not answer
     |-- DivergedError     status 3: the numbers went bad
     |   `-- BadStep           they did in one step, and the run is to go back and leave it out
     |-- Interrupted       status 75: a signal came, and a complete checkpoint was saved
@@ -22,6 +25,8 @@ class RelayError(Exception):
     """Anything that Relay itself reports; ends the program with `exit_status`, without a traceback."""
 
     exit_status = 1
+    is_of_one_process = False
+    """Whether the other processes do not know of it, so that this one has to print it."""
 
 
 class UserError(RelayError):
@@ -44,6 +49,24 @@ class CheckpointError(UserError):
 
 class OutOfMemory(UserError):
     """The model does not fit into the device's memory, however small the parts."""
+
+
+class LoaderError(UserError):
+    """A process that prepares micro-batches died, or gives none any more."""
+
+    is_of_one_process = True
+
+
+class DiskError(UserError):
+    """A file of the run could not be written: the disk is full, broken, read-only or gone."""
+
+    is_of_one_process = True
+
+
+class LostProcess(RelayError):
+    """Another process of the run does not answer any more."""
+
+    is_of_one_process = True
 
 
 class DivergedError(RelayError):

@@ -2,17 +2,23 @@
 
 import dataclasses
 import json
+import multiprocessing.queues
+import os
+import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from runner import registry
-from runner.errors import DataError
+from runner.errors import DataError, LoaderError, UserError
 from runner.hardware import seed_everything
 from runner.lanes import Lanes, divisors, key
 from runner.recipe import Batch, Data, Example, Order, Recipe, Stream
+from runner.signals import ignore_in_worker
 
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
@@ -82,23 +88,67 @@ def batches(
     steps: range,
     cursors: dict[str, Any],
     num_workers: int,
+    timeout_seconds: float = 0,
 ) -> Iterator[Fetched]:
     """The micro-batches of the lanes in `share`, lane after lane and step after step.
 
     However many are fetched ahead by worker processes, only what is taken from here has been consumed.
+    Raises LoaderError where a worker dies, or gives nothing for `timeout_seconds` (0: no limit).
     """
+    options: dict[str, Any] = {"batch_size": None, "collate_fn": _as_it_is}
     if is_stream(data):
         # Worker k prepares every num_workers-th micro-batch: a lane stays with one worker only where that divides.
         workers = max(size for size in divisors(len(share)) if size <= max(1, num_workers)) if num_workers else 0
         source: Any = StreamReader(recipe, data, lanes, share, steps, cursors)
-        loader = torch.utils.data.DataLoader(source, batch_size=None, num_workers=workers, collate_fn=_as_it_is)
     else:
-        source = MapReader(recipe, data, lanes)
-        places: Any = Places(steps, share)
-        loader = torch.utils.data.DataLoader(
-            source, sampler=places, batch_size=None, num_workers=num_workers, collate_fn=_as_it_is
-        )
-    yield from loader
+        workers, source = num_workers, MapReader(recipe, data, lanes)
+        options["sampler"] = Places(steps, share)
+    if workers:
+        options |= {"num_workers": workers, "worker_init_fn": prepare_worker, "timeout": timeout_seconds}
+    try:
+        yield from torch.utils.data.DataLoader(source, **options)
+    except UserError as error:
+        error.is_of_one_process = True
+        # torch puts the worker's traceback in front of the message.
+        own = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
+        error.args = (own,)
+        raise
+    except RuntimeError as error:
+        if not LOADER_FAILURE.search(str(error)):
+            raise
+        raise LoaderError(describe_failure(str(error), timeout_seconds)) from None
+
+
+LOADER_FAILURE = re.compile(r"DataLoader worker \(pid|DataLoader timed out|shared memory|ancdata")
+"""What torch says where loader workers, or the memory that they share with this process, fail."""
+
+
+def describe_failure(said: str, timeout_seconds: float) -> str:
+    """What happened to the loader workers, and what to type."""
+    if "timed out" in said:
+        what = f"No micro-batch came from the loader workers within {timeout_seconds:.0f} s (--loader_timeout)."
+    else:
+        what = f"A loader worker failed: {' '.join(said.split())[:160]}"
+    shared = Path("/dev/shm")
+    free = f" (/dev/shm has {shutil.disk_usage(shared).free / 1e6:,.0f} MB free)" if shared.is_dir() else ""
+    return (
+        f"{what}\nType --num_workers 0, or give the container more shared memory{free}: docker run --shm-size 8g. Then "
+        "--resume_from_checkpoint auto."
+    )
+
+
+def prepare_worker(worker: int) -> None:
+    """Let a loader worker leave the signals to its main process, and die where it cannot hand over a micro-batch.
+
+    Otherwise it would print a traceback in a thread, and the main process would wait for ever.
+    """
+    ignore_in_worker()
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_give_up)  # type: ignore[method-assign]
+
+
+def _give_up(error: Exception, item: object) -> None:
+    os.write(2, f"loader worker: {' '.join(str(error).split())[:200]}\n".encode())
+    os._exit(1)
 
 
 def _as_it_is(fetched: Any) -> Any:

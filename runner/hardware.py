@@ -1,19 +1,25 @@
 """The hardware of a run: device, number of processes, number format; and the seeds of a lane."""
 
+import contextlib
 import dataclasses
+import datetime
 import os
 import platform
 import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from runner.errors import ConfigError
+from runner.errors import ConfigError, LostProcess
 from runner.parts.installation import launch_line, shown_launch_config
 from runner.settings import RunSettings
 
@@ -150,7 +156,10 @@ def open_hardware(settings: RunSettings) -> Hardware:
         log_with=None if settings.report_to == "none" else settings.report_to,
         project_dir=settings.output_dir,
         step_scheduler_with_optimizer=False,
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=min(settings.ddp_timeout, 1e8))),
+        ],
     )
     if accelerator.num_processes != started:
         raise ConfigError(
@@ -164,6 +173,110 @@ def set_allocator(settings: RunSettings, device_type: str) -> None:
     """Let CUDA's allocator grow its segments where that is asked for; before anything is allocated."""
     if settings.use_expandable_segments and device_type == "cuda":
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
+LOST = re.compile(
+    r"gloo|nccl|connection (closed|reset|refused)|timed? ?out|broken pipe|tcpstore|socket|work(er)? .*abort",
+    re.IGNORECASE,
+)
+"""What torch's process groups say where another process is gone or silent."""
+ANSWER_SECONDS = 3.0
+"""How long the processes that waited in vain have to say so to each other."""
+
+
+@contextlib.contextmanager
+def naming_lost_processes(settings: RunSettings) -> Iterator[None]:
+    """Raise LostProcess, with the rank, in place of what the process group says where another process is lost."""
+    try:
+        yield
+    except RuntimeError as error:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not LOST.search(str(error)):
+            raise
+        raise LostProcess(describe_lost(settings.ddp_timeout, str(error))) from error
+
+
+def describe_lost(limit_seconds: float, said: str) -> str:
+    """Which processes do not answer, and what to look at. Empty on all but the first process that noticed."""
+    rank, silent = int(os.environ.get("RANK", "0")), silent_ranks()
+    if silent is not None and TOLD in silent:
+        return ""
+    if silent is None:
+        who = "the main process (rank 0) is gone, or the network is cut"
+    elif not silent:
+        who = "the connection was lost"
+    else:
+        if rank != min(set(range(int(os.environ["WORLD_SIZE"]))) - set(silent)):
+            return ""
+        who = f"rank {', '.join(map(str, silent))} does not answer"
+    if re.search("timed? ?out", said, re.IGNORECASE):
+        who += f"; the limit is {limit_seconds:.0f} s (--ddp_timeout)"
+    return (
+        f"Waited for the other processes: {who}.\nA process died or stalled, or the network is cut: see its "
+        "own message. With several networks, set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the right one.\n"
+        "Go on from the last checkpoint with --resume_from_checkpoint auto."
+    )
+
+
+TOLD = -1
+"""In place of a rank: a process has told the user why it ended."""
+
+
+def announce_end(rank: int) -> None:
+    """Leave the group after an error that only this process knows, and has told the user.
+
+    The others notice that the connection is closed, and ask the store. It lives in the main process, which waits for
+    them for a moment.
+    """
+    if not torch.distributed.is_initialized():
+        return
+
+    def announce() -> None:
+        store = torch.distributed.distributed_c10d._get_default_store()
+        store.set("relay-told", "1")
+        world = torch.distributed.get_world_size()
+        torch.distributed.destroy_process_group()
+        others = {each for each in range(world) if each != rank}
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while others and time.monotonic() < deadline:
+            others -= {each for each in others if store.check([f"relay-waited-{each}"])}
+            time.sleep(0.1)
+
+    thread = threading.Thread(target=_suppressed, args=(announce,), daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS + 2)
+
+
+def silent_ranks() -> list[int] | None:
+    """The ranks that do not say, within some seconds, that they wait as well; None where nobody can be asked.
+
+    Each process that waited in vain leaves a mark in the store that the group was made with.
+    """
+    marks: set[int] = set()
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+    def ask() -> None:
+        store = torch.distributed.distributed_c10d._get_default_store()
+        store.set(f"relay-waited-{rank}", "1")
+        marks.add(rank)
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while time.monotonic() < deadline and len(marks) < world and TOLD not in marks:
+            if store.check(["relay-told"]):
+                marks.add(TOLD)
+            marks.update(each for each in range(world) if store.check([f"relay-waited-{each}"]))
+            time.sleep(0.1)
+
+    # A store behind a cut network does not answer, and has no time limit of its own.
+    thread = threading.Thread(target=_suppressed, args=(ask,), daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS + 2)
+    if TOLD in marks:
+        return [TOLD]
+    return sorted(set(range(world)) - marks) if rank in marks else None
+
+
+def _suppressed(function: Callable[[], None]) -> None:
+    with contextlib.suppress(Exception):
+        function()
 
 
 def close_hardware() -> None:

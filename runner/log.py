@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from runner.checkpoints.disk import writing
+
 
 class Metrics:
     """The file `metrics.jsonl`: one JSON object per event, each (step, split) once, also after a crash."""
@@ -22,8 +24,7 @@ class Metrics:
     def write(self, step: int, split: str, values: Mapping[str, Any]) -> None:
         """Append one event. Numbers that are not finite are written as null, so that every line stays JSON."""
         event = {"step": step, "split": split, **{name: _number(value) for name, value in values.items()}}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        append_line(self.path, event)
 
 
 def _number(value: Any) -> Any:
@@ -64,9 +65,14 @@ class Ledger:
     def flush(self) -> None:
         """Write what was noted; called before a checkpoint that counts these steps as done."""
         if self.checksums:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"first_step": self.first_step, "steps": "".join(self.checksums)}) + "\n")
+            append_line(self.path, {"first_step": self.first_step, "steps": "".join(self.checksums)})
             self.checksums = []
+
+
+def append_line(path: Path, line: Mapping[str, object]) -> None:
+    """Add a line to a file of JSON lines. Raises DiskError where the disk does not take it."""
+    with writing(path.name, path.parent), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -54,13 +54,15 @@ def train(run: Run) -> None:
             f"stopping early: {run.best_metric} has not improved for {settings.early_stopping_patience} evaluations; "
             f"{best}."
         )
-    run.saver.wait()
+    run.saver.wait(run.hardware)
 
 
 def fetch_lanes(run: Run) -> Iterator[Fetched]:
     """The micro-batches of this process's lanes, from the state's step on."""
     steps = range(run.state.step, run.max_steps)
-    return batches(run.recipe, run.train_data, run.lanes, run.share, steps, run.state.cursors, run.settings.num_workers)
+    settings, state = run.settings, run.state
+    workers, limit = settings.num_workers, settings.loader_timeout
+    return batches(run.recipe, run.train_data, run.lanes, run.share, steps, state.cursors, workers, limit)
 
 
 def record_step(run: Run, lanes: list[Fetched], totals: Totals) -> None:
@@ -85,8 +87,7 @@ def evaluate_and_track_best(run: Run) -> bool:
         size, signals = run.settings.examples_per_evaluation_batch, run.signals
         scores = evaluate(run.recipe, run.bare_model, run.eval_data, run.hardware, size, lambda: signals.number > 0)
         if scores is None:
-            number = run.signals.number
-            save_and_stop(run, run.signals.name(number) if number else "a signal to another process")
+            save_and_stop(run, signals.reason if signals.number else "a signal to another process")
             return False
     else:
         scores = {}
@@ -108,6 +109,9 @@ def note_best(run: Run, scores: Mapping[str, float]) -> bool:
     not renew the patience: training that has come to a standstill is to end.
     """
     state, name = run.state, run.best_metric
+    if name not in scores and name.removeprefix("eval_") in scores:
+        # As transformers calls it.
+        name = run.best_metric = name.removeprefix("eval_")
     if name not in scores:
         if not run.lacks_best_metric:
             run.progress.print_line(

@@ -259,6 +259,16 @@ class Recipe:
         others. `folder` travels inside every checkpoint (`assets/`) and lies flat in `final/`."""
         return self
 
+    def metrics(self) -> Sequence[str] | None:
+        """The names that `score` can return under these settings; `accuracy/*` stands for all that begin so. `loss` is
+        always there. The runner then refuses another `--metric_for_best_model` before the training. None: not known."""
+        return None
+
+    def packages(self) -> Mapping[str, str | None]:
+        """Packages beyond Relay's own that these settings import, each with the extra of Relay that brings it, or None
+        where pip installs it by its own name. The runner names the missing ones before it reads the data."""
+        return {}
+
     def data_files(self, split: str) -> Sequence[str | Path]:
         """The files that `data(split)` reads, for "train" and "validation", in the order in which they are read: paths,
         URLs, or other names of data such as "datasets://ID". The runner records their content in each checkpoint, and

@@ -78,5 +78,5 @@ class Run:
 def save_and_stop(run: Run, signal: str) -> None:
     """Save completely, then raise Interrupted."""
     run.saver.save(run, is_best=False)
-    run.saver.wait()
+    run.saver.wait(run.hardware)
     raise Interrupted(f"Stopped by {signal} at step {run.state.step}; saved. Go on with --resume_from_checkpoint auto.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import shutil
 import time
@@ -15,8 +14,6 @@ from runner.config import Config, write_yaml
 from runner.errors import ConfigError
 from runner.log import Ledger, Metrics
 from runner.parts.fingerprints import data_hash
-from runner.parts.installation import pip_line
-from runner.settings import RunSettings
 
 if TYPE_CHECKING:
     from runner.hardware import Hardware
@@ -152,12 +149,3 @@ def check_output(config: Config) -> None:
             f"{path} already holds checkpoints.\nType --resume_from_checkpoint auto to go on with that run, "
             "or --output_dir with another folder."
         )
-
-
-def check_tracker(settings: RunSettings) -> None:
-    """Raises ConfigError where the package of --report_to is not installed: accelerate would train without it."""
-    tracker = settings.report_to
-    if tracker != "none" and importlib.util.find_spec(tracker) is None:
-        # Of the trackers, only W&B is no extra but a dependency.
-        line = "pip install wandb" if tracker == "wandb" else pip_line(tracker)
-        raise ConfigError(f"report_to is {tracker}, which is not installed: type {line}, or leave --report_to out.")

@@ -12,14 +12,17 @@ from runner import loop, report
 from runner.assembly import build_run, first_weights
 from runner.checkpoints.branches import take_over
 from runner.checkpoints.bucket import Uploader
+from runner.checkpoints.disk import naming_full_disks, writing
 from runner.checkpoints.final import ORIGIN, choose_weights, model_card, save_final
 from runner.checkpoints.recorded import on_main, settings_before_the_search
 from runner.checkpoints.resume import find_resume_point, restore, settings_to_go_on_with
+from runner.checkpoints.saver import size_of
 from runner.checkpoints.tensors import load_model, model_tensors
 from runner.config import Config, yaml_of
 from runner.errors import BadStep, CheckpointError, DivergedError, UploadError
 from runner.fetching import is_stream
-from runner.hardware import Hardware, open_hardware
+from runner.hardware import Hardware, naming_lost_processes, open_hardware
+from runner.preflight import checks_of_places, raise_first
 from runner.run import Run
 from runner.run_folder import choose_output_dir, empty_assets, lock_run_folder, open_files, open_metrics
 from runner.schedule import num_warmup_steps
@@ -33,11 +36,19 @@ def run(config: Config) -> None:
     """Train from start, or from where a checkpoint left off, to the end."""
     signals = Signals()
     before = settings_before_the_search(config)
+    with naming_lost_processes(before.run), naming_full_disks(Path(config.run.output_dir or ".")):
+        _open_and_run(config, before, signals)
+
+
+def _open_and_run(config: Config, before: Config, signals: Signals) -> None:
+    """Open the hardware and the folder. `before` has the settings that these need."""
     hardware = open_hardware(before.run)
     output_dir = choose_output_dir(config, hardware)
     config, search = config.with_run(output_dir=output_dir), before.run
     if search.cloud_region:
         os.environ.setdefault("AWS_DEFAULT_REGION", search.cloud_region)
+    places = before.with_run(output_dir=output_dir)
+    raise_first(hardware.from_main(checks_of_places(places) if hardware.is_main else []))
     with contextlib.nullcontext() if config.run.dry_run else lock_run_folder(Path(output_dir), hardware):
         _run(config, search, hardware, signals)
 
@@ -58,7 +69,8 @@ def _run(config: Config, search: RunSettings, hardware: Hardware, signals: Signa
     if found is not None:
         found = take_over_checkpoint(run, found, output_dir)
     run.saver.reserve(run)
-    open_files(run, config)
+    with writing("config.yaml", output_dir):
+        open_files(run, config)
     start_trackers(run, config)
     if settings.upload_to and hardware.is_main:
         run.saver.uploader = Uploader(
@@ -77,7 +89,7 @@ def _run(config: Config, search: RunSettings, hardware: Hardware, signals: Signa
         # What was whole before the trouble is to be found after it.
         with contextlib.suppress(Exception):
             run.saver.wait()
-        _close_uploads(run)
+        _close_uploads(run, limit_seconds=20.0)
         raise
     missing = _close_uploads(run)
     if missing:
@@ -199,10 +211,13 @@ def _finish(run: Run, config: Config, output_dir: Path) -> None:
     if run.hardware.is_main:
         files = {"config.yaml": yaml_of(config), "README.md": model_card(run, config, origin)}
         files[ORIGIN] = json.dumps(dataclasses.asdict(origin), indent=1)
-        final = save_final(output_dir, run.bare_model, tensors, output_dir / "assets", files)
+        with writing("final", output_dir, size_of(tensors)):
+            final = save_final(output_dir, run.bare_model, tensors, output_dir / "assets", files)
+        with writing("report.html", output_dir):
+            page = report.write(output_dir)
         if origin.step != origin.last_step:
             print(f"final/ has the weights of {origin}; --final last keeps the last ones", flush=True)
-        print(f"finished at step {run.state.step}: {final}, {report.write(output_dir)}", flush=True)
+        print(f"finished at step {run.state.step}: {final}, {page}", flush=True)
         if run.saver.uploader is not None:
             run.saver.uploader.add(final)
     if run.settings.report_to != "none":
@@ -210,8 +225,8 @@ def _finish(run: Run, config: Config, output_dir: Path) -> None:
     accelerator.wait_for_everyone()
 
 
-def _close_uploads(run: Run) -> dict[str, str]:
+def _close_uploads(run: Run, limit_seconds: float = 600.0) -> dict[str, str]:
     """Wait for the last copies, after a signal no longer than torchrun does; returns what is missing, and why."""
     if run.saver.uploader is None:
         return {}
-    return run.saver.uploader.close(20.0 if run.signals.number else 600.0)
+    return run.saver.uploader.close(min(limit_seconds, 20.0) if run.signals.number else limit_seconds)

@@ -135,6 +135,10 @@ class RunSettings:
     """AWS region of the bucket, where AWS_DEFAULT_REGION does not set it."""
     num_workers: AtLeast0 = 0
     """Processes that prepare micro-batches ahead, per training process; 0: prepare them in the loop."""
+    loader_timeout: NotNegative = 1800
+    """Seconds without a micro-batch from the num_workers processes after which the run ends; 0: never."""
+    ddp_timeout: Positive = 1800
+    """Seconds without an answer from another process of the run after which it ends."""
     max_train_examples: AtLeast1 | None = None
     """Use only this many training examples."""
     max_eval_examples: AtLeast1 | None = None

@@ -1,30 +1,73 @@
-"""Being asked to stop: a first signal is noted and acted on at the end of the step, a second one leaves at once."""
+"""Signals and closed outputs: both ask the run to save and stop at the end of the step."""
 
+from __future__ import annotations
+
+import contextlib
 import ctypes
 import os
 import signal
 import sys
+import time
+from collections.abc import Iterable, Iterator
 from types import FrameType
+from typing import TextIO
 
-CAUGHT = (signal.SIGTERM, signal.SIGINT) + ((signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ())
+NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
+CAUGHT = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+"""What asks a run to save and stop. Windows has two of them."""
+
+REPEAT_SECONDS = 5.0
+"""Further signals within this time are the same request: a scheduler's signal reaches the launcher, which passes it on,
+and the processes themselves."""
+
+WORKER_LIMIT_SECONDS = 60
+"""How long a loader worker goes on after SIGTERM, so that one that hangs does not stay for ever."""
 
 
 class Signals:
-    """Listens for SIGTERM, SIGINT and SIGUSR1 from its making on."""
+    """Listens for the signals in CAUGHT, and for the end of whoever reads the output, from its making on."""
 
     def __init__(self) -> None:
         self.number = 0
         """The signal that came; 0: none yet."""
+        self.reason = ""
+        """What asked for the end, in words."""
+        self.since = 0.0
+        self.process = os.getpid()
         for number in CAUGHT:
-            signal.signal(number, self._note)
+            # nohup ignores SIGHUP: the run is to outlive its terminal.
+            if self.name(number) != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream is not None and not isinstance(stream, GuardedStream):
+                setattr(sys, name, GuardedStream(stream, self))
         follow_launcher()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
+        if os.getpid() != self.process:
+            # A child that has not yet set its own handlers.
+            return
+        if self.number and time.monotonic() - self.since > REPEAT_SECONDS:
             os._exit(128 + number)
-        self.number = number
-        # Straight to the file descriptor: print is not safe inside a signal handler.
-        os.write(2, f"\n{self.name(number)}: saving after this step; a second signal leaves at once.\n".encode())
+        if self.number:
+            return
+        self.ask(number, self.name(number))
+        # Straight to the file descriptor: print is not safe inside a signal handler. The terminal may be gone.
+        with contextlib.suppress(OSError):
+            text = (
+                f"\n{self.reason}: saving after this step; another signal after {REPEAT_SECONDS:.0f} s ends at once.\n"
+            )
+            os.write(2, text.encode())
+
+    def ask(self, number: int, reason: str) -> None:
+        """Ask the run to save and stop."""
+        self.number, self.reason, self.since = number, reason, time.monotonic()
+
+    def output_closed(self) -> None:
+        """Whoever read the output is gone (`| head`, a closed terminal): the same as SIGHUP."""
+        if not self.number:
+            self.ask(int(getattr(signal, "SIGHUP", signal.SIGTERM)), "a closed output, whose reader is gone,")
 
     @staticmethod
     def name(number: int) -> str:
@@ -32,12 +75,96 @@ class Signals:
         return signal.Signals(number).name
 
 
-def follow_launcher() -> None:
-    """Ask the kernel for SIGTERM when the launcher dies: accelerate's launcher of one process does not pass it on.
+class GuardedStream:
+    """An output stream that asks the run to stop, instead of raising, once nobody reads it any more."""
 
-    Only under `accelerate launch` without torchrun, and only on Linux.
+    def __init__(self, stream: TextIO, signals: Signals) -> None:
+        self._stream = stream
+        self._signals = signals
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, or drop the text where the reader is gone."""
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._give_up()
+            return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each of the lines."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Flush, or drop what is left where the reader is gone."""
+        try:
+            self._stream.flush()
+        except OSError:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Let what follows go nowhere, for libraries that write past this object as well."""
+        if os.getpid() == self._signals.process:
+            self._signals.output_closed()
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+
+def ignore_at_the_end() -> None:
+    """Let a signal that comes while Python shuts down change nothing: all is saved, and the status is decided.
+
+    Python takes its handlers away before it ends, and a late repeat would replace the status.
     """
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "LOCAL_RANK" not in os.environ
+    for number in CAUGHT:
+        if isinstance(getattr(signal.getsignal(number), "__self__", None), Signals):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def ignore_in_worker() -> None:
+    """Let a loader worker go on while its main process saves: the main process ends it."""
+    for number in CAUGHT:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda number, frame: _end_later())
+
+
+def _end_later() -> None:
+    signal.alarm(WORKER_LIMIT_SECONDS)
+
+
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """While libraries are imported, SIGINT ends the program with a line instead of their traceback."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        with contextlib.suppress(OSError):
+            os.write(2, b"interrupted\n")
+        # What a shell makes of a program that SIGINT ended.
+        os._exit(128 + number)
+
+    try:
+        before = signal.signal(signal.SIGINT, leave)
+    except ValueError:
+        # Not in the main thread: whoever called has the signals.
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def follow_launcher() -> None:
+    """Ask the kernel for SIGTERM when the launcher dies, so that no process stays behind. Only on Linux.
+
+    accelerate's launcher of one process passes no signal on, and torchrun dies of some without ending its processes.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_RANK" in os.environ
     if not launched or sys.platform != "linux":
         return
     set_parent_death_signal = 1

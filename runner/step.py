@@ -40,7 +40,6 @@ class Totals:
 
 def sync_step(run: Run, lanes: list[Fetched]) -> Totals:
     """Add up over the processes what each knows of this step: one small all-reduce."""
-    signal = run.signals.number
     checksum = sum(lane.checksum(run.state.step) for lane in lanes)
     larger = [lane for lane in lanes if memory.size(lane.batch) > run.state.largest_lane]
     own = [
@@ -52,12 +51,12 @@ def sync_step(run: Run, lanes: list[Fetched]) -> Totals:
         checksum >> 32,
         checksum & 0xFFFFFFFF,
         len(larger),
-        signal > 0,
+        run.signals.number > 0,
     ]
     weight, full, examples, tokens, high, low, num_larger, asked = run.hardware.sum(own)
     stop = None
     if asked:
-        stop = run.signals.name(signal) if signal else "a signal to another process"
+        stop = run.signals.reason if run.signals.number else "a signal to another process"
     return Totals(
         weight, int(full), int(examples), int(tokens), ((int(high) << 32) + int(low)) % 2**64, num_larger > 0, stop
     )

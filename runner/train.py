@@ -10,8 +10,10 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from runner.config import parse, wants_debug  # noqa: E402
-from runner.errors import RelayError, leave_closed_pipe  # noqa: E402
-from runner.run_folder import check_output, check_tracker, follow_moved_run  # noqa: E402
+from runner.errors import LostProcess, RelayError, leave_closed_pipe  # noqa: E402
+from runner.preflight import check_settings  # noqa: E402
+from runner.run_folder import check_output, follow_moved_run  # noqa: E402
+from runner.signals import ignore_at_the_end, leaving_at_once  # noqa: E402
 from runner.urls import without_secrets  # noqa: E402
 
 
@@ -20,19 +22,25 @@ def main(arguments: list[str] | None = None, program: str = "relay train") -> in
     arguments = sys.argv[1:] if arguments is None else arguments
     config = None
     try:
-        config = follow_moved_run(parse(arguments, program))
-        check_output(config)
-        check_tracker(config.run)
-        # torch and accelerate take seconds to import: not before the settings are known to be right.
-        from runner import session
+        with leaving_at_once():
+            config = follow_moved_run(parse(arguments, program))
+            check_output(config)
+            config = check_settings(config)
+            # torch and accelerate take seconds to import: not before the settings are known to be right.
+            from runner import session
 
         session.run(config)
     except RelayError as error:
         if config.run.debug if config is not None else wants_debug(arguments):
             raise
-        if os.environ.get("RANK", "0") == "0":
-            start = "" if error.exit_status == 75 else "error: "
-            print(f"{start}{without_secrets(str(error))}", file=sys.stderr, flush=True)
+        say(error)
+        if isinstance(error, LostProcess):
+            # Leaving the group in order would wait for the processes that do not answer.
+            os._exit(error.exit_status)
+        if error.is_of_one_process and "torch" in sys.modules:
+            from runner.hardware import announce_end
+
+            announce_end(int(os.environ.get("RANK", "0")))
         return error.exit_status
     except BrokenPipeError:
         if config is not None:
@@ -44,7 +52,17 @@ def main(arguments: list[str] | None = None, program: str = "relay train") -> in
             from runner.hardware import close_hardware
 
             close_hardware()
+        ignore_at_the_end()
     return 0
+
+
+def say(error: RelayError) -> None:
+    """Print what ended the run: once, where all processes know it."""
+    rank = os.environ.get("RANK", "0")
+    if str(error) and (rank == "0" or error.is_of_one_process):
+        kind = "" if error.exit_status == 75 else "error: "
+        own = "" if rank == "0" else f"rank {rank}: "
+        print(f"{kind}{own}{without_secrets(str(error))}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -28,13 +28,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 LAYERS = {
     "plain": {"errors", "settings", "config", "recipe", "registry", "lanes", "schedule", "log", "signals", "report"}
     | {"fields", "command_line", "yaml_file", "other_tools", "help_page"}
-    | {"run_folder", "urls", "parts", "checkpoints.state", "checkpoints.pointers"},
+    | {"run_folder", "urls", "parts", "checkpoints.state", "checkpoints.pointers", "checkpoints.disk"},
     "torch": {"optim", "tree", "memory", "sharding", "checkpoints.tensors"},
     "accelerate": {"hardware", "evaluation", "fetching", "run", "step", "tracking", "loop"}
     | {"checkpoints.folders", "checkpoints.bucket", "checkpoints.saver", "checkpoints.final"},
     "run": {
         "assembly",
         "session",
+        "preflight",
         "checkpoints.recorded",
         "checkpoints.branches",
         "checkpoints.resume",

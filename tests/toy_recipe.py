@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import random
+import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,6 +66,18 @@ class Recipe(runner.recipe.Recipe):
     """Read the rows as a stream, shuffled in windows."""
     only_auxiliary: bool = False
     """Train on the auxiliary loss alone."""
+    slow_tokens: int = 0
+    """Calls of the model, of a second each, that a prediction takes, as if it generated tokens."""
+    slow_process: int = -1
+    """The process that is so slow; -1: all."""
+    slow_rows: int = 0
+    """Seconds that a micro-batch takes to be put together."""
+    dying_workers: bool = False
+    """Let every loader worker die as if memory ran out."""
+    unsendable: bool = False
+    """Put something into each micro-batch that cannot be sent to another process."""
+    broken_process: int = -1
+    """The process that meets a row which is broken; -1: none."""
     most_rows: int = 0
     """Rows that fit into the pretended memory; 0: any number."""
     model_settings: ModelSettings = ModelSettings()
@@ -87,6 +101,7 @@ class Recipe(runner.recipe.Recipe):
     def collate(self, examples: list[Any]) -> Batch:
         """Stack the rows; a row of number n counts 1 + n % 3 times."""
         ids = [example[0] for example in examples]
+        self._misbehave()
         ledger = os.environ.get("TOY_LEDGER")
         if ledger:
             with open(ledger, "a", encoding="utf-8") as file:
@@ -96,7 +111,16 @@ class Recipe(runner.recipe.Recipe):
             inputs = inputs + self.noise * random.random()
         counts = torch.tensor([1.0 + number % 3 for number in ids])
         tensors = {"inputs": inputs, "targets": torch.stack([example[2] for example in examples]), "counts": counts}
-        return Batch(tensors, weight=float(counts.sum()))
+        extra = {"unsendable": lambda: None} if self.unsendable else {}
+        return Batch(tensors, weight=float(counts.sum()), extra=extra)
+
+    def _misbehave(self) -> None:
+        if torch.utils.data.get_worker_info() is not None:
+            time.sleep(self.slow_rows)
+            if self.dying_workers:
+                os.kill(os.getpid(), signal.SIGKILL)
+        if self.broken_process == int(os.environ.get("RANK", "0")):
+            raise DataError("row 1 is broken: mend it.")
 
     def model(self) -> nn.Module:
         """A small network with dropout."""
@@ -124,6 +148,10 @@ class Recipe(runner.recipe.Recipe):
 
     def predict(self, model: nn.Module, batch: Batch) -> list[float]:
         """Absolute errors."""
+        if self.slow_process in (-1, int(os.environ.get("RANK", "0"))):
+            for _ in range(self.slow_tokens):
+                time.sleep(1)
+                model(batch["inputs"])
         return (model(batch["inputs"])[:, 0] - batch["targets"]).abs().tolist()
 
     def score(self, rows: list[float]) -> dict[str, float]:

@@ -176,6 +176,10 @@ class Recipe(runner.recipe.Recipe):
             return data.training_rows(corpus, packer)
         return data.PackedStream(corpus, packer, data.estimated_rows(corpus, packer))
 
+    def metrics(self) -> list[str]:
+        """What `score` returns."""
+        return ["bits_per_byte", "perplexity"]
+
     def data_files(self, split: str) -> list[str]:
         """The files of the source, or for validation those of validation_source."""
         corpus = (self._validation_corpus() if split == "validation" else None) or self._corpus()

@@ -90,6 +90,28 @@ class Recipe(StageSettings, runner.recipe.Recipe):
 
         return partition(self.study, self.source)
 
+    def metrics(self) -> list[str]:
+        """What `score` returns under these settings."""
+        names = ["unifrac_r2", "unifrac_mse", "unifrac_spearman", "mantel_r", "mantel_p"] if self.wants_unifrac else []
+        if self.wants_nucleotides:
+            of_nucleotides = ["nucleotide_accuracy", "nucleotide_majority"]
+            names += [*of_nucleotides, *(f"{name}/unseen" for name in of_nucleotides)]
+        if self.wants_target:
+            of_target = ["target_mae", "target_r2", "target_accuracy", "target_macro_f1", "target_auroc"]
+            names += [*of_target, *(f"{name}/by_group" for name in of_target)]
+        return names
+
+    def packages(self) -> dict[str, str | None]:
+        """What reads tables and trees, and what scores them."""
+        source, names = self.data_settings, ["scipy"]
+        if source.table is not None:
+            names += ["biom", "h5py"]
+        if source.tree is not None:
+            names.append("skbio")
+        if self.wants_target:
+            names.append("sklearn")
+        return dict.fromkeys(names, "microbiome")
+
     def data_files(self, split: str) -> list[Path]:
         """The files of the study; its samples are divided into the splits."""
         source = self.source

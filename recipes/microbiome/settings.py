@@ -7,6 +7,7 @@ import functools
 from typing import Literal
 
 from runner.errors import ConfigError
+from runner.parts.dimensions import check_attention
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,11 +231,7 @@ def check(settings: StageSettings) -> None:
             f"data.fold is {data.fold} of {data.num_folds}: type --data.num_folds of at least 2, and --data.fold from "
             "0 to num_folds - 1."
         )
-    if model.hidden_size % model.num_attention_heads:
-        raise ConfigError(
-            f"model.hidden_size is {model.hidden_size}, which {model.num_attention_heads} heads do not divide: "
-            "change one of them."
-        )
+    check_attention(model.hidden_size, model.num_attention_heads)
     losses = (settings.wants_unifrac, settings.wants_nucleotides, settings.wants_counts, settings.wants_target)
     if not any(losses):
         raise ConfigError("Every penalty is 0: there is nothing to learn. Give one of them a value above 0.")

@@ -14,6 +14,7 @@ from tyro.conf import Suppress
 import runner.recipe
 from recipes.tabular.settings import DataSettings, LoraSettings, ModelSettings
 from runner.errors import CheckpointError, ConfigError, DataError
+from runner.parts.dimensions import check_attention, check_positive
 from runner.recipe import Batch, Loss
 
 if TYPE_CHECKING:
@@ -57,10 +58,19 @@ class Recipe(runner.recipe.Recipe):
 
     def __post_init__(self) -> None:
         sizes, data = self.model_settings, self.data_settings
-        if sizes.hidden_size % sizes.num_attention_heads or sizes.hidden_size % 2:
+        check_attention(sizes.hidden_size, sizes.num_attention_heads)
+        if sizes.hidden_size % 2:
             raise ConfigError(
-                f"model.hidden_size is {sizes.hidden_size}, which {sizes.num_attention_heads} heads do not divide: "
-                "change one of them."
+                f"model.hidden_size is {sizes.hidden_size}: type --model.hidden_size with an even number."
+            )
+        names = ("text_layers", "text_hidden_size", "interaction_layers", "text_chunk_size", "vocab_size")
+        check_positive({f"model.{name}": getattr(sizes, name) for name in names})
+        if sizes.text_encoder is None and sizes.text_hidden_size % max(1, sizes.text_hidden_size // 32):
+            # Our own text encoder has heads of 32 numbers.
+            lower = sizes.text_hidden_size // 32 * 32
+            raise ConfigError(
+                f"model.text_hidden_size is {sizes.text_hidden_size}, which its heads of 32 numbers do not divide: "
+                f"type --model.text_hidden_size {lower} or {lower + 32}."
             )
         if sizes.gram_buckets % 8 or sizes.gram_buckets < 0:
             raise ConfigError(f"model.gram_buckets is {sizes.gram_buckets}: type a multiple of 8, or 0.")
@@ -115,6 +125,25 @@ class Recipe(runner.recipe.Recipe):
         from recipes.tabular.corpus import read
 
         return read(self.data_settings)
+
+    def metrics(self) -> list[str]:
+        """What `score` returns: means over the tables, and each table's own where there are several."""
+        names = ["score", "auroc", "accuracy", "log_loss", "calibration_error", "r2", "rmse"]
+        return [*names, *(f"{name}/*" for name in names[1:])]
+
+    def packages(self) -> dict[str, str | None]:
+        """pandas, and what reads the table's kind of file."""
+        from recipes.tabular.files import WORKBOOKS
+
+        needed: dict[str, str | None] = {"pandas": "tabular"}
+        for file in (self.data_settings.train, self.data_settings.test):
+            ending = Path(file).suffix.lower() if file is not None else ""
+            if ending in WORKBOOKS:
+                package = WORKBOOKS[ending]
+                needed[package] = "tabular" if package == "openpyxl" else None
+            elif ending == ".parquet":
+                needed["pyarrow"] = "tabular"
+        return needed
 
     def data_files(self, split: str) -> list[Path]:
         """The table, or the corpus with its manifest; validation rows are taken from the training rows."""

@@ -99,6 +99,11 @@ class Recipe(runner.recipe.Recipe):
             )
         return None
 
+    def metrics(self) -> list[str]:
+        """What `score` returns: over all questions, by hardness, and by group of questions."""
+        names = ["execution_accuracy", "exact_match", "exact_set_match", "valid_sql", "without_database", "gold_errors"]
+        return [*names, *(f"{name}/*" for name in names[:4])]
+
     def prepare(self, folder: Path) -> Recipe:
         """Train the tokenizer on the training split, unless the folder has one or model.pretrained brings its own."""
         bound = dataclasses.replace(self, assets=folder)

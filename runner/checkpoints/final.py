@@ -122,8 +122,21 @@ def save_final(
     """
     final = output_dir / "final"
     draft = output_dir / f"{DRAFT}final-{uuid.uuid4().hex[:8]}"
+    try:
+        _fill_final(draft, model, dict(tensors), assets, files)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(draft, final)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return final
+
+
+def _fill_final(
+    draft: Path, model: nn.Module, tensors: dict[str, torch.Tensor], assets: Path, files: dict[str, str]
+) -> None:
     draft.mkdir(parents=True)
-    tensors = dict(tensors)
     if assets.is_dir():
         shutil.copytree(assets, draft, dirs_exist_ok=True)
     if hasattr(model, "save_pretrained"):
@@ -134,10 +147,6 @@ def save_final(
     for name, text in files.items():
         (draft / name).write_text(text, encoding="utf-8")
     write_manifest(draft)
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(draft, final)
-    return final
 
 
 def model_card(run: Run, config: Config, origin: Origin) -> str:

@@ -44,10 +44,15 @@ def write_checkpoint(
     `files` are further text files by name.
     """
     draft = output_dir / f"{DRAFT}checkpoint-{state.step}-{uuid.uuid4().hex[:8]}"
-    draft.mkdir(parents=True)
-    save_file(model, draft / "model.safetensors", metadata={"format": "pt"})
-    save_file(optimizer, draft / "optimizer.safetensors")
-    return complete_draft(draft, output_dir, state, files, assets)
+    try:
+        draft.mkdir(parents=True)
+        save_file(model, draft / "model.safetensors", metadata={"format": "pt"})
+        save_file(optimizer, draft / "optimizer.safetensors")
+        return complete_draft(draft, output_dir, state, files, assets)
+    except BaseException:
+        # On a full disk the draft would take the space that is missing.
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
 
 
 def write_shard(draft: Path, kind: str, process: int, pieces: dict[str, torch.Tensor], places: str) -> None:

@@ -3,6 +3,7 @@
 import copy
 import platform
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from runner.checkpoints.bucket import Uploader
+from runner.checkpoints.disk import writing
 from runner.checkpoints.folders import complete_draft, prune_checkpoints, wait_for_shards, write_checkpoint, write_shard
 from runner.checkpoints.pointers import DRAFT, write_pointer
 from runner.checkpoints.state import State
@@ -21,6 +23,8 @@ from runner.checkpoints.tensors import (
     optimizer_tensors,
     own_pieces,
 )
+from runner.errors import DiskError
+from runner.hardware import Hardware
 
 
 class Saver:
@@ -45,7 +49,7 @@ class Saver:
 
     def save(self, run: Any, is_best: bool) -> None:
         """Copy weights, optimiser and state now, and write them in the background. Every process must call it."""
-        self.wait()
+        self.wait(run.hardware)
         if run.state.step == self.saved_step and not is_best:
             return
         if run.ledger is not None:
@@ -80,11 +84,24 @@ class Saver:
             for kind in ("exp_avg", "exp_avg_sq") if parameter.requires_grad and is_adam else ():
                 self.copied_optimizer[f"{name}/{kind}"] = torch.zeros(parameter.shape, dtype=parameter.dtype)
 
-    def wait(self) -> None:
-        """Wait for the save in flight; raises what went wrong in it."""
-        if self.pending is not None:
-            pending, self.pending = self.pending, None
-            pending.result()
+    def wait(self, hardware: Hardware | None = None) -> None:
+        """Wait for the save in flight; raises what went wrong in it.
+
+        With `hardware`, every process calls it, and all of them raise DiskError where the main process could not write.
+        """
+        wrong = None
+        try:
+            if self.pending is not None:
+                pending, self.pending = self.pending, None
+                pending.result()
+        except DiskError as error:
+            wrong = error
+        if hardware is not None and not self.in_shards:
+            wrong = hardware.from_main(wrong)
+            if wrong is not None:
+                wrong.is_of_one_process = False
+        if wrong is not None:
+            raise wrong
 
     def _save_shards(self, run: Any, state: State) -> None:
         """Each process copies and writes what it holds; the main one waits for the files and completes the folder."""
@@ -98,6 +115,10 @@ class Saver:
         process, processes = run.hardware.process, run.hardware.num_processes
 
         def write() -> None:
+            with writing(f"checkpoint-{state.step}", self.output_dir, size_of(model[0]) + size_of(optimizer[0])):
+                write_all()
+
+        def write_all() -> None:
             write_shard(draft, "model", process, *model)
             write_shard(draft, "optimizer", process, *optimizer)
             if self.is_main:
@@ -109,7 +130,8 @@ class Saver:
 
     def _write(self, model: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor], state: State) -> None:
         files = {"config.yaml": self.config_text}
-        self._follow_up(write_checkpoint(self.output_dir, model, optimizer, state, files, self.assets), state)
+        with writing(f"checkpoint-{state.step}", self.output_dir, size_of(model) + size_of(optimizer)):
+            self._follow_up(write_checkpoint(self.output_dir, model, optimizer, state, files, self.assets), state)
 
     def _follow_up(self, folder: Path, state: State) -> None:
         """Update pointers, prune, and upload, once a checkpoint is complete."""
@@ -118,6 +140,11 @@ class Saver:
         prune_checkpoints(self.output_dir, self.keep, state.best_step, newest=state.step)
         if self.uploader is not None:
             self.uploader.add(folder, state.best_step)
+
+
+def size_of(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Bytes of the tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def versions(num_processes: int) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 import dataclasses
 import difflib
+import os
 from pathlib import Path
 from typing import Annotated
 
 from runner.config import settings_of
+from runner.errors import ConfigError
 from runner.parts.setting_types import Position
 from runner.settings import RunSettings
 
@@ -53,3 +55,21 @@ def split_flags(owner: type, arguments: list[str]) -> tuple[list[str], list[str]
             target = own if name in {*names, "help", "help_all", "h"} or is_near else others
         target.append(word)
     return own, others
+
+
+def check_output_file(output: str | Path | None) -> None:
+    """Raise ConfigError where a file could not be written: before the work, not after it."""
+    if output is None:
+        return
+    path = Path(output)
+    if not path.parent.is_dir():
+        raise ConfigError(f"There is no folder for {output}: type mkdir -p {path.parent}, or another --output.")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"{output} cannot be written: type --output with a file, in a folder that you may write in.")
+
+
+def check_output_folder(output: Path) -> None:
+    """Raise ConfigError where a folder could not be made, or not be written in."""
+    there = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"{output} cannot be written: type --output with a folder that you may write in.")

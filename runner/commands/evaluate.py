@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from runner.command_line import chosen_values, name_of
-from runner.commands import TrainedSettings, split_flags
+from runner.commands import TrainedSettings, check_output_file, split_flags
 from runner.config import parse, parse_into, settings_of, wants_help
 from runner.errors import ConfigError, DataError
 from runner.parts.setting_types import AtLeast1
@@ -46,7 +45,7 @@ def main(arguments: list[str]) -> None:
     from runner.checkpoints.trained import find_config, find_weights, load_trained
     from runner.settings import RunSettings
 
-    _check_output(settings.output)
+    check_output_file(settings.output)
     config = find_config(settings.folder, [*settings.recipe_flags, *others])
     print(f"model: {describe_weights(find_weights(settings.folder))}", file=sys.stderr, flush=True)
     recipe, model = load_trained(settings.folder, config.recipe)
@@ -87,7 +86,7 @@ def _score_files(name: str, arguments: list[str]) -> None:
         raise ConfigError(f"The recipe {name} scores no files: type relay evaluate RUN with a trained model of it.")
     own, others = split_flags(recipe.Files, arguments)
     files = parse_into(recipe.Files, own, f"relay evaluate --recipe {name}")
-    _check_output(files.output)
+    check_output_file(files.output)
     text, rows = parse(["--recipe", name, *others]).recipe.score_files(files)
     print(text)
     _write(rows, files.output)
@@ -104,17 +103,6 @@ def _without_a_model() -> str:
             flags = " ".join(f"[--{setting.flag}]" for setting in settings_of(files))
             lines.append(f"Without a model: relay evaluate --recipe {name} {flags}; --help after it says more.")
     return "\n\n".join(lines)
-
-
-def _check_output(output: str | None) -> None:
-    """Before the work, not after it."""
-    if output is None:
-        return
-    path = Path(output)
-    if not path.parent.is_dir():
-        raise ConfigError(f"There is no folder for {output}: type --output with a file in one that is there.")
-    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigError(f"{output} cannot be written: type --output with a file, in a folder that you may write in.")
 
 
 def _write(rows: Sequence[Any], output: str | None) -> None:

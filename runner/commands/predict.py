@@ -19,6 +19,7 @@ def main(arguments: list[str]) -> None:
     from runner import registry
     from runner.checkpoints.final import describe_weights
     from runner.checkpoints.trained import find_config, find_weights, load_trained
+    from runner.commands import check_output_file, check_output_folder
 
     asks = wants_help(arguments)
     own, request_words = split_flags(TrainedSettings, arguments)
@@ -37,6 +38,11 @@ def main(arguments: list[str]) -> None:
     request_type = _request_of(type(config.recipe), config.recipe_name)
     request_words += ["--help"] if asks else []
     request = parse_into(request_type, request_words, f"relay predict {settings.folder}")
+    output = getattr(request, "output", None)
+    if output is not None:
+        # A name with an ending is a file, and one without is a folder, which the recipe makes.
+        check = check_output_file if Path(output).suffix else check_output_folder
+        check(Path(output))
     print(f"model: {describe_weights(find_weights(settings.folder))}", file=sys.stderr, flush=True)
     recipe, model = load_trained(settings.folder, config.recipe)
     print(recipe.answer(model, request))
