@@ -50,19 +50,22 @@ class ScoringLinear(nn.Linear):
     are in memory all at once. This happens inside the model's forward pass, as DDP, FSDP and torch.compile need it."""
 
     labels: Tensor | None = None
+    cap: float | None = None
+    """Gemma's soft cap of the logits: cap * tanh(logits / cap)."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(batch, time, hidden) -> (batch, time, vocab), or, with labels, (batch,) nats."""
         if self.labels is None:
             return super().forward(input)
-        return ChunkedCrossEntropy.apply(input, self.weight, self.labels)
+        return ChunkedCrossEntropy.apply(input, self.weight, self.labels, self.cap)
 
 
 class Context(Protocol):
     """What autograd hands to both passes of a function."""
 
     dtype: torch.dtype
-    saved_tensors: tuple[Tensor, Tensor, Tensor]
+    cap: float | None
+    saved_tensors: tuple[Tensor, ...]
     needs_input_grad: tuple[bool, ...]
 
     def save_for_backward(self, *tensors: Tensor) -> None:
@@ -71,46 +74,83 @@ class Context(Protocol):
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """Cross-entropy summed over each row. Logits are computed in chunks, and again in the backward pass.
+    """Cross-entropy summed over each row, with logits computed in chunks.
 
-    (batch, time, hidden), (vocab, hidden), (batch, time) int64 -> (batch,) fp32. Labels of -100 are not scored.
+    (batch, time, hidden), (vocab, hidden), (batch, time) int64, cap -> (batch,) fp32. Labels of -100 are not scored, and
+    have no logits. Where the output matrix is frozen, the forward pass computes the gradient too; else the backward
+    pass computes the logits again.
     """
 
     @staticmethod
-    def forward(ctx: Context, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Context, hidden: Tensor, weight: Tensor, labels: Tensor, cap: float | None = None) -> Tensor:
         """Products are computed in the dtype of autocast, the rest in fp32."""
         kind = hidden.device.type
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        ctx.save_for_backward(hidden, weight, labels)
-        flat, targets, matrix = hidden.detach().flatten(0, 1).to(ctx.dtype), labels.flatten(), weight.to(ctx.dtype)
-        losses = [
-            nn.functional.cross_entropy(
-                _wide(flat[part] @ matrix.T), targets[part], ignore_index=-100, reduction="none"
-            )
-            for part in _parts(len(flat), len(weight))
-        ]
-        return torch.cat(losses).view(labels.shape).sum(1)
+        ctx.cap = cap
+        scored, targets = _scored(labels)
+        flat, matrix = hidden.detach().flatten(0, 1)[scored].to(ctx.dtype), weight.to(ctx.dtype)
+        is_frozen = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
+        losses, gradient = [], torch.empty_like(flat) if is_frozen else None
+        for part in _parts(len(flat), len(weight)):
+            logits = _capped(_wide(flat[part] @ matrix.T), cap)
+            losses.append(nn.functional.cross_entropy(logits, targets[part], reduction="none"))
+            if gradient is not None:
+                gradient[part] = _slopes(logits, targets[part], cap).to(ctx.dtype) @ matrix
+        if gradient is None:
+            ctx.save_for_backward(hidden, weight, labels)
+        else:
+            ctx.save_for_backward(gradient, labels)
+        each = torch.zeros(labels.numel(), dtype=losses[0].dtype if losses else torch.float32, device=labels.device)
+        each[scored] = torch.cat(losses) if losses else each[scored]
+        return each.view(labels.shape).sum(1)
 
     @staticmethod
-    def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[override]
-        """Softmax minus the label, in place."""
-        hidden, weight, labels = ctx.saved_tensors
-        flat, targets, matrix = hidden.flatten(0, 1).to(ctx.dtype), labels.flatten(), weight.to(ctx.dtype)
-        scale = gradients[0].repeat_interleave(labels.shape[1]) * (targets != -100)
+    def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # type: ignore[override]
+        """The gradients of hidden states and output matrix."""
+        labels = ctx.saved_tensors[-1]
+        scored, targets = _scored(labels)
+        scale = gradients[0].repeat_interleave(labels.shape[1])[scored]
+        if len(ctx.saved_tensors) == 2:
+            gradient = ctx.saved_tensors[0]
+            found = gradient.new_zeros(labels.numel(), gradient.shape[1])
+            found[scored] = gradient * scale[:, None].to(gradient.dtype)
+            return found.view(*labels.shape, -1), None, None, None
+        hidden, weight, _ = ctx.saved_tensors
+        flat, matrix = hidden.flatten(0, 1)[scored].to(ctx.dtype), weight.to(ctx.dtype)
         to_hidden, to_weight = torch.empty_like(flat), torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for part in _parts(len(flat), len(weight)):
-            slopes = _wide(flat[part] @ matrix.T).softmax(-1)
-            places = targets[part].clamp(min=0)[:, None]
-            slopes.scatter_add_(1, places, slopes.new_full(places.shape, -1.0))
-            slopes = slopes.mul_(scale[part, None]).to(ctx.dtype)
+            logits = _capped(_wide(flat[part] @ matrix.T), ctx.cap)
+            slopes = _slopes(logits, targets[part], ctx.cap).mul_(scale[part, None]).to(ctx.dtype)
             to_hidden[part] = slopes @ matrix
             if to_weight is not None:
                 to_weight += slopes.T @ flat[part]
-        return to_hidden.view(hidden.shape).to(hidden.dtype), to_weight, None
+        found = flat.new_zeros(labels.numel(), flat.shape[1])
+        found[scored] = to_hidden
+        return found.view(hidden.shape).to(hidden.dtype), to_weight, None, None
+
+
+def _scored(labels: Tensor) -> tuple[Tensor | slice, Tensor]:
+    """Which places of all rows are scored, and their labels."""
+    targets = labels.flatten()
+    scored = targets != -100
+    # Indexing copies: it is left out where everything is scored.
+    return (slice(None), targets) if bool(scored.all()) else (scored, targets[scored])
 
 
 def _wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _capped(logits: Tensor, cap: float | None) -> Tensor:
+    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+
+def _slopes(logits: Tensor, targets: Tensor, cap: float | None) -> Tensor:
+    """Gradient of the cross-entropy by the logits before their cap: softmax minus the label. Reuses no memory."""
+    slopes = logits.softmax(-1)
+    places = targets[:, None]
+    slopes.scatter_add_(1, places, slopes.new_full(places.shape, -1.0))
+    return slopes if cap is None else slopes.mul_(1 - (logits / cap) ** 2)
 
 
 def _parts(rows: int, vocab_size: int) -> list[slice]:
@@ -119,23 +159,18 @@ def _parts(rows: int, vocab_size: int) -> list[slice]:
 
 
 PLAIN_OUTPUT = (
-    "Llama",
-    "Mistral",
-    "Qwen2",
-    "Qwen3",
-    "Arcee",
-    "StableLm",
-    "Starcoder2",
-    "GPT2LMHead",
-    "LearnedPositions",
-)
+    "Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3", "Arcee", "StableLm", "Starcoder2", "GPT2LMHead", "SmolLM3",
+    "Olmo2", "GemmaForCausalLM", "Positioned",
+)  # fmt: skip
 """Beginnings of the names of classes whose logits are the plain product with the output matrix."""
+CAPPED_OUTPUT = ("Gemma2ForCausalLM", "Gemma3ForCausalLM")
+"""Classes that cap their logits by config.final_logit_softcapping, if it is set."""
 
 
 def let_score(model: PreTrainedModel) -> None:
     """Replace the output matrix by a ScoringLinear, where the class of the model allows it."""
     head = model.get_output_embeddings()
-    if type(head) is nn.Linear and head.bias is None and type(model).__name__.startswith(PLAIN_OUTPUT):
+    if type(head) is nn.Linear and head.bias is None and type(model).__name__.startswith(PLAIN_OUTPUT + CAPPED_OUTPUT):
         head.__class__ = ScoringLinear
 
 
@@ -144,11 +179,18 @@ def nats_of_rows(model: nn.Module, inputs: dict[str, object], labels: Tensor, ch
     head = next((each for each in model.modules() if isinstance(each, ScoringLinear)), None)
     if head is None or not (labels.numel() * head.out_features > LARGE_LOGITS if chunked is None else chunked):
         return sums_of_rows(model(**inputs).logits, labels)
-    head.labels = labels
+    config = next((each.config for each in model.modules() if hasattr(each, "config")), None)
+    cap = getattr(config, "final_logit_softcapping", None)
+    head.labels, head.cap = labels, cap
     try:
+        if cap is not None:
+            # The model would cap the losses.
+            config.final_logit_softcapping = None  # type: ignore[union-attr]
         return model(**inputs).logits
     finally:
         head.labels = None
+        if cap is not None:
+            config.final_logit_softcapping = cap  # type: ignore[union-attr]
 
 
 def build(

@@ -36,22 +36,27 @@ def recipe_of(folder: Path, stories: Path, lora: LoraSettings | None = None, **s
     ).prepare(folder)
 
 
-def test_gradients_are_those_of_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_frozen", [False, True])
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_gradients_are_those_of_finite_differences(
+    monkeypatch: pytest.MonkeyPatch, is_frozen: bool, cap: float | None
+) -> None:
     monkeypatch.setattr(model, "CHUNK", 33)
     torch.manual_seed(0)
     hidden = torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(11, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(11, 4, dtype=torch.float64, requires_grad=not is_frozen)
     labels = torch.randint(11, (2, 5))
     labels[1, 2:] = -100
 
     def cost(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         # Rows weigh differently, so that a gradient that ignores its row is found.
-        rows: Any = model.ChunkedCrossEntropy.apply(one, other, labels)
+        rows: Any = model.ChunkedCrossEntropy.apply(one, other, labels, cap)
         return (rows * torch.tensor([1.0, 3.0], dtype=torch.float64)).sum()
 
     assert torch.autograd.gradcheck(cost, (hidden, weight))
-    plain = model.sums_of_rows(hidden @ weight.T, labels)
-    chunked: Any = model.ChunkedCrossEntropy.apply(hidden, weight, labels)
+    logits = hidden @ weight.T
+    plain = model.sums_of_rows(logits if cap is None else cap * torch.tanh(logits / cap), labels)
+    chunked: Any = model.ChunkedCrossEntropy.apply(hidden, weight, labels, cap)
     assert torch.allclose(plain, chunked, rtol=1e-12)
 
 
@@ -131,6 +136,68 @@ def test_adapters_of_the_output_matrix_have_logits(tmp_path: Path, stories: Path
         losses.append(float(recipe.loss(decoder, recipe.collate([rows[0]])).sum.detach()))
     # Fresh adapters add nothing.
     assert np.isclose(losses[0], losses[1], rtol=1e-5)
+
+
+FAMILIES = ["Gemma", "Gemma2", "Gemma3", "Qwen2", "Qwen3", "Mistral", "Olmo2", "SmolLM3"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("adapted", [True, False])
+def test_families_with_large_vocabularies_score_in_chunks(
+    family: str, adapted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    from runner.parts.adapters import with_adapters
+
+    monkeypatch.setattr(model, "CHUNK", 300)
+    sizes: dict[str, Any] = dict(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    sizes |= dict(num_key_value_heads=1, intermediate_size=48, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    sizes |= dict(head_dim=16) if family.startswith("Gemma") else {}
+    name = f"{family}{'Text' if family == 'Gemma3' else ''}Config"
+    config = getattr(transformers, name)(**sizes)
+    if family in ("Gemma2", "Gemma3"):
+        # Small enough to change the logits.
+        config.final_logit_softcapping = 0.5
+    torch.manual_seed(0)
+    base: Any = getattr(transformers, f"{family}ForCausalLM")(config)
+    decoder: Any = with_adapters(base, LoraSettings(rank=2)) if adapted else base
+    for parameter in decoder.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.let_score(base)
+    ids, labels = torch.randint(3, 64, (2, 12)), torch.randint(3, 64, (2, 12))
+    labels[1, 5:] = -100
+    found = []
+    for chunked in (False, True):
+        losses = model.nats_of_rows(decoder, {"input_ids": ids, "use_cache": False}, labels, chunked)
+        decoder.zero_grad()
+        losses.sum().backward()
+        gradients = {name: each.grad for name, each in decoder.named_parameters() if each.grad is not None}
+        found.append((losses.detach(), gradients))
+    assert any(isinstance(each, model.ScoringLinear) for each in decoder.modules())
+    assert torch.allclose(found[0][0], found[1][0], rtol=1e-5)
+    assert found[0][1].keys() == found[1][1].keys()
+    for key, gradient in found[0][1].items():
+        assert torch.allclose(gradient, found[1][1][key], rtol=1e-3, atol=1e-5), key
+    if family in ("Gemma2", "Gemma3"):
+        assert config.final_logit_softcapping == 0.5
+        assert float(decoder(input_ids=ids).logits.detach().abs().max()) <= 0.5
+
+
+def test_places_that_are_not_scored_have_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = []
+    parts = model._parts
+    monkeypatch.setattr(model, "_parts", lambda count, size: rows.append(count) or parts(count, size))
+    hidden, weight = torch.randn(2, 5, 4, requires_grad=True), torch.randn(11, 4)
+    labels = torch.full((2, 5), -100)
+    labels[0, 2], labels[1, 4] = 3, 7
+    sums: Any = model.ChunkedCrossEntropy.apply(hidden, weight, labels)
+    sums.sum().backward()
+    assert set(rows) == {2} and hidden.grad is not None
+    assert hidden.grad[labels == -100].abs().max() == 0 and hidden.grad[0, 2].abs().max() > 0
+    # Nothing at all to score costs nothing.
+    assert float(model.ChunkedCrossEntropy.apply(hidden, weight, labels.fill_(-100)).sum()) == 0
 
 
 def test_a_class_that_changes_its_logits_is_left_alone() -> None:
