@@ -75,6 +75,7 @@ def build_run(config: Config, hardware: Hardware, signals: Any, found: Path | No
     lanes, max_steps = plan_steps(settings, train_data, state)
     state.record(lanes)
     model = first_weights(recipe, settings, fresh=found is None)
+    recipe.use_precision(model, hardware.precision)
     run = build_loop_parts(config, hardware, recipe, model, lanes, train_data, eval_data, max_steps, state, signals)
     if found is not None:
         restore(run, found)

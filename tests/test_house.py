@@ -51,7 +51,7 @@ PLAIN_EXTRAS = {
     "log": {"tqdm", "rich"},
     "registry": {"recipes"},
     "run_folder": {"filelock"},
-    "parts.adapters": {"peft", "safetensors"},
+    "parts.adapters": {"peft", "safetensors", "torch", "xxhash"},
     "parts.fingerprints": {"fsspec", "xxhash"},
 }
 # The defaults of the contract load and write weights, with what only those who call them have imported.

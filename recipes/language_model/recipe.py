@@ -16,11 +16,12 @@ from tyro.conf import Suppress
 import runner.recipe
 from recipes.language_model.settings import DataSettings, GenerationRequest, ModelSettings, TokenizerSettings
 from runner.errors import ConfigError, DataError
-from runner.parts.adapters import LoraSettings, with_adapters
+from runner.parts.adapters import Base, LoraSettings, check_base, content_of, hold_base_in_bf16, with_adapters
 from runner.parts.cache import cache_folder
 from runner.recipe import Batch, Loss
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from recipes.language_model.data import PackedRow, PackedStream
     from recipes.language_model.text import Corpus
 
+BASE = "base.json"
+"""The file in the assets of a run with adapters that says where the weights of its base are."""
 HELD_AT_ONCE = 64_000_000
 """Bytes of data that are tokenised before the first step. Larger data are read as a stream."""
 
@@ -102,12 +105,22 @@ class Recipe(runner.recipe.Recipe):
         bound._check_validation()
         (folder / "fitted.json").write_text(json.dumps({"kind": self.tokenizer_settings.kind}) + "\n", encoding="utf-8")
         if self.model_settings.pretrained:
-            # The run's folder then describes its model without the pretrained folder.
-            from transformers import AutoConfig
-
-            config = AutoConfig.from_pretrained(self.model_settings.pretrained)
-            (folder / "base_config.json").write_text(config.to_json_string(use_diff=False), encoding="utf-8")
+            bound._record_base(self.model_settings.pretrained, folder)
         return bound
+
+    def _record_base(self, pretrained: str, assets: Path) -> None:
+        """Describe the base in the assets: its architecture, or, of a run with adapters, where its weights are."""
+        from recipes.language_model import model
+
+        place = model.find_pretrained(pretrained)
+        if self.lora.rank:
+            base = Base(path=pretrained, content=content_of(place))
+            (assets / BASE).write_text(json.dumps(base, indent=1) + "\n", encoding="utf-8")
+            return
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(**model.arguments_of(place))
+        (assets / "base_config.json").write_text(config.to_json_string(use_diff=False), encoding="utf-8")
 
     def _check_validation(self) -> None:
         """Print a note where validation has characters that the tokenizer does not know, or no text at all."""
@@ -129,12 +142,12 @@ class Recipe(runner.recipe.Recipe):
 
     def _fit_tokenizer(self) -> PreTrainedTokenizerFast:
         from recipes.language_model import tokens
-        from recipes.language_model.model import other_parameters
+        from recipes.language_model.model import find_pretrained, other_parameters
 
         model = self.model_settings
         if model.pretrained and self.tokenizer_settings.kind != "path":
             # A pretrained model keeps its own tokenizer.
-            return tokens.from_path(Path(model.pretrained))
+            return tokens.from_pretrained(find_pretrained(model.pretrained))
         corpus = self._corpus()
         is_auto = self.tokenizer_settings.kind == "bpe" and self.tokenizer_settings.vocab_size == "auto"
         others = other_parameters(model) if is_auto else 0
@@ -262,7 +275,9 @@ class Recipe(runner.recipe.Recipe):
             # Without a tokenizer the model only shows its shapes.
             vocab_size = len(tokenizer) if tokenizer is not None else 16_000
             built = model.build(settings, vocab_size, self.data_settings.max_seq_length, special)
-        adapted = with_adapters(built, self.lora) if self.lora.rank else built
+        # Runs of version 0.1 have no record of their base: their checkpoints hold it.
+        is_elsewhere = self.assets is not None and (self.assets / BASE).is_file()
+        adapted = with_adapters(built, self.lora, base_is_elsewhere=is_elsewhere) if self.lora.rank else built
         # PEFT has put the adapters into `built`.
         model.let_score(built)
         return adapted
@@ -272,11 +287,22 @@ class Recipe(runner.recipe.Recipe):
 
         from recipes.language_model import model
 
-        folder, kept = Path(self.model_settings.pretrained or ""), self.assets and self.assets / "base_config.json"
-        if not folder.exists() and kept and kept.is_file():
+        requested, assets = self.model_settings.pretrained or "", self.assets or Path("nowhere")
+        if self.lora.rank and (assets / BASE).is_file():
+            base = Base(**json.loads((assets / BASE).read_text(encoding="utf-8")))
+            place = model.find_pretrained(requested, base["path"])
+            check_base(base, place, requested)
+            return model.pretrained(place)
+        kept = assets / "base_config.json"
+        if not Path(requested).exists() and kept.is_file():
             # The pretrained folder is gone, but the checkpoint holds its weights.
             return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(kept))
-        return model.pretrained(str(folder))
+        return model.pretrained(model.find_pretrained(requested))
+
+    def use_precision(self, model: nn.Module, precision: str) -> None:
+        """Hold a frozen base in bf16, where products are computed in it."""
+        if precision == "bf16" and getattr(model, "base_is_elsewhere", False):
+            hold_base_in_bf16(cast("PeftModel", model))
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Cross-entropy of the next tokens in nats, summed."""
@@ -330,6 +356,6 @@ class Recipe(runner.recipe.Recipe):
     def export(self, model: nn.Module, folder: Path) -> None:
         """Write the model for `from_pretrained`; the runner has merged the adapters into its weights."""
         # These files would make transformers look for adapters.
-        for name in ("adapter_config.json", "base_config.json"):
+        for name in ("adapter_config.json", "base_config.json", BASE):
             (folder / name).unlink(missing_ok=True)
         super().export(model, folder)

@@ -115,6 +115,20 @@ def from_path(path: Path) -> PreTrainedTokenizerFast:
         raise _unreadable(path, error) from None
 
 
+def from_pretrained(place: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a trained model: of its folder, or of its .gguf file. Raises DataError where it has none."""
+    if place.suffix != ".gguf":
+        return from_path(place)
+    from transformers import AutoTokenizer
+
+    try:
+        return cast("PreTrainedTokenizerFast", AutoTokenizer.from_pretrained(place.parent, gguf_file=place.name))
+    except ImportError:
+        raise DataError(f"{place} needs the package gguf: type pip install gguf.") from None
+    except Exception as error:
+        raise _unreadable(place, error) from None
+
+
 def _unreadable(path: Path, error: Exception) -> DataError:
     reason = " ".join(str(error).split()) or type(error).__name__
     return DataError(

@@ -19,6 +19,7 @@ from runner.checkpoints.tensors import (
     clean_name,
     model_parts,
     model_tensors,
+    names_elsewhere,
     optimizer_parts,
     optimizer_tensors,
     own_pieces,
@@ -78,8 +79,11 @@ class Saver:
         if not self.is_main or (run.hardware.is_sharded and self.in_shards):
             return
         is_adam = run.settings.optim == "adamw"
+        elsewhere = names_elsewhere(run.bare_model)
         for name, parameter in run.bare_model.named_parameters():
             name = clean_name(name)
+            if name in elsewhere:
+                continue
             self.copied_model[name] = torch.zeros(parameter.shape, dtype=parameter.dtype)
             for kind in ("exp_avg", "exp_avg_sq") if parameter.requires_grad and is_adam else ():
                 self.copied_optimizer[f"{name}/{kind}"] = torch.zeros(parameter.shape, dtype=parameter.dtype)

@@ -30,6 +30,16 @@ def model_tensors(model: nn.Module, into: dict[str, torch.Tensor] | None = None)
     return {name: _full_copy(value, into.get(name)) for name, value in model_parts(model).items()}
 
 
+def names_elsewhere(model: nn.Module) -> set[str]:
+    """The frozen parameters that a checkpoint leaves out, because their base lies elsewhere and does not change.
+
+    Such a model has `base_is_elsewhere`: whoever builds it has loaded the base, and has checked its content.
+    """
+    if not getattr(model, "base_is_elsewhere", False):
+        return set()
+    return {clean_name(name) for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+
 def optimizer_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer, into: dict[str, torch.Tensor] | None = None
 ) -> dict[str, torch.Tensor]:
@@ -56,6 +66,12 @@ def load_model(model: nn.Module, tensors: Mapping[str, torch.Tensor], source: st
     targets = {clean_name(name): value for name, value in [*model.named_parameters(), *model.named_buffers()]}
     persistent = {clean_name(name) for name in model.state_dict(keep_vars=True)}
     targets = {name: value for name, value in targets.items() if name in persistent}
+    elsewhere = names_elsewhere(model)
+    if elsewhere & tensors.keys():
+        # The checkpoint holds a base of its own, which may differ: it is saved from now on.
+        model.base_is_elsewhere = False  # type: ignore[assignment]
+        elsewhere = set()
+    targets = {name: value for name, value in targets.items() if name not in elsewhere}
     missing, surplus = sorted(targets.keys() - tensors.keys()), sorted(tensors.keys() - targets.keys())
     if missing or surplus:
         raise CheckpointError(
@@ -181,8 +197,11 @@ def own_pieces(tensors: Mapping[str, torch.Tensor], is_main: bool) -> tuple[dict
 
 
 def model_parts(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters (tied ones once) and the buffers that count as state, by clean name, as they are."""
-    persistent = {clean_name(name) for name in model.state_dict(keep_vars=True)}
+    """Parameters (tied ones once) and the buffers that count as state, by clean name, as they are.
+
+    Without those of a base that lies elsewhere.
+    """
+    persistent = {clean_name(name) for name in model.state_dict(keep_vars=True)} - names_elsewhere(model)
     named = [*model.named_parameters(), *model.named_buffers()]
     return {clean_name(name): value for name, value in named if clean_name(name) in persistent}
 

@@ -16,6 +16,14 @@ RunFolder = Annotated[str, Position("RUN", "runs/NAME", "the folder of a run")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class BaseSettings:
+    """The base of a run with adapters."""
+
+    pretrained: str | None = None
+    """Folder of the base of a run with adapters, where it is no longer at the path that the run names."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainedSettings:
     """Which trained model a verb works with, and whether the recipe that it names is trusted."""
 
@@ -25,6 +33,7 @@ class TrainedSettings:
     """The recipe, where the run names a file or a module that is not here, or that Relay asks about."""
     trust_recipe: bool = False
     """Import the recipe file that the run names, and so run its code."""
+    model: BaseSettings = BaseSettings()
 
     @property
     def folder(self) -> Path:
@@ -34,8 +43,9 @@ class TrainedSettings:
     @property
     def recipe_flags(self) -> list[str]:
         """The flags that read the settings of the run with this recipe."""
-        trust = ["--trust_recipe"] if self.trust_recipe else []
-        return trust if self.recipe is None else [*trust, "--recipe", self.recipe]
+        flags = ["--trust_recipe"] if self.trust_recipe else []
+        flags += [] if self.recipe is None else ["--recipe", self.recipe]
+        return flags + ([] if self.model.pretrained is None else ["--model.pretrained", self.model.pretrained])
 
 
 def split_flags(owner: type, arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -10,9 +10,9 @@ import functools
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
-from runner.errors import ConfigError
+from runner.errors import CheckpointError, ConfigError
 from runner.parts.setting_types import Commas
 
 if TYPE_CHECKING:
@@ -49,11 +49,13 @@ def with_adapters(
     target_modules: str | Sequence[str] = "all-linear",
     target_parameters: Sequence[str] = (),
     new_tokens: Sequence[int] | None = None,
+    base_is_elsewhere: bool = False,
 ) -> PeftModel:
     """A frozen causal model with adapters that train.
 
     `target_modules`: the modules to adapt where settings.target_modules is not given. `target_parameters`: names of
     weights that are no modules of their own, such as those of experts. `new_tokens`: ids whose embeddings train too.
+    `base_is_elsewhere`: the base was loaded from a folder that stays as it is, so that checkpoints leave it out.
     Raises ConfigError where the settings do not fit the model.
     """
     import peft
@@ -85,7 +87,40 @@ def with_adapters(
     adapted.__class__ = _adapted_class()  # type: ignore[assignment]
     # Where the embeddings of new tokens train, they are saved with the adapters, and the full table is not.
     adapted.saved_embeddings = "auto" if new_tokens is None else False  # type: ignore[assignment]
+    adapted.base_is_elsewhere = base_is_elsewhere  # type: ignore[assignment]
     return adapted
+
+
+def hold_base_in_bf16(model: PeftModel) -> None:
+    """Hold the frozen matrices of a base in bf16 where that changes no result of a training under bf16 autocast.
+
+    Autocast rounds the matrices of linear layers at each forward pass. Embeddings are held in bf16 if that is exact, as
+    it is where the base was saved in bf16.
+    """
+    import torch
+
+    embeddings = _tables(model)[0].weight
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, torch.nn.Parameter) or weight.requires_grad or weight.dtype != torch.float32:
+            continue
+        half = weight.data.to(torch.bfloat16)
+        if isinstance(module, torch.nn.Linear) and weight is not embeddings:
+            weight.data = half
+        elif isinstance(module, torch.nn.Embedding) and half.to(weight.dtype).equal(weight.data):
+            weight.data = half
+            module.register_forward_hook(_in_fp32)
+
+
+def _in_fp32(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """The embeddings of a table in bf16 as one in fp32 gives them: the residual stream stays in fp32."""
+    import torch
+
+    table = cast("nn.Embedding", module)
+    rows = torch.nn.functional.embedding(inputs[0], table.weight, table.padding_idx).float()
+    # Gemma multiplies its embeddings.
+    scale = getattr(module, "embed_scale", None)
+    return rows if scale is None else rows * scale.float()
 
 
 def _check_tables(model: PreTrainedModel, requested: Sequence[str]) -> None:
@@ -124,6 +159,43 @@ def adapts_a_table(adapted: PeftModel) -> bool:
     return any(isinstance(table, LoraLayer) for table in (base.get_input_embeddings(), base.get_output_embeddings()))  # type: ignore[operator]
 
 
+class Base(TypedDict):
+    """The base of a run with adapters, as `base.json` in its assets records it."""
+
+    path: str
+    """Its folder when the run started, or its id on the hub."""
+    content: str
+    """A hash of all its weights."""
+
+
+def content_of(folder: Path) -> str:
+    """A hash of the weights of a folder, whatever their files are called."""
+    import xxhash
+
+    files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    content = xxhash.xxh3_128()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                content.update(block)
+    return content.hexdigest()
+
+
+def check_base(base: Base, folder: Path, requested: str) -> None:
+    """Raise CheckpointError where the base of a run with adapters is missing or has other weights than it had."""
+    advice = f"type --model.pretrained with a folder of {base['path']} as it was (content {base['content'][:12]})."
+    if not folder.exists():
+        raise CheckpointError(
+            f"The base of these adapters is not at {requested}, and checkpoints hold the adapters alone:\n{advice}"
+        )
+    found = content_of(folder)
+    if found != base["content"]:
+        raise CheckpointError(
+            f"{requested} holds other weights (content {found[:12]}) than the base of these adapters:\n"
+            f"{advice}"
+        )
+
+
 @functools.cache
 def _adapted_class() -> type[PeftModel]:
     import peft
@@ -133,15 +205,19 @@ def _adapted_class() -> type[PeftModel]:
         """A model with adapters that is saved and merged as Relay needs it."""
 
         saved_embeddings: bool | str
+        base_is_elsewhere: bool
+        """Whether checkpoints leave the base out."""
 
         def save_pretrained(  # type: ignore[override]
             self, save_directory: str | Path, state_dict: dict[str, Tensor] | None = None, **more: object
         ) -> None:
-            """Write the adapters in PEFT's format, and all weights beside them."""
+            """Write the adapters in PEFT's format, and beside them the weights by the names that a checkpoint has."""
             # A matrix that is input and output has two names, and is written under the first.
             found: dict[int, tuple[str, Tensor]] = {}
             for name, value in (state_dict or self.state_dict()).items():
                 found.setdefault(value.data_ptr(), (name, value.contiguous()))
+            if state_dict is not None:
+                more["state_dict"] = state_dict
             super().save_pretrained(str(save_directory), save_embedding_layers=self.saved_embeddings, **more)  # type: ignore[arg-type]
             save_file(dict(found.values()), Path(save_directory) / "model.safetensors", metadata={"format": "pt"})
 
