@@ -291,15 +291,20 @@ def _scale_residuals(model: PreTrainedModel, num_layers: int) -> None:
             parameter.mul_((2 * num_layers) ** -0.5)
 
 
-def find_pretrained(requested: str, *others: str) -> Path:
+def is_path(requested: str) -> bool:
+    """Whether model.pretrained is a path, and no id of the hub such as Qwen/Qwen2.5-0.5B."""
+    return Path(requested).expanduser().exists() or re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", requested) is None
+
+
+def find_pretrained(requested: str) -> Path:
     """The folder or the .gguf file that model.pretrained means: a path, or an id of the hub.
 
-    `others`: where else it may be, such as where it was when the run started. Raises DataError where it is nowhere.
+    Raises DataError where it is nowhere.
     """
-    place = next((Path(each).expanduser() for each in (requested, *others) if Path(each).expanduser().exists()), None)
-    if place is not None:
+    place = Path(requested).expanduser()
+    if place.exists():
         return place
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", requested):
+    if is_path(requested):
         raise DataError(
             f"There is no model at {requested}: type --model.pretrained with the folder final/ of a run, with what\n"
             "relay export wrote, with a .gguf file, or with an id of the hub such as Qwen/Qwen2.5-0.5B."

@@ -290,8 +290,8 @@ class Recipe(runner.recipe.Recipe):
         requested, assets = self.model_settings.pretrained or "", self.assets or Path("nowhere")
         if self.lora.rank and (assets / BASE).is_file():
             base = Base(**json.loads((assets / BASE).read_text(encoding="utf-8")))
-            place = model.find_pretrained(requested, base["path"])
-            check_base(base, place, requested)
+            place = Path(requested) if model.is_path(requested) else model.find_pretrained(requested)
+            check_base(base, place)
             return model.pretrained(place)
         kept = assets / "base_config.json"
         if not Path(requested).exists() and kept.is_file():

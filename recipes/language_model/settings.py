@@ -114,7 +114,8 @@ class ModelSettings:
     """The decoder network."""
 
     pretrained: str | None = None
-    """Folder of a trained model to start from; its dimensions replace the ones below. None: a new model."""
+    """Folder, .gguf file or hub id of a trained model to start from; its dimensions replace those below. None: a new
+    model."""
     hidden_size: int = 128
     """Width of the residual stream."""
     num_hidden_layers: int = 6

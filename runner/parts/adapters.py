@@ -181,18 +181,17 @@ def content_of(folder: Path) -> str:
     return content.hexdigest()
 
 
-def check_base(base: Base, folder: Path, requested: str) -> None:
+def check_base(base: Base, folder: Path) -> None:
     """Raise CheckpointError where the base of a run with adapters is missing or has other weights than it had."""
     advice = f"type --model.pretrained with a folder of {base['path']} as it was (content {base['content'][:12]})."
     if not folder.exists():
         raise CheckpointError(
-            f"The base of these adapters is not at {requested}, and checkpoints hold the adapters alone:\n{advice}"
+            f"The base of these adapters is not at {folder}, and checkpoints hold the adapters alone:\n{advice}"
         )
     found = content_of(folder)
     if found != base["content"]:
         raise CheckpointError(
-            f"{requested} holds other weights (content {found[:12]}) than the base of these adapters:\n"
-            f"{advice}"
+            f"{folder} holds other weights (content {found[:12]}) than the base of these adapters:\n{advice}"
         )
 
 
