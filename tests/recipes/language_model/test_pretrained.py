@@ -1,0 +1,89 @@
+"""What model.pretrained may be: a folder, a .gguf file, an id of the hub; and what is said where it is nowhere."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recipes.language_model import model
+from recipes.language_model.settings import ModelSettings
+from runner.errors import CheckpointError, DataError
+from runner.parts.adapters import Base, check_base, content_of
+
+TINY = ModelSettings(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+
+
+def saved(folder: Path) -> Path:
+    """A tiny model in a folder."""
+    model.build(TINY, 16, 8, {}).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "requested", ["./nowhere", "/no/such/folder", "a/b/c", "nowhere", "../runs/final", "~/nowhere/x"]
+)
+def test_a_path_where_nothing_is_says_what_to_type(requested: str) -> None:
+    with pytest.raises(DataError, match="There is no model at .*: type --model.pretrained") as caught:
+        model.find_pretrained(requested)
+    assert requested in str(caught.value) and len(str(caught.value).splitlines()) == 2
+
+
+def test_an_id_of_the_hub_is_read_from_the_cache_or_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: list[bool] = []
+
+    def snapshot(name: str, local_files_only: bool = False, **_: Any) -> str:
+        asked.append(local_files_only)
+        if name == "owner/cached" and local_files_only:
+            return str(tmp_path)
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert model.find_pretrained("owner/cached") == tmp_path and asked == [True]
+    with pytest.raises(DataError) as caught:
+        model.find_pretrained("owner/absent-0.5B")
+    assert "hf download owner/absent-0.5B --local-dir FOLDER" in str(caught.value)
+    assert asked == [True, True, False] and len(str(caught.value).splitlines()) == 3
+
+
+def test_a_folder_is_found_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved(tmp_path / "owner" / "name")
+    assert model.find_pretrained(str(folder)) == folder
+    # A folder here comes before the hub.
+    monkeypatch.chdir(tmp_path)
+    assert model.find_pretrained("owner/name") == Path("owner/name")
+    assert model.pretrained(Path("owner/name")).config.hidden_size == 8
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.gguf", b"GGUF damaged"), ("a.gguf", b""), ("a.gguf", b"no model")])
+def test_a_gguf_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    place = model.find_pretrained(str(tmp_path / name))
+    assert model.arguments_of(place) == {"pretrained_model_name_or_path": str(tmp_path), "gguf_file": name}
+    with pytest.raises(DataError, match=r"a\.gguf") as caught:
+        model.pretrained(place)
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text"])
+def test_damaged_weights_are_named(tmp_path: Path, damage: str) -> None:
+    weights = saved(tmp_path) / "model.safetensors"
+    content = {"cut": weights.read_bytes()[:100], "empty": b"", "text": b"version https://git-lfs"}[damage]
+    weights.write_bytes(content)
+    with pytest.raises(DataError, match="cannot be loaded"):
+        model.pretrained(tmp_path)
+
+
+def test_a_base_is_known_by_its_content(tmp_path: Path) -> None:
+    first, second = saved(tmp_path / "a"), saved(tmp_path / "b")
+    base = Base(path=str(first), content=content_of(first))
+    check_base(base, first)
+    with pytest.raises(CheckpointError, match="holds other weights"):
+        check_base(base, second)
+    (second / "model.safetensors").write_bytes((first / "model.safetensors").read_bytes())
+    check_base(base, second)
+    with pytest.raises(CheckpointError, match="is not at .*\ntype --model.pretrained"):
+        check_base(base, tmp_path / "c")
