@@ -222,15 +222,40 @@ class AsvEncoder(nn.Module):
         return self.pooling(states, there), guesses
 
 
+TIP_BUCKETS = 1021
+
+
+def tip_codes(tokens: Int[Tensor, "asvs letters"]) -> Int[Tensor, " asvs"]:
+    """A bucket from 1 to TIP_BUCKETS for each ASV, times a sign: a hash of its letters. Padding does not change it."""
+    places = torch.arange(1, tokens.shape[1] + 1, device=tokens.device, dtype=torch.int64)
+    factors = (places * places * 40_503 + places * 2_654_435_761) % 2_147_483_647
+    codes = (tokens.long() * factors).sum(1)
+    return (codes % TIP_BUCKETS + 1) * (codes // TIP_BUCKETS % 2 * 2 - 1)
+
+
+def tip_features(
+    own: Float[Tensor, "samples asvs"], codes: Int[Tensor, "samples asvs"]
+) -> Float[Tensor, "samples buckets"]:
+    """The roots of the ASVs' own branch lengths, hashed; an inner product is the length of the tips that are shared."""
+    samples = torch.arange(len(own), device=own.device)[:, None] * TIP_BUCKETS
+    flat = (samples + codes.abs() - 1).reshape(-1)
+    # Where an ASV is not there, its length is 0, whose root would have no gradient.
+    values = own.clamp(min=1e-12).sqrt() * (own > 0) * codes.sign()
+    tips = torch.zeros(len(own) * TIP_BUCKETS, dtype=own.dtype, device=own.device)
+    return tips.index_add(0, flat, values.reshape(-1)).view(len(own), TIP_BUCKETS)
+
+
 class UniFracHead(nn.Module):
     """A sample's embedding, whose distances are to be UniFrac's.
 
     Unweighted UniFrac is 1 - S / (a_i + a_j - S), where S is the branch length that two samples share, an inner product
     of their branches, and a the length that each has: a Tanimoto distance.
     `branches`: the embedding holds learned branches. An ASV is below a branch with some probability, and the branch is
-    in a sample when any of its ASVs is below it: P = 1 - prod(1 - p), e = P * sqrt(length), a = sum(P * length) and
-    what each ASV has of its own.
-    `tanimoto`: the embedding is any vector, read off the pooled sample; a = |e|^2 and a private length.
+    in a sample when any of its ASVs is below it: P = 1 - prod(1 - p), e = P * sqrt(length).
+    `tanimoto`: the embedding is any vector, computed from the pooled sample.
+    Both add what a tree's tips are: each ASV has a branch of its own, which two samples share when both have the ASV.
+    These are hashed by the ASV's letters into TIP_BUCKETS numbers with signs, so that inner products are right on
+    average (Weinberger et al. 2009, ICML 1113). In both, a = |e|^2, so equal samples are 0 apart by construction.
     `tanh`: tanh(|e_i - e_j| / scale) of the pooled vectors themselves.
     """
 
@@ -276,14 +301,16 @@ class UniFracHead(nn.Module):
         states: Float[Tensor, "samples asvs size"],
         pooled: Float[Tensor, "samples size"] | None,
         is_there: Bool[Tensor, "samples asvs"],
+        codes: Int[Tensor, "samples asvs"],
     ) -> tuple[Float[Tensor, "samples embedding"], Float[Tensor, " samples"] | None]:
         """The embeddings, and the samples' own lengths in the forms that have them. Source: our own."""
         if self.kind == "branches":
             logits = self.below(states).masked_fill(~is_there[..., None], -1e4)
             presence = 1 - torch.exp(-F.softplus(logits).sum(1))  # (samples, branches)
             length = F.softplus(self.branch_length) / len(self.branch_length)
-            own = (F.softplus(self.own_length(states).squeeze(-1)) * is_there).sum(1) / len(self.branch_length)
-            return presence * length.sqrt(), presence @ length + own
+            own = F.softplus(self.own_length(states).squeeze(-1)) / len(self.branch_length)
+            embeddings = torch.cat([presence * length.sqrt(), tip_features(own * is_there, codes)], 1)
+            return embeddings, embeddings.square().sum(1)
         assert pooled is not None
         if self.kind == "tanh":
             return pooled, None
@@ -292,8 +319,9 @@ class UniFracHead(nn.Module):
         volume = self.volume(features).exp()
         direction = self.direction(features)
         embeddings = direction * (volume / direction.shape[1]).sqrt()
-        private = F.softplus(self.private(features)) * volume
-        return embeddings, embeddings.square().sum(1) + private.squeeze(1)
+        own = F.softplus(self.private(features)) * volume / num_asvs.clamp(min=1)
+        embeddings = torch.cat([embeddings, tip_features(own * is_there, codes)], 1)
+        return embeddings, embeddings.square().sum(1)
 
 
 def embedding_distances(
@@ -444,14 +472,17 @@ class MicrobiomeModel(nn.Module):
         return self.shape.num_outputs > 0 and self.shape.target_from == "branches"
 
     def embed(
-        self, states: Float[Tensor, "samples places size"], mask: Bool[Tensor, "samples places"]
+        self,
+        states: Float[Tensor, "samples places size"],
+        mask: Bool[Tensor, "samples places"],
+        codes: Int[Tensor, "samples asvs"],
     ) -> tuple[Float[Tensor, "samples embedding"], Float[Tensor, " samples"] | None]:
         """The embeddings of encoded samples, whose first place is nobody's."""
         # In full precision: distances are differences of nearly equal numbers.
         with torch.autocast(states.device.type, enabled=False):
             encoded = in_full(states)
             pooled = self.pooling(encoded, mask) if hasattr(self, "pooling") else None
-            return self.unifrac_head(encoded[:, 1:], pooled, mask[:, 1:])
+            return self.unifrac_head(encoded[:, 1:], pooled, mask[:, 1:], codes)
 
     def forward(
         self,
@@ -471,6 +502,7 @@ class MicrobiomeModel(nn.Module):
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             vectors, guesses = self.asv_encoder(tokens, mask)
+            codes = tip_codes(tokens)
             states = vectors[asvs] * is_there[..., None].to(vectors.dtype)  # (samples, places, size)
             if self.shape.count_embedding:
                 states = states + self.count_embedding((abundance * 1000).log1p()[..., None].to(states.dtype))
@@ -483,7 +515,7 @@ class MicrobiomeModel(nn.Module):
             # A third stack, which the count head and the target's own stack do not read.
             encoded = self.encoder(states, everywhere) if wants_embeddings or self.reads_branches else states
             if wants_embeddings:
-                output.embeddings, output.lengths = self.embed(encoded, everywhere)
+                output.embeddings, output.lengths = self.embed(encoded, everywhere, codes[asvs])
             if alone is not None:
                 singles = vectors[alone][:, None]
                 if self.shape.count_embedding:
@@ -492,7 +524,7 @@ class MicrobiomeModel(nn.Module):
                 singles = torch.cat([self.nobody.to(singles.dtype).expand(len(singles), 1, -1), singles], 1)
                 singles = self.encoder(self.sample_encoder(singles, None), None)
                 both = torch.ones(singles.shape[:2], dtype=torch.bool, device=singles.device)
-                output.asv_embeddings, output.asv_lengths = self.embed(singles, both)
+                output.asv_embeddings, output.asv_lengths = self.embed(singles, both, codes[alone][:, None])
         if self.shape.has_count_head:
             output.counts = in_full(self.count_head(self.count_encoder(states, everywhere))[:, 1:].squeeze(-1))
         if self.reads_branches:

@@ -77,7 +77,8 @@ def test_chunks_change_nothing_and_save_memory() -> None:
         gradients[chunk] = {name: parameter.grad for name, parameter in model.named_parameters()}
     for name, gradient in gradients[0].items():
         assert torch.allclose(gradient, gradients[4][name], atol=1e-5), name
-    assert kept[4] < 0.5 * kept[0]
+    # What the distances save is the same with chunks and without.
+    assert kept[4] < 0.6 * kept[0]
 
 
 def test_gradient_checkpointing_changes_nothing() -> None:
@@ -481,4 +482,44 @@ def test_learned_branches_are_in_a_sample_when_one_of_its_asvs_is_below_them() -
     for sample in range(6):
         own = below[batch["asvs"][sample][batch["is_there"][sample]]]
         expected = (1 - (1 - own).prod(0)) * lengths.sqrt()
-        assert torch.allclose(output.embeddings[sample], expected, atol=1e-5)
+        assert torch.allclose(output.embeddings[sample][: len(expected)], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_distances_are_0_to_oneself_and_to_a_double_and_symmetric(form: str) -> None:
+    recipe = recipe_of(distance=form)
+    model, data = recipe.model().eval(), recipe.data("train")
+    chosen = [data[number] for number in (0, 1, 2, 0, 3, 1)]
+    with torch.no_grad():
+        batch = recipe.collate(chosen)
+        output = run(model, batch, mask=None)
+        apart = embedding_distances(output.embeddings, output.lengths, tanh_scale(16))
+    assert apart.diagonal().abs().max() < 1e-6
+    assert apart[0, 3].abs() < 1e-6 and apart[1, 5].abs() < 1e-6
+    assert torch.allclose(apart, apart.T, atol=1e-7)
+    others = apart[torch.tensor([0, 0, 1, 2]), torch.tensor([1, 2, 2, 4])]
+    assert (others > 1e-4).all() and (apart < 1.2).all()
+    # The triangle holds.
+    detours = (apart[:, :, None] + apart[None, :, :]).amin(1)
+    assert (apart <= detours + 0.05).all()
+
+
+def test_the_hash_of_tips_is_right_on_average_and_does_not_see_padding() -> None:
+    from recipes.microbiome.model import TIP_BUCKETS, tip_codes, tip_features
+
+    random = torch.Generator().manual_seed(0)
+    tokens = torch.randint(1, 5, (3000, 100), generator=random)
+    codes = tip_codes(tokens)
+    assert torch.equal(codes, tip_codes(torch.nn.functional.pad(tokens, (0, 20))))
+    assert codes.abs().min() >= 1 and codes.abs().max() <= TIP_BUCKETS and abs(float(codes.sign().float().mean())) < 0.1
+    # Sixty samples of a hundred ASVs, of which neighbours share half.
+    rows = torch.stack([torch.arange(100) + 50 * sample for sample in range(59)])
+    features = tip_features(torch.ones(59, 100), codes[rows])
+    shared = features @ features.T
+    assert abs(float(shared.diagonal().mean()) - 100) < 5
+    assert abs(float(shared.diagonal(1).mean()) - 50) < 5
+    assert abs(float(shared.diagonal(5).mean())) < 5
+    # Where an ASV is not there, nothing is added, and no gradient is undefined.
+    own = torch.zeros(1, 100, requires_grad=True)
+    tip_features(own, codes[:100][None]).sum().backward()
+    assert torch.isfinite(own.grad).all()  # type: ignore[arg-type]
