@@ -26,11 +26,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
-    pass
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 LONGEST_PHRASE_WORDS = 6
 """No exchanged phrase of a question is longer."""
@@ -41,6 +37,18 @@ SQL_TOKEN = re.compile(rf"<v\d>|'(?:[^']|'')*'|{NAME}(?:\.{NAME})?|<=|>=|<>|[^\w
 PLACEHOLDER = re.compile(r"<v(\d)>")
 AGGREGATES = ("COUNT", "SUM", "AVG", "MIN", "MAX")
 COMPARED = re.compile(rf"(?:{NAME}\.)?({NAME}) (?:=|<>|LIKE) <v(\d)>")
+
+T = TypeVar("T")
+
+
+class Chance(Protocol):
+    """Random numbers: a `random.Random`, or the module `random`."""
+
+    def random(self) -> float: ...
+    def choice(self, seq: Sequence[T], /) -> T: ...
+    def sample(self, population: Sequence[T], k: int, /) -> list[T]: ...
+    def randrange(self, start: int, /) -> int: ...
+
 
 Tokens = tuple[str, ...]
 Pieces = tuple[tuple[Tokens, Tokens], ...]
@@ -168,7 +176,7 @@ def _column(found: Link) -> str:
     return found.columns[0].replace(" ", "_") if found.columns else "number"
 
 
-def swap_values(links: Sequence[Link], target: str, database: str, chance: Any) -> list[Link]:
+def swap_values(links: Sequence[Link], target: str, database: str, chance: Chance) -> list[Link]:
     """The links with other values of the columns that the target compares them with.
 
     Question and target stay: they hold placeholders. What changes is what the prompt says of the values.

@@ -1,8 +1,8 @@
-"""Other words for the same question, other SQL for the same rows, other names for the same schema.
+"""Augmentation by rewriting: paraphrased questions, equivalent queries, renamed schemas.
 
-Every rewritten query is confirmed twice: sqlglot reads back the tree that was meant, and SQLite finds the same rows on
-the question's own database (without one, the query must prepare). Renaming changes tables and columns in schema, query
-and linked values by one map, and the query must prepare on the renamed schema. What is not confirmed is not used.
+Every rewritten query is checked twice: sqlglot must read back the same tree, and SQLite must find the same rows on the
+question's database (without one, SQLite must prepare the query). Renaming changes names in schema, query and linked
+values alike, and SQLite must prepare the query on the renamed schema. Anything else is not used.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from recipes.text2sql.augmentation.recombination import Chance
 from recipes.text2sql.prompts import prompt
 from recipes.text2sql.prompts.prompt import Link
 from recipes.text2sql.sql.canonical import canonical
@@ -40,7 +41,7 @@ OPENINGS = [
      ["count the \\1", "what is the number of \\1 ?", "find the number of \\1"]),
     (r"^which (.+)$", ["what \\1"]),
 ]  # fmt: skip
-"""Beginnings of questions, and what can be said instead; \\1 is what they are about."""
+"""Beginnings of questions, and other words for them; \\1 is what they are about."""
 PHRASES = [
     ("more than", "greater than", "over"),
     ("less than", "smaller than", "under"),
@@ -63,7 +64,7 @@ ONE_WAY = {"how many", "over", "under", "with a", "of each", "and also"}
 """These are written instead of others, but mean too much to be replaced themselves."""
 
 
-def paraphrase(text: str, schema: Schema, chance: Any) -> str:
+def paraphrase(text: str, schema: Schema, chance: Chance) -> str:
     """The question in other words; the words of the schema's names and the placeholders stay.
 
     text: lower-case words between single spaces, with placeholders, as `prompt.link` gives it.
@@ -101,7 +102,7 @@ def _name_words(schema: Schema) -> frozenset[str]:
 # The query -------------------------------------------------------------------------------------------------
 
 
-def rewrite(query: str, schema: Schema, database: str | None, chance: Any) -> str:
+def rewrite(query: str, schema: Schema, database: str | None, chance: Chance) -> str:
     """Another canonical query with the same rows, or the query itself where none was found.
 
     query: canonical, without placeholders.
@@ -249,7 +250,7 @@ SYNONYMS = {
 
 
 def renamed(
-    schema: Schema, links: Sequence[Link], query: str, chance: Any
+    schema: Schema, links: Sequence[Link], query: str, chance: Chance
 ) -> tuple[Schema, list[Link], str] | None:  # fmt: skip
     """Schema, linked values and query with other names for about half of tables and columns; None where it failed.
 
@@ -266,7 +267,7 @@ def renamed(
     return other, found, written
 
 
-def new_names(schema: Schema, query: str, chance: Any) -> dict[str, str]:
+def new_names(schema: Schema, query: str, chance: Chance) -> dict[str, str]:
     """Old name -> new name, both in lower case, for about half of the names; no two get the same."""
     old = list(prompt.names_of(schema))
     # Aliases of the query are not to become names.
@@ -284,7 +285,7 @@ def new_names(schema: Schema, query: str, chance: Any) -> dict[str, str]:
     return names
 
 
-def _another_name(name: str, chance: Any) -> str:
+def _another_name(name: str, chance: Chance) -> str:
     words = [word for word in re.split(r"[\W_]+", name) if word]
     way = chance.randrange(6)
     if way < 3 and any(word in SYNONYMS for word in words):

@@ -1,24 +1,9 @@
-"""Writing SQL with a trained model: the likeliest, beams, draws, votes, and only what the schema's grammar allows.
+"""Generates SQL with a trained model: greedily, by beams or by sampling, with a vote or with constrained decoding.
 
-A batch writes what its questions write one by one: whatever is drawn depends on the seed, the prompt and the number
-of the candidate, never on the neighbours.
+A question gets the same SQL in any batch: a sample depends on the seed, the prompt and the number of the candidate.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from recipes.text2sql.decoding.masks import OnlyGrammatical, writer_of
-from recipes.text2sql.prompts.prompt import reveal, reveal_names
-from recipes.text2sql.sql.canonical import canonical
-from recipes.text2sql.sql.execution import Execution, execute
-from recipes.text2sql.sql.names import fold, is_bare, pieces, quoted
-from recipes.text2sql.sql.results import first_that_finds, is_ordered, is_valid, same_result
-
-if TYPE_CHECKING:
-    from recipes.text2sql.prompts.encoding import Encoder, Example
-    from recipes.text2sql.settings import GenerationSettings
-    from recipes.text2sql.sql.schema import Schema
 
 import functools
 import hashlib
@@ -30,12 +15,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
+from recipes.text2sql.decoding.masks import OnlyGrammatical, writer_of
+from recipes.text2sql.prompts.prompt import reveal, reveal_names
+from recipes.text2sql.sql.canonical import canonical
+from recipes.text2sql.sql.execution import Execution, execute
+from recipes.text2sql.sql.names import fold, is_bare, pieces, quoted
+from recipes.text2sql.sql.results import first_that_finds, is_ordered, is_valid, same_result
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from recipes.text2sql.prompts.encoding import Encoder, Example
+    from recipes.text2sql.settings import GenerationSettings
+    from recipes.text2sql.sql.schema import Schema
+
 
 def write(encoder: Encoder, settings: GenerationSettings, model: Any, examples: Sequence[Example]) -> list[str]:
-    """One query for each example, with the database's own values and names in the placeholders' places."""
+    """One query per example, with the database's values and names in place of placeholders and tokens."""
     chosen = []
     for example, candidates in zip(examples, write_candidates(encoder, settings, model, examples), strict=True):
         database = example.question.database
@@ -51,11 +47,11 @@ def write(encoder: Encoder, settings: GenerationSettings, model: Any, examples: 
 def write_candidates(
     encoder: Encoder, settings: GenerationSettings, model: Any, examples: Sequence[Example]
 ) -> list[list[str]]:
-    """The candidates for each example: beams, the likeliest first, or draws, the first of several not drawn."""
+    """The candidates of each example: beams, the most likely first, or samples, the first of several greedy."""
     tokenizer = encoder.tokenizer
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
-    drawn = settings.temperature > 0
-    count = settings.num_candidates if drawn else settings.num_beams
+    is_sampled = settings.temperature > 0
+    count = settings.num_candidates if is_sampled else settings.num_beams
     longest = max(len(example.prompt) for example in examples)
     padding = [longest - len(example.prompt) for example in examples]
     ids = torch.tensor([[pad] * more + e.prompt for more, e in zip(padding, examples, strict=True)])
@@ -64,7 +60,7 @@ def write_candidates(
     if settings.constrained:
         writers = [writer_of(encoder, example) for example in examples]
         processors.append(OnlyGrammatical(writers, count, longest, settings.max_new_tokens))
-    if drawn:
+    if is_sampled:
         ids, mask = ids.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
         processors.append(TemperatureLogitsWarper(settings.temperature))
         if settings.top_p < 1:
@@ -75,8 +71,8 @@ def write_candidates(
         attention_mask=mask.to(model.device),
         max_new_tokens=settings.max_new_tokens,
         do_sample=False,
-        num_beams=1 if drawn else count,
-        num_return_sequences=1 if drawn else count,
+        num_beams=1 if is_sampled else count,
+        num_return_sequences=1 if is_sampled else count,
         logits_processor=processors,
     )  # (batch * candidates, time)
     texts = [str(tokenizer.decode([t for t in row if t not in (pad, end)])) for row in written[:, longest:].tolist()]
@@ -87,7 +83,7 @@ def write_candidates(
 
 
 def as_sql(encoder: Encoder, text: str, example: Example) -> str:
-    """What the model wrote as the SQL that it stands for."""
+    """The SQL that the generated text stands for."""
     if encoder.settings.schema_tokens:
         text = reveal_names(text, example.question.schema)
     return with_quotes(reveal(text, example.links), example.question.schema, example.question.database)
@@ -141,7 +137,7 @@ class SeededSampling(LogitsProcessor):
     """Leaves one token for each row: the one that its number picks from the distribution, or the most likely for a 2.
 
     `uniforms` is (rows, steps). Greedy search then takes that token. So the sample of a row does not depend on other
-    rows, as it does where `generate` samples the whole batch from one generator.
+    rows, as it does where `generate` samples all rows from one generator.
     """
 
     def __init__(self, uniforms: Tensor, prompt_length: int) -> None:
@@ -155,15 +151,15 @@ class SeededSampling(LogitsProcessor):
         # Rounding may leave the sum below the number: then the last token that has a share.
         place = torch.minimum(place, (shares > 0).sum(-1) - 1)
         place[numbers == 2.0] = 0
-        drawn = order.gather(-1, place[:, None])
-        return torch.full_like(scores, -torch.inf).scatter(-1, drawn, scores.gather(-1, drawn))
+        sampled = order.gather(-1, place[:, None])
+        return torch.full_like(scores, -torch.inf).scatter(-1, sampled, scores.gather(-1, sampled))
 
 
 def most_voted(candidates: Sequence[str], database: str | None, schema: Schema) -> str:
-    """The first candidate of those whose rows most candidates give; without a database, whose spelling most have.
+    """The first candidate with the most frequent result; without a database, with the most frequent canonical spelling.
 
-    Queries that fail have no vote, and those that find nothing only where none finds anything. The earlier wins a
-    tie. Source: Shi et al. 2022 (execution-based minimum Bayes risk), arXiv 2204.11454.
+    Queries that fail do not vote. Queries without a value vote only if no query has one. The earlier wins a tie.
+    Source: Shi et al. 2022 (execution-based minimum Bayes risk), arXiv 2204.11454.
     """
     if database is None:
         spellings = [canonical(candidate, schema) for candidate in candidates]

@@ -1,11 +1,11 @@
-"""Which SQL can still be completed on a schema: what may follow, after every lexeme and after every byte.
+"""The grammar of constrained decoding: which lexemes may follow a prefix, so that it can become valid SQL on a schema.
 
 The language is the canonical SQL of `recipes.text2sql.sql.canonical` with the placeholders of
-`recipes.text2sql.prompt`, cut down to what SQLite prepares on the schema: a column stands where exactly one table of
-its query has it; the tables of a FROM are those that the columns before it need; the arms of a UNION are equally wide;
-aggregates stand where they may. No prefix ends in a dead end.
-Source: Scholak et al. 2021 (PICARD), arXiv 2109.05093, which lets a parser refuse what a model proposes; here all that
-may follow is known beforehand, from a reader that starts again with every lexeme (prefixes are remembered).
+`recipes.text2sql.prompts.prompt`, as far as SQLite prepares it on the schema. Exactly one table of a query has each
+bare column. The tables of a FROM have the columns that the SELECT before it names. The arms of a UNION have equally
+many columns. Every prefix can be completed.
+Source: Scholak et al. 2021 (PICARD), arXiv 2109.05093, where a parser rejects tokens that the model proposes. Here a
+reader lists all lexemes that may follow. It reads the prefix again for every lexeme, and caches the answers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NOTHING: frozenset[str] = frozenset()
 
 
 class _Stop(Exception):
-    """The lexemes are read, or the next one does not fit."""
+    """All lexemes are read, or the next one is not allowed."""
 
 
 class Source:
@@ -47,7 +47,7 @@ class Source:
 
 
 class Scope:
-    """One SELECT: what its FROM has brought, and what the columns before the FROM demand of it."""
+    """One SELECT: the sources of its FROM, and the columns that they must have."""
 
     def __init__(self, parent: Scope | None, first_alias: int) -> None:
         self.parent, self.next_alias = parent, first_alias
@@ -64,7 +64,7 @@ class Scope:
         """Its FROM is open, and a condition of a JOIN is being read."""
         self.has_left = self.refers_ahead = False
         self.is_aggregate = False
-        """Rows are put together: its ORDER BY may have aggregates."""
+        """It has an aggregate or GROUP BY, so its ORDER BY may have aggregates."""
         self.order_by: list[tuple[str, ...]] = []
         """Results that the ORDER BY of a compound may name."""
 
@@ -150,7 +150,7 @@ class Grammar:
 
 
 class _Reader:
-    """Reads lexemes by recursive descent; where they end, it has noted what may follow."""
+    """Reads lexemes by recursive descent, and collects the lexemes that may follow their end."""
 
     def __init__(self, grammar: Grammar, lexemes: tuple[str, ...]) -> None:
         self.grammar, self.lexemes, self.place = grammar, lexemes, 0

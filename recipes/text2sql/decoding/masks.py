@@ -1,4 +1,4 @@
-"""Which tokens may come next: the grammar's words, spelled in the tokenizer's tokens."""
+"""Masks of constrained decoding: which tokens of a vocabulary may come next under the grammar of a schema."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from transformers import LogitsProcessor
@@ -37,20 +37,20 @@ if TYPE_CHECKING:
 
 
 class OnlyGrammatical(LogitsProcessor):
-    """Leaves the tokens with which a query of the example's grammar goes on, and ends in the room that there is.
+    """Allows only tokens that continue a valid query that can end within `budget` tokens.
 
-    Rows are the examples in their order, `candidates` of each.
+    Rows are the examples in their order, with `candidates` rows of each.
     """
 
-    def __init__(self, writers: Sequence[Writer], candidates: int, prompt_length: int, room: int) -> None:
-        self.writers, self.candidates, self.prompt_length, self.room = writers, candidates, prompt_length, room
+    def __init__(self, writers: Sequence[Writer], candidates: int, prompt_length: int, budget: int) -> None:
+        self.writers, self.candidates, self.prompt_length, self.budget = writers, candidates, prompt_length, budget
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(rows, time), (rows, vocabulary) -> (rows, vocabulary), minus infinity for what must not come."""
+        """(rows, time), (rows, vocabulary) -> (rows, vocabulary), minus infinity for tokens that are not allowed."""
         written = input_ids[:, self.prompt_length :].tolist()
         masks = torch.stack(
             [
-                self.writers[row // self.candidates].mask(tuple(ids), self.room - len(ids))
+                self.writers[row // self.candidates].mask(tuple(ids), self.budget - len(ids))
                 for row, ids in enumerate(written)
             ]
         ).to(scores.device)
@@ -77,8 +77,10 @@ class Trie:
 class Vocabulary:
     """A tokenizer's tokens as symbols: bytes, and 256 + id for those that stand for themselves."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.end: int = tokenizer.eos_token_id
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        end = tokenizer.eos_token_id
+        assert isinstance(end, int)
+        self.end = end
         self.special: dict[str, int] = {text: 256 + token for text, token in tokenizer.get_added_vocab().items()}
         self.size = len(tokenizer)
         self.symbols: dict[int, tuple[int, ...]] = {}
@@ -116,7 +118,7 @@ def _byte_level() -> dict[str, int]:
 
 
 class Writer:
-    """Which tokens may come next in a query of one spelling."""
+    """The tokens that may come next in a query of one schema."""
 
     def __init__(self, spelling: Spelling, vocabulary: Vocabulary) -> None:
         self.spelling, self.vocabulary = spelling, vocabulary
@@ -141,8 +143,8 @@ class Writer:
             following = following and self.spelling.step(following, symbol)
         return following if symbols else None
 
-    def mask(self, tokens: tuple[int, ...], room: int) -> Tensor:
-        """(vocabulary,): what may come after the tokens, where `room` more tokens fit, the end included."""
+    def mask(self, tokens: tuple[int, ...], budget: int) -> Tensor:
+        """(vocabulary,): what may come after the tokens, where `budget` more tokens fit, the end included."""
         state = self.state(tokens)
         if state is None:
             # It has ended; beams that nothing was left for have no share, whatever comes.
@@ -150,7 +152,7 @@ class Writer:
         if state not in self._masks:
             self._masks[state] = self._mask(state)
         mask = self._masks[state]
-        if len(self.short_completion(state)) + SPARE < room:
+        if len(self.short_completion(state)) + SPARE < budget:
             return mask
         if state not in self._needs:
             self._needs[state] = torch.zeros(len(mask), dtype=torch.int64)
@@ -159,7 +161,7 @@ class Writer:
                     self._needs[state][token] = len(self.short_completion(self._after(state, token)))
         needs = self._needs[state]
         for spare in (8, 0):  # The way to the end that is looked for is short, not always the shortest.
-            fitting = mask & (needs + spare < room)
+            fitting = mask & (needs + spare < budget)
             if fitting.any():
                 return fitting
         return mask & (needs == needs[mask].min())
@@ -400,7 +402,7 @@ class Spelling:
         return "blank" if symbol == SPACE and at in ("open", "percent", "blank") else "body"
 
     def finished(self, state: State) -> State | None:
-        """The state with the lexeme that it is in as read; None where that is not whole."""
+        """The state after the lexeme that it is in; None if that lexeme is not complete."""
         lexemes, at, _ = state
         if at is None:
             return state

@@ -49,7 +49,7 @@ class DatabaseFolder:
     def database(self, name: str, *, of_bird: bool = False, without_rows: bool = False) -> Path | None:
         """The file of a database. BIRD and Spider each have a formula_1: each takes the one that looks like its own."""
 
-        def rank(path: Path) -> tuple[Any, ...]:
+        def rank(path: Path) -> tuple[bool, bool, int, tuple[str, ...]]:
             parts = path.relative_to(self.root.resolve()).parts
             bird = any("bird" in part.lower() or part.lower().startswith(("dev_", "minidev")) for part in parts[:-1])
             return "schema_only" in str(path), bird != of_bird, len(parts), parts
@@ -122,7 +122,7 @@ class DatabaseFolder:
         found: dict[tuple[str, str], str] = {}
         for folder in (self.root, self.root / "bird", gold.parent):
             for path in sorted({*folder.glob("*dev*.json"), *folder.glob("*/*dev*.json")}):
-                entries: Any = ()
+                entries: object = ()
                 with contextlib.suppress(DataError):  # It may be anything; what is wanted here is optional.
                     entries = prediction_files.read_json(path)
                 for entry in entries if isinstance(entries, list) else []:

@@ -168,7 +168,7 @@ def _spider_schema(text: str) -> tuple[spider_match.Schema, Mapping[str, str]]:
     places = [(table, column) for table, columns in schema.tables.items() for column in columns]
     names = list(schema.tables)
     keys = [(places.index((a, b)), places.index((c, d))) for a, b, c, d in schema.foreign_keys]
-    entry = {
+    entry: spider_match.SpiderTables = {
         "table_names_original": names,
         "column_names_original": [(names.index(table), column) for table, column in places],
         "foreign_keys": keys,

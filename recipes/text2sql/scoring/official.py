@@ -22,12 +22,11 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from recipes.text2sql.scoring import prediction_files, spider_match
 from recipes.text2sql.scoring.databases import DatabaseFolder, ScoredPair, scoring_limits, spaced
 from recipes.text2sql.scoring.wikisql import logical_form, wikisql_database
-from recipes.text2sql.sql.execution import NOTHING, Execution, Limits, check_database, execute, time_ratios
+from recipes.text2sql.sql.execution import NOTHING, Execution, Limits, Row, check_database, execute, time_ratios
 from runner.errors import ConfigError, DataError
 
 LEVELS = (*spider_match.HARDNESS, "simple", "moderate", "challenging")
@@ -79,13 +78,12 @@ def _finished(metric: str, judged: Iterable[ScoredPair], found: prediction_files
     return "\n".join([_table(metric, rows), *(f"  note: {note}" for note in found.notes)]), rows
 
 
-# Databases ---------------------------------------------------------------------------------------------
-
-
 # Spider ------------------------------------------------------------------------------------------------
 
 
-def _read_pair(predicted: str, gold: str, schema: spider_match.Schema | None) -> tuple[Any, Any, str, str]:
+def _read_pair(
+    predicted: str, gold: str, schema: spider_match.Schema | None
+) -> tuple[spider_match.Query | None, spider_match.Query | None, str, str]:
     """Both queries, or what stands for the one that cannot be read; the gold one's hardness; and why."""
     if schema is None:
         return None, None, "unknown", "its database is neither a file nor in tables.json"
@@ -104,7 +102,7 @@ def _exact(predicted: str, gold: str, name: str, data: DatabaseFolder, _: bool) 
     schema = data.schema(name)
     ours, theirs, level, why = _read_pair(predicted, gold, schema)
     row: ScoredPair = {"score": 0, "hardness": level, "why": why, "db_id": name}
-    if schema is None or theirs is None:
+    if schema is None or ours is None or theirs is None:
         return row | ({"score": None} if schema is None else {})
     keys = data.foreign_keys(name)
     try:
@@ -125,7 +123,7 @@ def _execution(predicted: str, gold: str, name: str, data: DatabaseFolder, _: bo
     row: ScoredPair = {"score": 0, "hardness": level, "why": why, "db_id": name}
     if schema is None or path is None:
         return row | {"score": None, "why": why or "no database"}
-    if why:
+    if why or ours is None or theirs is None:
         # Without a SELECT that could be read there are no columns to compare, however well it runs.
         return row
     keys = data.foreign_keys(name)
@@ -207,7 +205,7 @@ def _mended(sql: str, keep_distinct: bool) -> str:
     return _THIS_YEAR.sub("2020", sql)
 
 
-def same_denotation(left: Sequence[tuple[Any, ...]], right: Sequence[tuple[Any, ...]], ordered: bool) -> bool:
+def same_denotation(left: Sequence[Row], right: Sequence[Row], ordered: bool) -> bool:
     """Whether some order of the right side's columns makes its rows those of the left side, repeats counted.
 
     As in the official script, values of one row that are equal but written apart (1 and 1.0) can keep two rows
@@ -244,7 +242,7 @@ def same_denotation(left: Sequence[tuple[Any, ...]], right: Sequence[tuple[Any, 
     return all(candidates) and fits([])
 
 
-def _without_column_order(row: tuple[Any, ...]) -> tuple[Any, ...]:
+def _without_column_order(row: Row) -> Row:
     return tuple(sorted(row, key=lambda value: str(value) + str(type(value))))
 
 
@@ -296,9 +294,6 @@ def efficiency(ratios: Sequence[float]) -> ScoredPair:
     return {"score": math.sqrt(ratio), "reward": math.sqrt(reward), "ratio": ratio}
 
 
-# WikiSQL -----------------------------------------------------------------------------------------------
-
-
 # Both --------------------------------------------------------------------------------------------------
 
 
@@ -313,7 +308,7 @@ KEPT_RESULTS, KEPT_ROWS = 64, 10_000
 
 def _remembered(path: Path, sql: str, limits: Limits) -> Execution:
     # Gold queries come back: most of Spider's have a neighbour that asks the same in other words. Large results are
-    # not kept: sixty of a million rows are six gigabytes.
+    # not stored: sixty of a million rows are six gigabytes.
     key = (path, sql, limits)
     if key in _kept:
         return _kept[key]
@@ -334,7 +329,7 @@ def _table(metric: str, rows: Sequence[ScoredPair]) -> str:
             f"None of the databases is there: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}.\n"
             "Type --data.dir with the folder that has DB_ID/DB_ID.sqlite in it, or in folders below it."
         )
-    columns: dict[str, Callable[[ScoredPair], Any]] = {metric: lambda row: row["score"]}
+    columns: dict[str, Callable[[ScoredPair], float]] = {metric: lambda row: row["score"]}
     if metric == "bird_ves":
         columns = {"VES": lambda row: 100 * row["score"], "R-VES": lambda row: 100 * row.get("reward", 0)}
         columns["bird_ex"] = lambda row: float("ratio" in row)

@@ -1,8 +1,8 @@
 """Spider's exact set match: two queries in the grammar of the official script, and its ten comparisons.
 
-The official definition is what one program does, so its quirks are the definition, and are kept: words are
-split as English (`a=1` is one word), a query may only use the tables' own names and `AS`, and what that grammar
-cannot read scores 0. Literals, DISTINCT, the number after LIMIT and join conditions are not compared; inside a
+The official program is the definition, so this module has the same quirks. Words are split as in English text
+(`a=1` is one word). A query may only use the tables' own names and `AS`. A query that the grammar cannot read scores 0.
+Literals, DISTINCT, the number after LIMIT and join conditions are not compared; inside a
 nested query of WHERE, HAVING or FROM some of them are. Columns that foreign keys link are one column.
 
 Source: Yu et al. 2018 (Spider), arXiv 1809.08887; the grammar and the comparisons of github.com/taoyds/spider
@@ -14,8 +14,8 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias, TypedDict, cast
 
 HARDNESS = ("easy", "medium", "hard", "extra")
 COMPONENTS = (
@@ -37,6 +37,10 @@ _IN, _LIKE = _OPERATORS.index("in"), _OPERATORS.index("like")
 #   value      number, quoted string, column or Query
 Column = tuple[int, str, bool | None]
 Expression = tuple[int, Column, Column | None]
+Value: TypeAlias = "float | str | Column | Query | None"
+Condition = tuple[bool, int, Expression, Value, Value]
+Conditions = list[Condition | str]
+"""Conditions at even places, and the "and" or "or" between them. A query without such a word breaks this order."""
 
 
 class Unparsable(Exception):
@@ -49,13 +53,12 @@ class Query:
 
     distinct: bool | None = False
     select: list[tuple[int, Expression]] = dataclasses.field(default_factory=list)
-    tables: list[tuple[str, Any]] = dataclasses.field(default_factory=list)
+    tables: list[tuple[str, str | Query]] = dataclasses.field(default_factory=list)
     """("table_unit", "__table__") or ("sql", Query)."""
-    joined_on: list[Any] = dataclasses.field(default_factory=list)
-    """Conditions, with "and" or "or" between each two."""
-    where: list[Any] = dataclasses.field(default_factory=list)
+    joined_on: Conditions = dataclasses.field(default_factory=list)
+    where: Conditions = dataclasses.field(default_factory=list)
     group: list[Column] = dataclasses.field(default_factory=list)
-    having: list[Any] = dataclasses.field(default_factory=list)
+    having: Conditions = dataclasses.field(default_factory=list)
     order: tuple[str, list[Expression]] | None = None
     limit: int | None = None
     intersect: Query | None = None
@@ -245,7 +248,7 @@ class _Reader:
             self.skips(",")
 
     def _order(self, near: list[str]) -> tuple[str, list[Expression]]:
-        """The direction that was said last counts for all."""
+        """The last direction counts for all expressions."""
         self.wants("by")
         direction, expressions = "asc", []
         while self.place < len(self.words) and not self._at_boundary():
@@ -257,8 +260,8 @@ class _Reader:
                 break
         return direction, expressions
 
-    def _conditions(self, near: list[str]) -> list[Any]:
-        conditions: list[Any] = []
+    def _conditions(self, near: list[str]) -> Conditions:
+        conditions: Conditions = []
         while self.place < len(self.words):
             expression = self._expression(near)
             # A word must follow: an expression alone is no condition.
@@ -278,11 +281,11 @@ class _Reader:
                 self.place += 1
         return conditions
 
-    def _value(self, near: list[str]) -> Any:
+    def _value(self, near: list[str]) -> Value:
         start = self.place
         in_parentheses = self.skips("(")
         if self.word == "select":
-            value: Any = self.query()
+            value: Value = self.query()
         elif '"' in self.word:
             value = self.word
             self.place += 1
@@ -357,7 +360,17 @@ class _Reader:
 # What is ignored ---------------------------------------------------------------------------------------
 
 
-def foreign_key_map(entry: Mapping[str, Any]) -> dict[str, str]:
+class SpiderTables(TypedDict):
+    """What is read here of an entry of Spider's tables.json."""
+
+    table_names_original: Sequence[str]
+    column_names_original: Sequence[tuple[int, str]]
+    """Number of the table (-1 for "*") and name."""
+    foreign_keys: Sequence[tuple[int, int]]
+    """Numbers of two columns."""
+
+
+def foreign_key_map(entry: SpiderTables) -> dict[str, str]:
     """Column -> the first column that foreign keys link it with, from an entry of Spider's tables.json.
 
     A key joins the first group that has one of its two columns; groups that turn out to share a column later
@@ -386,17 +399,18 @@ def comparable(query: Query, schema: Schema, foreign_keys: Mapping[str, str]) ->
     Only columns of tables in the outermost FROM are linked. Queries in FROM stay as they are; those in
     conditions lose only their literals.
     """
-    own = {identity[2:-2] for kind, identity in query.tables if kind == "table_unit"}
+    own = {identity[2:-2] for _, identity in query.tables if isinstance(identity, str)}
     visible = {f"__{table}.{column}__" for table in own for column in schema.get(table, ())}
     links = {column: first for column, first in foreign_keys.items() if column in visible}
     return _linked(_without_values(query), links)
 
 
 def _without_values(query: Query) -> Query:
-    def condition(unit: Any) -> Any:
+    def condition(unit: Condition) -> Condition:
         negated, operator, expression, *values = unit
-        kept = (_without_values(value) if isinstance(value, Query) else None for value in values)
-        return (negated, operator, expression, *kept)
+        nested = (_without_values(value) if isinstance(value, Query) else None for value in values)
+        # A word at the place of a condition has another number of parts.
+        return (negated, operator, expression, *nested)  # type: ignore[return-value]
 
     return dataclasses.replace(
         query,
@@ -418,7 +432,7 @@ def _linked(query: Query, links: Mapping[str, str]) -> Query:
         operator, first, second = unit
         return operator, column(first), second and column(second)
 
-    def condition(unit: Any) -> Any:
+    def condition(unit: Condition) -> Condition:
         negated, operator, left, value, second = unit
         return negated, operator, expression(left), value, second
 
@@ -437,8 +451,9 @@ def _linked(query: Query, links: Mapping[str, str]) -> Query:
     )
 
 
-def _each_condition(change: Any, conditions: list[Any]) -> list[Any]:
-    return [unit if number % 2 else change(unit) for number, unit in enumerate(conditions)]
+def _each_condition(change: Callable[[Condition], Condition], conditions: Conditions) -> Conditions:
+    # By place and not by type: the official script does so too, and stops where a word stands at a condition's place.
+    return [unit if number % 2 else change(cast(Condition, unit)) for number, unit in enumerate(conditions)]
 
 
 # Comparing ---------------------------------------------------------------------------------------------
@@ -466,7 +481,7 @@ def exact_match(predicted: Query, gold: Query) -> tuple[bool, dict[str, bool]]:
     return all(agree.values()) and (not gold.tables or _same_members(predicted.tables, gold.tables)), agree
 
 
-def _same_members(left: Sequence[Any], right: Sequence[Any]) -> bool:
+def _same_members(left: Sequence[object], right: Sequence[object]) -> bool:
     """Equality as multisets, of things that cannot all be hashed."""
     rest = list(right)
     for member in left:
@@ -509,7 +524,7 @@ def _same_compounds(predicted: Query, gold: Query) -> bool:
 
 def _keywords(query: Query) -> set[str]:
     conditions, connectors = _all_conditions(query)
-    present: dict[str, Any] = {
+    present: dict[str, object] = {
         "where": query.where,
         "group": query.group,
         "having": query.having,
@@ -527,7 +542,7 @@ def _keywords(query: Query) -> set[str]:
     return {word for word, there in present.items() if there}
 
 
-def _all_conditions(query: Query) -> tuple[list[Any], list[Any]]:
+def _all_conditions(query: Query) -> tuple[Conditions, Conditions]:
     """The conditions of joins, WHERE and HAVING, and the words between them."""
     lists = (query.joined_on, query.where, query.having)
     return [unit for part in lists for unit in part[::2]], [word for part in lists for word in part[1::2]]
@@ -563,5 +578,5 @@ def hardness(query: Query) -> str:
     return "extra"
 
 
-def _count_first(units: Iterable[Any]) -> int:
+def _count_first(units: Iterable[Sequence[object]]) -> int:
     return sum(unit[0] != 0 for unit in units)

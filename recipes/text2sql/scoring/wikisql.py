@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.text2sql.scoring.databases import ScoredPair, scoring_limits
-from recipes.text2sql.sql.execution import check_database, connect, execute
+from recipes.text2sql.sql.execution import Value, check_database, connect, execute
 
 _AGGREGATES = ("", "MAX", "MIN", "COUNT", "SUM", "AVG")
 
@@ -48,7 +48,7 @@ class _Structured:
         self.column, self.aggregate, self.conditions = query["sel"], query["agg"], list(query["conds"])
 
     @functools.cached_property
-    def compared(self) -> list[tuple[Any, Any, str]]:
+    def compared(self) -> list[tuple[object, object, str]]:
         return [(column, operator, str(value).lower()) for column, operator, value in self.conditions]
 
     def differing(self, other: _Structured) -> list[str]:
@@ -73,7 +73,7 @@ def wikisql_database(gold: Path, folder: Path | None) -> Path | None:
     return next((path for place in places if (path := place / f"{gold.stem}.db").is_file()), None)
 
 
-def wikisql_rows(path: Path, table: str, query: _Structured | None) -> list[Any] | None:
+def wikisql_rows(path: Path, table: str, query: _Structured | None) -> list[Value] | None:
     """The result column, or None where the query cannot be run."""
     if query is None:
         return None

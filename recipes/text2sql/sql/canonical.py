@@ -1,6 +1,6 @@
-"""Spellings of SQL that keep a query's result: normalised, canonical (the target of training), and Spider's words.
+"""Spellings of SQL with the same result: normalised, canonical (the target of training), and Spider's keywords.
 
-Only the spelling changes. Literals stay as they are, because lower-casing them changes the result of one query in five.
+Literals never change: lower-casing them changes the result of one query in five.
 """
 
 from __future__ import annotations
@@ -8,52 +8,55 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from recipes.text2sql.sql.names import fold, is_bare, quoted
+from recipes.text2sql.sql.names import fold, is_bare, pieces, quoted
 from recipes.text2sql.sql.parsing import parsed
 from recipes.text2sql.sql.schema import Schema
 
 if TYPE_CHECKING:
     from sqlglot import exp
+    from sqlglot.dialects.sqlite import SQLite
 
 
 @functools.lru_cache(maxsize=20_000)
 def normalise(sql: str, schema: Schema) -> str:
     """The query in one spelling, with the same result.
 
-    Parsed; double-quoted names that SQLite would take for strings, since nothing in sight has that name,
-    become strings; identifiers (and only they) in lower case; printed. What does not parse as one query only
-    has its white space folded.
+    Names are in lower case. A name in double quotes that no visible table or column has becomes a string, as SQLite
+    reads it. Text that does not parse as one query only has its white space normalised, outside of quotes.
     """
     resolved = _resolve(sql, schema)
-    return resolved[0].sql(dialect="sqlite", comments=False) if resolved else " ".join(sql.split())
+    return resolved[0].sql(dialect="sqlite", comments=False) if resolved else _folded(sql)
 
 
 @functools.lru_cache(maxsize=20_000)
 def canonical(sql: str, schema: Schema) -> str:
-    """The normalised query without needless names, with the same result: a short target, and what is
-    compared.
+    """The normalised query with the fewest aliases, prefixes and quotes: the target of training, and what is compared.
 
-    A table that is alone in its FROM loses its alias, and its columns their prefix. Tables that are not
-    alone, or whose columns an inner query uses, are called t1, t2, ...: each query's own tables in their
-    order, outer queries before inner ones. A prefix also stays where the bare name would mean something else.
-    No quotes that are not needed, and no semicolon.
+    A table that is alone in its FROM loses its alias, and its columns lose their prefix, except where the bare name
+    would mean something else. Other tables, and those whose columns an inner query uses, are called t1, t2, ... in
+    their order, outer queries first. Names are in quotes only where they need them. There is no semicolon.
     """
     resolved = _resolve(sql, schema)
     if resolved is None:
-        return " ".join(sql.split()).rstrip("; ")
+        return _folded(sql).rstrip("; ")
     tree, scopes = resolved
     _shorten(scopes, schema)
     _quote(tree)
     return tree.sql(dialect="sqlite", comments=False)
 
 
+def _folded(sql: str) -> str:
+    """The text with one space for all white space outside of quotes."""
+    return "".join(" " if kind == "space" else piece for kind, piece in pieces(sql)).strip()
+
+
 @functools.lru_cache(maxsize=20_000)
 def plain(sql: str) -> str:
-    """The query in the words that Spider's grammar has, with the same result; what does not parse stays.
+    """The query with the operators that Spider's grammar has; text that does not parse is returned as it is.
 
-    `a != b` and `a NOT IN (...)`, where the canonical spelling has `a <> b` and `NOT a IN (...)`; no `ON TRUE`.
+    `a != b` and `a NOT IN (...)` replace `a <> b` and `NOT a IN (...)` of the canonical spelling. `ON TRUE` goes.
     """
     from sqlglot.dialects.sqlite import SQLite
 
@@ -62,7 +65,7 @@ def plain(sql: str) -> str:
 
 
 @functools.cache
-def _plain_generator() -> Any:
+def _plain_generator() -> type[SQLite.Generator]:
     from sqlglot import exp
     from sqlglot.dialects.sqlite import SQLite
 
@@ -89,46 +92,46 @@ class _Source:
     """One entry of a FROM."""
 
     name: str
-    """What a prefix calls it, folded; empty where it has no name."""
+    """The name that a prefix uses, folded; empty if there is none."""
     node: exp.Expr
     columns: frozenset[str] | None
-    """Folded; None where they are not known."""
+    """Folded; None if they are not known."""
     inner_use: bool = False
     prefix: str | None = None
-    """The new alias; None: it has none."""
+    """The new alias; None: no alias."""
 
 
 @dataclasses.dataclass
 class _Use:
-    """One column in a query, and the clause that it stands in."""
+    """A use of a column, and the clause it is in."""
 
     column: exp.Column
     clause: str
     source: _Source | None = None
     scope: _Scope | None = None
-    """Where the source was found."""
+    """The SELECT whose FROM has the source."""
 
 
 @dataclasses.dataclass
 class _Scope:
-    """One SELECT with what it can see."""
+    """A SELECT, its tables and the uses of columns in it."""
 
     parent: _Scope | None
     clause_in_parent: str
     known_tables: Mapping[str, frozenset[str] | None]
-    """Names that WITH gave to queries -> their columns."""
+    """Names of the queries of WITH -> their columns."""
     sources: list[_Source] = dataclasses.field(default_factory=list)
-    aliases: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
-    """Names given to result columns -> what they stand for; None for those of a compound's other arms."""
+    aliases: dict[str, list[exp.Expr | None]] = dataclasses.field(default_factory=dict)
+    """Aliases of result columns -> their expressions; None for those of a compound's other arms."""
     uses: list[_Use] = dataclasses.field(default_factory=list)
     other_arms: frozenset[str] | None = frozenset()
-    """Result columns of a compound's other arms, which only its ORDER BY can name; None where they are not known."""
+    """Result columns of a compound's other arms, which only its ORDER BY can name; None if they are not known."""
     odd: bool = False
-    """Something stands here that is not understood: change no name in this query."""
+    """This SELECT has syntax that is not analysed, so no alias of the query is changed."""
 
 
-def _resolve(sql: str, schema: Schema) -> tuple[Any, list[_Scope]] | None:
-    """Steps 1 to 3 of `normalise`, and the scopes, outer before inner."""
+def _resolve(sql: str, schema: Schema) -> tuple[exp.Query, list[_Scope]] | None:
+    """The normalised tree and its scopes, outer before inner; None if the text is not one query."""
     from sqlglot import exp
 
     tree = parsed(sql)
@@ -161,7 +164,7 @@ def _resolve(sql: str, schema: Schema) -> tuple[Any, list[_Scope]] | None:
 
 
 def _is_visible(name: str, clause: str, scope: _Scope) -> bool | None:
-    """Whether a bare name means a column or a result's alias here; None where that is not known."""
+    """Whether a name without a prefix is a column or an alias of a result here; None if that is not known."""
     at: _Scope | None = scope
     unknown = False
     while at is not None:
@@ -186,7 +189,7 @@ def _enter_query(
     schema: Schema,
     scopes: list[_Scope],
 ) -> tuple[frozenset[str] | None, _Scope | None]:
-    """Note the scopes of a query; returns the names of its result's columns and its leftmost SELECT."""
+    """Append the scopes of a query; returns the names of its result columns and its leftmost SELECT."""
     from sqlglot import exp
 
     with_ = node.args.get("with_")
@@ -303,7 +306,7 @@ def _result_columns(select: exp.Expr, scope: _Scope) -> frozenset[str] | None:
 
 
 def _shorten(scopes: list[_Scope], schema: Schema) -> None:
-    """Give the tables their canonical names, or leave them all where something is not understood."""
+    """Set the canonical aliases, or change none if a scope is `odd` or a column's table is not known."""
     from sqlglot import exp
 
     taken = set(schema.folded).union(*schema.folded.values(), *(scope.known_tables for scope in scopes))

@@ -1,9 +1,9 @@
-"""Running SQL that a model wrote: only reading, in another process, which may die.
+"""Runs a model's SQL in a worker process that only reads, with limits on time, rows and memory.
 
-The field's usual executors run whatever comes: a predicted `DROP TABLE` drops the table. Here the file is opened
-read-only, whatever is not reading is refused, and a deadline, rows and memory are limited. The other process ends
-where a single step of SQLite outlives the deadline, or the machine takes it for its memory, and another one takes
-its place. It is started when the first query comes, and imports nothing but this module and the standard library.
+The official executors of Spider and BIRD run any statement: a predicted `DROP TABLE` drops the table. Here the file is
+opened read-only, and SQLite's authoriser refuses all but reading. If a single step of SQLite outlasts the deadline, or
+the system kills the worker for its memory, a new worker replaces it. The worker starts with the first query, and
+imports only this module and the standard library.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from runner.errors import DataError
 
 MAX_VALUE_BYTES = 1_000_000
-"""No single text or blob, and no row inside SQLite, may be longer."""
+"""Longest text, blob or row in SQLite."""
 MAX_RESULT_BYTES = 50_000_000
-"""No result may hold more than this, with 16 bytes for each value beside texts and blobs."""
+"""Largest result: the bytes of texts and blobs, and 16 for each value."""
 MAX_HEAP_BYTES = 512 * 1024 * 1024
-"""What SQLite may allocate for a query, sorting and temporary tables included."""
+"""Most memory that SQLite allocates for a query, including sorting and temporary tables."""
 MAX_PROCESS_BYTES = 4 * 1024**3
-"""What the other process may address."""
+"""Address space of the worker."""
 NOTHING = "not a query: there is nothing to run"
-"""The error of a text without a statement; the official scores take it for a query without rows."""
+"""The error of a text without a statement; for the official scores it is a query without rows."""
 
 _BUSY_SECONDS = 2.0  # How long to wait for the lock of another program.
 _GRACE_SECONDS = 0.5  # Between the deadline, which SQLite looks at between its steps, and the end of the process.
@@ -43,18 +44,24 @@ if sys.version_info < (3, 11):  # A value's length cannot be limited there: refu
     _REFUSED_FUNCTIONS |= {"zeroblob", "randomblob", "printf", "format"}
 
 
+Value = str | bytes | int | float | None
+Row = tuple[Value, ...]
+Result = tuple[tuple[Row, ...], tuple[str, ...], str | None]
+"""The fields of an `Execution`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """What running a query gave: rows and the columns' names, or an error."""
+    """The result of a query: rows and names of columns, or an error."""
 
-    rows: tuple[tuple[Any, ...], ...] = ()
+    rows: tuple[Row, ...] = ()
     columns: tuple[str, ...] = ()
     error: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What one query may use, and how its rows come."""
+    """Limits of one query, and the form of its rows."""
 
     timeout_seconds: float = 5.0
     max_rows: int = 10_000
@@ -75,15 +82,14 @@ def execute(
     max_rows: int = 10_000,
     limits: Limits | None = None,
 ) -> Execution:
-    """Run one query on a SQLite file, or on an empty database that the statements of a tuple make, reading only.
+    """Run one query, reading only, on a SQLite file or on an empty database made by the statements of a tuple.
 
-    Whatever is wrong with the query or the file is told in `error`, never raised; so is a result of more than
-    `max_rows` rows, since a part of it would compare as if it were the whole. `limits` says more than the two
-    numbers, and wins over them.
+    All errors of the query and of the file are returned in `error`; none is raised. A result of more than `max_rows`
+    rows is an error too, because a part of a result could equal another result. `limits` replaces the two numbers.
     """
     limits = limits or Limits(timeout_seconds, max_rows)
     where = place if isinstance(place, tuple) else str(place)
-    answer = _worker.ask(("read", where, sql, dataclasses.astuple(limits)))
+    answer = _worker.ask(("read", where, sql, dataclasses.asdict(limits)))
     if isinstance(answer, tuple):
         return Execution(*answer)
     if answer == -signal.SIGALRM:
@@ -171,14 +177,14 @@ def _is_open_elsewhere(path: Path) -> bool:
 
 
 class _Worker:
-    """The other process, seen from here: one for each process of ours, one request at a time."""
+    """The worker of this process, which answers one request at a time."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, request: tuple[Any, ...]) -> Any:
-        """What the other process answers, or the status with which it ended instead."""
+    def ask(self, request: tuple[Any, ...]) -> object:
+        """The worker's answer, or its exit status if it ended instead."""
         with self.lock:
             if self.process is None or self.process.poll() is not None:
                 self._start()
@@ -289,7 +295,7 @@ def serve() -> None:
 
 
 @contextlib.contextmanager
-def _alarm(seconds: float) -> Any:
+def _alarm(seconds: float) -> Iterator[None]:
     """End this process if what is inside takes longer: nothing in Python could interrupt one step of SQLite."""
     if not hasattr(signal, "setitimer"):
         yield
@@ -301,9 +307,9 @@ def _alarm(seconds: float) -> Any:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _read(place: str | tuple[str, ...], sql: str, limits: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The fields of an Execution."""
-    bounds = Limits(*limits)
+def _read(place: str | tuple[str, ...], sql: str, limits: dict[str, Any]) -> Result:
+    """Run one query within the fields of a `Limits`."""
+    bounds = Limits(**limits)
     deadline = time.monotonic() + bounds.timeout_seconds
     try:
         with _alarm(bounds.timeout_seconds), contextlib.closing(_guarded(place, deadline, bounds)) as connection:
@@ -319,7 +325,7 @@ def _read(place: str | tuple[str, ...], sql: str, limits: tuple[Any, ...]) -> tu
         return (), (), f"not finished after {bounds.timeout_seconds:g} seconds" if late else str(error)
 
 
-def _rows(connection: sqlite3.Connection, sql: str, bounds: Limits) -> tuple[Any, ...]:
+def _rows(connection: sqlite3.Connection, sql: str, bounds: Limits) -> Result:
     seen: set[int] = set()  # The actions that SQLite asked about.
 
     def authorise(action: int, first: str | None, second: str | None, *_: str | None) -> int:
@@ -333,7 +339,7 @@ def _rows(connection: sqlite3.Connection, sql: str, bounds: Limits) -> tuple[Any
     cursor = connection.execute(sql)
     if cursor.description is None or sqlite3.SQLITE_SELECT not in seen:
         return (), (), "not a query: there is nothing to read" if seen else NOTHING
-    rows: dict[Any, None] | list[Any] = {} if bounds.distinct else []
+    rows: dict[Row, None] | list[Row] = {} if bounds.distinct else []
     size = 0
     for row in cursor:
         if isinstance(rows, dict):
@@ -370,7 +376,7 @@ def _guarded(place: str | tuple[str, ...], deadline: float, bounds: Limits) -> s
     return connection
 
 
-def _decoder(errors: str) -> Any:
+def _decoder(errors: str) -> Callable[[bytes], str]:
     return str if errors == "strict" else lambda raw: raw.decode("utf-8", errors=errors)
 
 

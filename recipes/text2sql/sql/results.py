@@ -8,17 +8,17 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
-from recipes.text2sql.sql.execution import Execution, execute
+from recipes.text2sql.sql.execution import Execution, Row, execute
 from recipes.text2sql.sql.parsing import parsed
 from recipes.text2sql.sql.schema import Schema, table_statements
 
 
 def first_that_finds(candidates: Sequence[str], database: Path | str) -> str:
-    """The first query that runs and finds a value, else the first that runs, else the first.
+    """The first query that returns a value other than NULL, else the first that runs, else the first.
 
-    Never looks at an expected answer. Source: Wang et al. 2018 (execution-guided decoding), arXiv 1807.03100.
+    No expected answer is used. Source: Wang et al. 2018 (execution-guided decoding), arXiv 1807.03100.
     """
     runs = None
     for candidate in dict.fromkeys(candidates):
@@ -67,7 +67,7 @@ def same_result(predicted: Execution, gold: Execution, ordered: bool) -> bool:
     theirs = sorted((right - left).elements(), key=_sort_key)
     if all(map(_same_row, ours, theirs)):
         return True
-    groups: dict[Any, list[tuple[Any, ...]]] = defaultdict(list)
+    groups: dict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in theirs:
         groups[_exact_part(row)].append(row)
     for row in ours:
@@ -79,7 +79,7 @@ def same_result(predicted: Execution, gold: Execution, ordered: bool) -> bool:
     return True
 
 
-def _same_row(left: tuple[Any, ...], right: tuple[Any, ...]) -> bool:
+def _same_row(left: Row, right: Row) -> bool:
     return len(left) == len(right) and all(map(_same_value, left, right))
 
 
@@ -93,10 +93,10 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float)
 
 
-def _exact_part(row: tuple[Any, ...]) -> tuple[Any, ...]:
+def _exact_part(row: Row) -> tuple[object, ...]:
     return tuple("number" if _is_number(value) else (type(value).__name__, value) for value in row)
 
 
-def _sort_key(row: tuple[Any, ...]) -> tuple[Any, ...]:
+def _sort_key(row: Row) -> tuple[tuple[str, ...], tuple[float, ...]]:
     exact = tuple("" if _is_number(value) else f"{type(value).__name__} {value!r}" for value in row)
     return exact, tuple(float(value) for value in row if _is_number(value))

@@ -186,7 +186,7 @@ def note(line: str) -> None:
 
 def _existing(
     keys: list[tuple[str, str, str | None, str | None]],
-    tables: Mapping[str, Any],
+    tables: Mapping[str, Mapping[str, str]],
     primary: list[tuple[str, str]],
 ) -> Iterator[tuple[str, str, str, str]]:
     """The foreign keys whose two ends exist, in the tables' own spelling."""
