@@ -634,3 +634,10 @@ def test_scoring_does_not_import_evaluate(database: Path) -> None:
         "assert not {'evaluate', 'datasets', 'torch'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=REPOSITORY)
+
+
+def test_white_space_in_quotes_stays_where_a_query_does_not_parse() -> None:
+    schema = Schema("x", {"t": {"a  b": "text"}})
+    broken = "SELECT  \"a  b\"\n FROM t WHERE x = 'c \n d' AND ;"
+    assert canonical(broken, schema) == "SELECT \"a  b\" FROM t WHERE x = 'c \n d' AND"
+    assert normalise(broken, schema) == "SELECT \"a  b\" FROM t WHERE x = 'c \n d' AND ;"
