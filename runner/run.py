@@ -53,6 +53,8 @@ class Run:
     """The sum of `Loss.statistics` over this process's lanes of the current step."""
     remark: str | None = None
     """What the recipe last had to say about its numbers."""
+    skipped_in_a_row: int = 0
+    """Steps without an update, or without anything to score, up to now."""
     lacks_best_metric: bool = False
     """Whether the user has read that evaluations have no `best_metric`."""
 

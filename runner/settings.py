@@ -145,6 +145,8 @@ class RunSettings:
     """Use only this many evaluation examples: a fixed random sample."""
     on_bad_step: Literal["stop", "skip", "rollback"] = "stop"
     """When loss or gradient is not finite: stop with status 3, skip the update, or roll back to a checkpoint."""
+    max_skipped_steps: AtLeast1 = 10
+    """Steps in a row that may teach nothing (skipped by on_bad_step, or without anything to score); then status 3."""
     grad_norm_spike_factor: NotNegative = 0.0
     """A gradient norm this many times its running mean is a bad step as well; 0: never."""
     exclude_examples: Commas | None = None

@@ -238,8 +238,12 @@ def update(run: Run, loss: torch.Tensor, totals: Totals) -> float:
                 run.recipe.end_step(run.bare_model, statistics)
             mean = state.mean_gradient_norm
             state.mean_gradient_norm = norm if mean is None else 0.98 * mean + 0.02 * norm
+        if totals.lanes and not totals.weight:
+            count_skipped(run, "nothing is scored in any of its examples: are all labels masked?")
+        elif totals.lanes:
+            run.skipped_in_a_row = 0
     elif settings.on_bad_step == "skip":
-        run.progress.print_line(f"step {state.step + 1}: {wrong}; the update is left out.")
+        count_skipped(run, f"{wrong}; the update is left out.")
     elif settings.on_bad_step == "rollback":
         raise BadStep(f"Step {state.step + 1}: {wrong}.")
     else:
@@ -252,6 +256,18 @@ def update(run: Run, loss: torch.Tensor, totals: Totals) -> float:
         track_histograms(run)
     run.optimizer.zero_grad()
     return norm
+
+
+def count_skipped(run: Run, reason: str) -> None:
+    """Print why a step teaches nothing. Raises DivergedError after too many of them in a row."""
+    run.skipped_in_a_row += 1
+    run.progress.print_line(f"step {run.state.step + 1}: {reason}")
+    if run.skipped_in_a_row >= run.settings.max_skipped_steps:
+        raise DivergedError(
+            f"{run.skipped_in_a_row} steps in a row taught nothing (--max_skipped_steps): step {run.state.step + 1}: "
+            f"{reason}\nCheck the data, lower --learning_rate, or go on from the last checkpoint with "
+            "--resume_from_checkpoint auto."
+        )
 
 
 def find_bad_step(run: Run, norm: float) -> str | None:

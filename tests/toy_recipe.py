@@ -70,6 +70,8 @@ class Recipe(runner.recipe.Recipe):
     """Calls of the model, of a second each, that a prediction takes, as if it generated tokens."""
     slow_process: int = -1
     """The process that is so slow; -1: all."""
+    weightless: bool = False
+    """Score nothing, as where every label is masked."""
     slow_rows: int = 0
     """Seconds that a micro-batch takes to be put together."""
     dying_workers: bool = False
@@ -109,7 +111,7 @@ class Recipe(runner.recipe.Recipe):
         inputs = torch.stack([example[1] for example in examples])
         if self.noise:
             inputs = inputs + self.noise * random.random()
-        counts = torch.tensor([1.0 + number % 3 for number in ids])
+        counts = torch.tensor([0.0 if self.weightless else 1.0 + number % 3 for number in ids])
         tensors = {"inputs": inputs, "targets": torch.stack([example[2] for example in examples]), "counts": counts}
         extra = {"unsendable": lambda: None} if self.unsendable else {}
         return Batch(tensors, weight=float(counts.sum()), extra=extra)

@@ -93,3 +93,22 @@ def test_all_of_it_is_the_same_twice(tmp_path: Path) -> None:
     for name in ("one", "two"):
         train(tmp_path / name, "--bad_row", "150", "--on_bad_step", "rollback")
     assert difference(weights(tmp_path / "one"), weights(tmp_path / "two")) == 0
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        # Every step after the first twenty counts as a spike.
+        (("--on_bad_step", "skip", "--grad_norm_spike_factor", "0.0001"), "the update is left out"),
+        (("--weightless", "true"), "are all labels masked?"),
+    ],
+)
+def test_many_steps_in_a_row_that_teach_nothing_end_with_3(
+    tmp_path: Path, processes: int, flags: tuple[str, ...], wanted: str
+) -> None:
+    folder = tmp_path / "run"
+    words = [*SHORT, "--output_dir", str(folder), "--max_steps", "40", "--max_skipped_steps", "5", *flags]
+    assert Trial(words, processes, folder.with_suffix(".log")).wait(120) == [3] * processes
+    assert "5 steps in a row taught nothing (--max_skipped_steps)" in output(folder) and wanted in output(folder)
+    assert not (folder / "final").exists()
