@@ -147,7 +147,9 @@ def target_values(study: Study, settings: DataSettings, fitted: Fitted) -> np.nd
     return np.array([float(cell) if is_number(cell) else np.nan for cell in cells])
 
 
-def fit_linear(settings: StageSettings, study: Study, training: np.ndarray, fitted: Fitted) -> Readout:
+def fit_linear(
+    settings: StageSettings, study: Study, training: np.ndarray, fitted: Fitted, prints: bool = True
+) -> Readout:
     """Fit the linear readout of the target, and print what was chosen."""
     data = settings.source
     values = target_values(study, data, fitted)
@@ -160,7 +162,8 @@ def fit_linear(settings: StageSettings, study: Study, training: np.ndarray, fitt
     keeps_groups = data.group is not None and data.split == "grouped"
     groups = [study.metadata[str(data.group)][row] for row in training] if keeps_groups else None
     readout = fit_readout(study, training, wanted, groups, data.max_bp, data.split_seed)
-    print(f"{readout.note}.", flush=True)
+    if prints:
+        print(f"{readout.note}.", flush=True)
     return readout
 
 

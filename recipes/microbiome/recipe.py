@@ -99,6 +99,7 @@ class Recipe(StageSettings, runner.recipe.Recipe):
         if self.wants_target:
             of_target = ["target_mae", "target_r2", "target_accuracy", "target_macro_f1", "target_auroc"]
             names += [*of_target, *(f"{name}/by_group" for name in of_target)]
+            names += [f"{name}/readout" for name in of_target if self.wants_readout]
         return names
 
     def packages(self) -> dict[str, str | None]:
@@ -289,6 +290,47 @@ class Recipe(StageSettings, runner.recipe.Recipe):
         output: Path = Path("predictions")
         """Folder for predictions.tsv, embeddings.tsv, ordination.txt and report.html."""
         renamed_settings: ClassVar[Mapping[str, str]] = {"into": "output"}
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Files:
+        """A cross-validation of a target: simple models, and trainings if asked for, in the same folds.
+
+        The study is named as in a training: --data.table, --data.tree, --data.metadata, --data.target.
+        """
+
+        folds: int = 5
+        """Number of folds; with --data.split_file, its folds are used."""
+        group: str | None = None
+        """Metadata column of subjects or sites: a group is held out in one fold. The same as --data.group."""
+        max_steps: int = 0
+        """Steps of a training of stage 2 in each fold; 0: only the simple models and the linear readout."""
+        preset: str = "small"
+        """Preset of these trainings. Their encoder is frozen."""
+        init_from: str | None = None
+        """Pre-trained run that these trainings begin from; none: a random encoder."""
+        runs: Path = Path("runs/cross-validation")
+        """Folder for these trainings; those that are finished are not repeated."""
+        output: str | None = None
+        """File for the predictions, one JSON object per sample and model."""
+
+    def score_files(self, files: Files) -> tuple[str, list[dict[str, object]]]:
+        """Cross-validate: a table of models, and a row per sample and model."""
+        from recipes.microbiome.cross_validation import compare, fold_runs
+        from recipes.microbiome.splits import number_of_folds
+
+        if files.folds < 2:
+            raise ConfigError(f"folds is {files.folds}: type --folds with a number of at least 2.")
+        data = dataclasses.replace(self.source, group=files.group or self.source.group, num_folds=files.folds)
+        if data.table is None and data.target is None:
+            data = dataclasses.replace(data, target="target")
+        recipe = dataclasses.replace(self, stage="predict", data_settings=data, count_penalty=0.0)
+        study = recipe.study
+        trains = (
+            fold_runs(data, files.preset, files.max_steps, files.init_from, files.runs) if files.max_steps else None
+        )
+        comparison = compare(recipe, study, number_of_folds(data), trains)
+        rows = [{"model": model, **row} for model, rows in comparison.rows.items() for row in rows]
+        return comparison.text(), [{key: row[key] for key in row if key != "embedding"} for row in rows]
 
     def answer(self, model: nn.Module, request: Request) -> str:
         """Write the tables and figures of a study, and say how well they agree with what is known."""

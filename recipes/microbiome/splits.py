@@ -41,6 +41,19 @@ def partition(study: Study, settings: DataSettings) -> dict[str, np.ndarray]:
     return splits
 
 
+def number_of_folds(settings: DataSettings) -> int:
+    """The folds of the split file, or those that were asked for. Raises ConfigError where there are fewer than two."""
+    count = settings.num_folds
+    if settings.split_file is not None:
+        try:
+            count = len(json.loads(Path(settings.split_file).read_text(encoding="utf-8")).get("folds", ()))
+        except (OSError, json.JSONDecodeError, AttributeError) as error:
+            raise DataError(f"{settings.split_file} cannot be read as JSON: {error}") from None
+    if count < 2:
+        raise ConfigError(f"A cross-validation of {count} folds: type --folds 5, or a split file with folds.")
+    return count
+
+
 def _from_file(study: Study, settings: DataSettings) -> dict[str, np.ndarray]:
     path = Path(settings.split_file or "")
     try:
