@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner.checkpoints.pointers import DRAFT
 from runner.config import Config, write_yaml
 from runner.errors import ConfigError
 from runner.log import Ledger, Metrics
@@ -33,7 +34,10 @@ def lock_run_folder(output_dir: Path, hardware: Hardware, patience: float = 20) 
     if hardware.is_main:
         output_dir.mkdir(parents=True, exist_ok=True)
         try:
+            if is_locked(output_dir / ".lock"):
+                print(f"waiting up to {patience:.0f} s for another run to leave {output_dir}", flush=True)
             lock.acquire(timeout=patience)
+            remove_drafts(output_dir)
         except Timeout:
             wrong = (
                 f"Another run is training into {output_dir}: wait for its end, stop it, or type another --output_dir."
@@ -48,6 +52,31 @@ def lock_run_folder(output_dir: Path, hardware: Hardware, patience: float = 20) 
         yield
     finally:
         lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process has locked a file. Raises OSError where the folder has no locks.
+
+    FileLock takes every error for a lock of somebody else.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        # Windows.
+        return False
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(file, fcntl.LOCK_UN)
+    return False
+
+
+def remove_drafts(output_dir: Path) -> None:
+    """Remove what a run that died has left half-written; call it only with the lock."""
+    for draft in output_dir.glob(f"{DRAFT}*"):
+        shutil.rmtree(draft, ignore_errors=True) if draft.is_dir() else draft.unlink(missing_ok=True)
 
 
 def choose_output_dir(config: Config, hardware: Hardware) -> str:

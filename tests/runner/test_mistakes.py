@@ -3,6 +3,7 @@
 Run alone: python -m pytest tests/runner/test_mistakes.py
 """
 
+import errno
 import importlib.util
 import json
 import shutil
@@ -161,6 +162,36 @@ def test_two_runs_in_one_output_dir(tmp_path: Path) -> None:
         with lock_run_folder(tmp_path / "another", hardware, patience=0.1):
             pass
     with lock_run_folder(tmp_path / "run", hardware, patience=0.1):
+        pass
+
+
+def test_a_folder_that_is_taken_loses_the_drafts_of_a_dead_run(tmp_path: Path) -> None:
+    hardware: Any = SimpleNamespace(is_main=True, from_main=lambda value: value)
+    (tmp_path / ".draft-checkpoint-5-abc").mkdir()
+    (tmp_path / ".draft-checkpoint-latest-abc").write_text("", encoding="utf-8")
+    with lock_run_folder(tmp_path, hardware, patience=0.1):
+        assert not list(tmp_path.glob(".draft-*"))
+
+
+def test_waiting_for_a_folder_is_announced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hardware: Any = SimpleNamespace(is_main=True, from_main=lambda value: value)
+    with lock_run_folder(tmp_path, hardware):
+        assert capsys.readouterr().out == ""
+        with pytest.raises(ConfigError), lock_run_folder(tmp_path, hardware, patience=0.1):
+            pass
+    assert "waiting up to 0 s for another run to leave" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", ["ENOLCK", "EOPNOTSUPP", "EIO", "EACCES", "ENOSYS"])
+def test_a_network_folder_that_refuses_locks_is_no_other_run(
+    tmp_path: Path, number: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(getattr(errno, number), "no locks here")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    hardware: Any = SimpleNamespace(is_main=True, from_main=lambda value: value)
+    with lock_run_folder(tmp_path, hardware, patience=0.1):
         pass
 
 
