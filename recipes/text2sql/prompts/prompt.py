@@ -9,10 +9,9 @@ import dataclasses
 import functools
 import random
 import re
-import sqlite3
 from collections.abc import Container
-from pathlib import Path
 
+from recipes.text2sql.prompts.values import file_state, texts_of
 from recipes.text2sql.sql.canonical import canonical
 from recipes.text2sql.sql.names import fold, pieces, spelled, unquoted
 from recipes.text2sql.sql.schema import Schema
@@ -26,10 +25,7 @@ NAME_TOKENS = tuple(
     f"<{kind}{number}>" for kind, most in (("t", MAX_TABLES), ("c", MAX_COLUMNS)) for number in range(most)
 )
 LONGEST_VALUE_WORDS = 6
-MAX_VALUES_PER_COLUMN = 5_000
 MAX_COLUMNS_SHOWN = 6
-CONSTANT_FROM_ROWS = 20
-"""A text that all of a column's rows hold, and these are at least so many, tells none of them from another."""
 WORD = re.compile(r"\d+(?:\.\d+)?|\w+|[^\w\s]")
 LITERAL = re.compile(r"'((?:[^']|'')*)'|(?<![\w.'])(\d+(?:\.\d+)?)(?![\w.'])" + r'|"(?:[^"]|"")*"')
 """A text in quotes, a number, or a name in quotes."""
@@ -54,29 +50,19 @@ class Link:
         return self.value if NUMBER.fullmatch(self.value) else "'" + self.value.replace("'", "''") + "'"
 
 
-@functools.lru_cache(maxsize=512)
 def values_of(database: str) -> dict[tuple[str, ...], Link]:
     """Every distinct text value of a database, by its lower-cased words; none of columns that hold only one."""
+    return _values_of(database, file_state(database))
+
+
+@functools.lru_cache(maxsize=512)
+def _values_of(database: str, state: tuple[int, int]) -> dict[tuple[str, ...], Link]:
     found: dict[tuple[str, ...], tuple[str, list[str]]] = {}
-    schema = Schema.from_database(Path(database))
-    connection = sqlite3.connect(f"{Path(database).resolve().as_uri()}?mode=ro", uri=True)
-    connection.text_factory = lambda raw: raw.decode("utf-8", errors="replace")
-    for table, columns in schema.tables.items():
-        for column in columns:
-            quoted = ['"' + name.replace('"', '""') + '"' for name in (column, table)]
-            query = (
-                f"SELECT DISTINCT {quoted[0]} FROM {quoted[1]} WHERE typeof({quoted[0]}) = 'text' "
-                f"LIMIT {MAX_VALUES_PER_COLUMN}"
-            )
-            texts = [value for (value,) in connection.execute(query)]
-            if len(texts) == 1:
-                (rows,) = connection.execute(f"SELECT count(*) FROM {quoted[1]}").fetchone()
-                texts = [] if rows >= CONSTANT_FROM_ROWS else texts
-            for value in texts:
-                words = tuple(WORD.findall(value.lower()))
-                if 0 < len(words) <= LONGEST_VALUE_WORDS:
-                    found.setdefault(words, (value, []))[1].append(column.lower())
-    connection.close()
+    for (_, column), texts in texts_of(database).items():
+        for value in texts:
+            words = tuple(WORD.findall(value.lower()))
+            if 0 < len(words) <= LONGEST_VALUE_WORDS:
+                found.setdefault(words, (value, []))[1].append(column.lower())
     return {words: Link(value, tuple(dict.fromkeys(columns))) for words, (value, columns) in found.items()}
 
 

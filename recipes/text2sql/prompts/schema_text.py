@@ -7,26 +7,22 @@ looked at, never the answer.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import functools
 import io
 import re
-import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from recipes.text2sql.prompts import prompt
 from recipes.text2sql.prompts.prompt import Link
-from recipes.text2sql.sql.execution import connect
+from recipes.text2sql.prompts.values import samples_of
 from recipes.text2sql.sql.names import fold
 from recipes.text2sql.sql.schema import Schema
 
-LONGEST_SAMPLE = 30
-"""Letters of a sample value; longer ones are not shown."""
 DESCRIPTION_WORDS = 12
-ROWS_LOOKED_AT = 1_000
-"""Sample values are those of a table's first rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,36 +164,11 @@ def _columns(schema: Schema, style: Style, database: str | None) -> list[_Column
                     other = [short.get(fold(name), fold(name)) for name in foreign[place]]
                     text += f" -> {other[0]} . {other[1]}"
             folded = (table.lower(), column.lower())
-            extra = f" ( {' ; '.join(samples[folded])} )" if samples.get(folded) else ""
+            extra = f" ( {' ; '.join(samples[place])} )" if samples.get(place) else ""
             extra += f' " {descriptions[folded]} "' if descriptions.get(folded) else ""
             # What a description says of a column can match the question as its name does.
             words = _words(column) | _words(descriptions.get(folded, ""))
             found.append(_Column(table, words, column, text, extra, place in primary or place in foreign))
-    return found
-
-
-@functools.lru_cache(maxsize=512)
-def samples_of(database: str, most: int) -> dict[tuple[str, str], list[str]]:
-    """(table, column) in lower case -> the first different values, as texts; long ones and NULL are passed over."""
-    found: dict[tuple[str, str], list[str]] = {}
-    connection = connect(Path(database))
-    try:
-        for table, columns in Schema.from_database(database).tables.items():
-            for column in columns:
-                quoted = ['"' + name.replace('"', '""') + '"' for name in (column, table)]
-                query = (
-                    f"SELECT DISTINCT value FROM (SELECT {quoted[0]} AS value FROM {quoted[1]} LIMIT {ROWS_LOOKED_AT}) "
-                    f"WHERE typeof(value) IN ('text', 'integer', 'real') AND length(value) BETWEEN 1 AND "
-                    f"{LONGEST_SAMPLE} LIMIT {most}"
-                )
-                values = [" ".join(str(value).split()) for (value,) in connection.execute(query)]
-                # No sample may look like a part of the prompt.
-                values = [value for value in values if value and not re.search(r"<\w+>", value)]
-                found[table.lower(), column.lower()] = values
-    except sqlite3.Error:
-        return found
-    finally:
-        connection.close()
     return found
 
 
@@ -207,7 +178,7 @@ def descriptions_of(database: str) -> dict[tuple[str, str], str]:
     found: dict[tuple[str, str], str] = {}
     for file in sorted((Path(database).parent / "database_description").glob("*.csv")):
         text = file.read_bytes().decode("utf-8-sig", errors="replace")
-        for row in csv.DictReader(io.StringIO(text)):
+        for row in _rows(text):
             fields = {(name or "").strip().lower(): (row[name] or "") for name in row if isinstance(name, str)}
             column = fields.get("original_column_name", "").strip()
             description = fields.get("column_description", "").strip() or fields.get("column_name", "").strip()
@@ -215,3 +186,9 @@ def descriptions_of(database: str) -> dict[tuple[str, str], str]:
             if column and words and " ".join(words).lower() != column.lower():
                 found[file.stem.lower(), column.lower()] = " ".join(words)
     return found
+
+
+def _rows(text: str) -> Iterator[dict[str, str]]:
+    """The rows of a table, up to one that is none."""
+    with contextlib.suppress(csv.Error):
+        yield from csv.DictReader(io.StringIO(text))
