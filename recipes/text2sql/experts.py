@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 import functools
 import types
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,7 +37,7 @@ class Router(nn.Module):
     jitter_noise: float = 0.0
     capacity: float | None = None
     mask: Tensor | None = None
-    """(tokens,): 0 for the padding of this micro-batch, which takes no expert's capacity."""
+    """(tokens,): 0 for the padding of this micro-batch, which takes no expert's capacity; `route` sees to it."""
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(..., hidden) -> logits (tokens, experts), weights (tokens, k) and choices (tokens, k)."""
@@ -157,9 +158,21 @@ def route(model: Any, settings: "ModelSettings") -> None:
             f"{wrong[0]} was asked for, which {type(model).__name__} cannot do: leave it out, or\n"
             "take a model of the kinds mixtral, qwen2_moe, qwen3_moe or olmoe."
         )
+    if settings.expert_capacity is not None:
+        model.register_forward_pre_hook(_pass_padding, with_kwargs=True)
     if settings.balance == "bias":
         model.__class__ = _with_bias(type(model))
         add_bias(model)
+
+
+def _pass_padding(model: nn.Module, _: tuple[object, ...], inputs: Mapping[str, object]) -> None:
+    """Give each router the attention mask of the model's call, which transformers does not pass on to it.
+
+    It stays until the next call: gradient checkpointing calls the routers again in the backward pass.
+    """
+    mask = inputs.get("attention_mask")
+    for router in routers_of(model):
+        router.mask = mask.reshape(-1) if isinstance(mask, Tensor) else None
 
 
 def routers_of(model: nn.Module) -> list[Router]:

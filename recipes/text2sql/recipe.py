@@ -218,8 +218,6 @@ class Recipe(runner.recipe.Recipe):
 
         settings, mask = self.model_settings, batch["attention_mask"].reshape(-1)
         routers = experts.routers_of(model)
-        for router in routers:
-            router.mask = mask
         config = parts.config_of(model)
         asked = {"output_router_logits": True} if hasattr(config, "output_router_logits") else {}
         # Prompts are not scored and their logits would take most of the memory: compute only the last positions'.

@@ -17,6 +17,7 @@ from recipes.text2sql.recipe import Recipe
 from recipes.text2sql.settings import LoraSettings, ModelSettings
 from runner import trials
 from runner.assembly import enable_gradient_checkpointing
+from runner.assembly import enable_gradient_checkpointing
 from runner.checkpoints.tensors import read_tensors
 from runner.errors import ConfigError, DataError
 from runner.recipe import Batch
@@ -157,6 +158,28 @@ def test_what_a_class_cannot_do_is_said() -> None:
     for name, value in wrong.items():
         with pytest.raises(ConfigError, match=f"model.{name}"):
             ModelSettings(**{name: value})
+
+
+@pytest.mark.parametrize("with_adapters", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_routers_know_the_padding_of_the_models_call(with_adapters: bool, checkpointing: bool) -> None:
+    recipe = recipe_of(expert_capacity=0.5)
+    if with_adapters:
+        recipe = dataclasses.replace(recipe, lora=dataclasses.replace(recipe.lora, rank=2))
+    model = model_of(recipe)
+    if checkpointing:
+        enable_gradient_checkpointing(model)
+    for seed in (0, 1):
+        batch = batch_of(4, seed=seed)
+        loss = recipe.loss(model, batch)
+        (loss.sum + loss.auxiliary).backward()
+        for router in experts.routers_of(model):
+            assert router.mask is not None and torch.equal(router.mask, batch["attention_mask"].reshape(-1))
+    # What padding holds changes nothing: it takes no expert's capacity.
+    other = batch_of(4, seed=1)
+    other.tensors["input_ids"] = torch.where(other["attention_mask"] == 1, other["input_ids"], 5)
+    with torch.no_grad():
+        assert torch.equal(recipe.loss(model, other).sum, recipe.loss(model, batch_of(4, seed=1)).sum)
 
 
 # Capacity, dropout, noise ------------------------------------------------------------------------------
