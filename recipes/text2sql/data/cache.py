@@ -181,7 +181,7 @@ def listed(wrong: Sequence[tuple[str, str]]) -> str:
     lines = [f"{place}: {' '.join(first.split())[:300].rstrip('.')}."]
     if more:
         shown = "; ".join(" ".join(each.split())[:90] for each in more[:2]) + ("; ..." if len(more) > 2 else "")
-        lines.append(f"{len(more)} more of {'this kind' if len(more) > 1 else 'them'}: {shown}.")
+        lines.append(f"{len(more)} more: {shown}.")
     return "\n".join(lines)
 
 

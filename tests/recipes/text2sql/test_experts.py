@@ -17,7 +17,6 @@ from recipes.text2sql.recipe import Recipe
 from recipes.text2sql.settings import LoraSettings, ModelSettings
 from runner import trials
 from runner.assembly import enable_gradient_checkpointing
-from runner.assembly import enable_gradient_checkpointing
 from runner.checkpoints.tensors import read_tensors
 from runner.errors import ConfigError, DataError
 from runner.recipe import Batch

@@ -144,9 +144,7 @@ def test_several_mistakes_are_three_lines(folder: Path) -> None:
     with pytest.raises(DataError) as caught:
         read("spider", folder)
     lines = str(caught.value).splitlines()
-    assert lines[0] == f"{path}, line 2: query is empty." and lines[1].startswith(
-        "3 more of this kind: line 7: query is"
-    )
+    assert lines[0] == f"{path}, line 2: query is empty." and lines[1].startswith("3 more: line 7: query is")
     assert len(lines) == 3
     with pytest.raises(DataError, match=r"4 without query.*\n?Nothing is left"):
         read("spider", folder, bad_questions="skip")
