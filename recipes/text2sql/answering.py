@@ -7,7 +7,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from recipes.text2sql.data import question_files
 from recipes.text2sql.data.question_files import IDS, Fault, read_entries, read_text, repeated_ids, texts_of
@@ -15,6 +15,11 @@ from recipes.text2sql.data.questions import Question
 from recipes.text2sql.sql.execution import Execution, execute
 from recipes.text2sql.sql.schema import Schema
 from runner.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from recipes.text2sql.recipe import Recipe
 
 OVERRIDES = (
     "constrained", "num_beams", "temperature", "top_p", "num_candidates", "execution_guided", "voting", "seed",
@@ -26,7 +31,7 @@ LISTS = ("columns", "rows")
 """What a row of answers has in JSON, and not in a table."""
 
 
-def answer(recipe: Any, model: Any, request: Any) -> str:
+def answer(recipe: Recipe, model: PreTrainedModel, request: Recipe.Request) -> str:
     """What `relay predict` prints."""
     recipe = changed(recipe, **{name: getattr(request, name) for name in OVERRIDES})
     if request.interactive:
@@ -48,14 +53,14 @@ def answer(recipe: Any, model: Any, request: Any) -> str:
     return f"{len(questions)} questions about {databases} databases -> {request.output}: the SQL of {run} runs"
 
 
-def changed(recipe: Any, **settings: Any) -> Any:
+def changed(recipe: Recipe, **settings: object) -> Recipe:
     """The recipe with other settings of `generation`; None leaves one as it was trained."""
     given = {name: value for name, value in settings.items() if value is not None}
     generation = dataclasses.replace(recipe.generation_settings, **given)
     return dataclasses.replace(recipe, generation_settings=generation)
 
 
-def answers(recipe: Any, model: Any, questions: list[Question]) -> list[tuple[str, Execution]]:
+def answers(recipe: Recipe, model: PreTrainedModel, questions: list[Question]) -> list[tuple[str, Execution]]:
     """The SQL of each question, and what it finds."""
     queries = recipe.write(model, [recipe.encoder.example(question) for question in questions])
     return [(query, execute(str(question.database), query)) for question, query in zip(questions, queries, strict=True)]
@@ -199,7 +204,7 @@ def write(
 # Conversation ------------------------------------------------------------------------------------------
 
 
-def converse(recipe: Any, model: Any, request: Any) -> str:
+def converse(recipe: Recipe, model: PreTrainedModel, request: Recipe.Request) -> str:
     """Read questions and commands until the input ends."""
     place = request.db
     resolve(place, [Asked("?", None, "--db")])
@@ -224,7 +229,7 @@ def converse(recipe: Any, model: Any, request: Any) -> str:
             print(error)
 
 
-def _with_setting(recipe: Any, words: list[str]) -> Any:
+def _with_setting(recipe: Recipe, words: list[str]) -> Recipe:
     """The recipe with the setting of a line like `/num_beams 4`. Raises ConfigError if the line is not one."""
     try:
         name, text = words

@@ -5,16 +5,21 @@ from typing import TYPE_CHECKING
 from runner.errors import ConfigError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from recipes.text2sql.settings import ModelSettings
 
 import functools
 import types
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+Part = TypeVar("Part", bound=nn.Module)
 
 # transformers' routers that are one matrix, a softmax and its top k, and return (logits, weights, choices).
 ROUTERS = ("MixtralTopKRouter", "Qwen2MoeTopKRouter", "Qwen3MoeTopKRouter", "OlmoeTopKRouter")
@@ -64,7 +69,7 @@ class Experts(nn.Module):
     """Dropout inside the experts, and their products in the type of autocast: in front of transformers' experts."""
 
     dropout: float = 0.0
-    config: Any
+    config: PretrainedConfig
     num_experts: int
     gate_up_proj: Tensor
     down_proj: Tensor
@@ -126,12 +131,18 @@ def within_capacity(
     return places.gather(-1, chosen[..., None])[..., 0] <= room
 
 
+def put_in_front(own: type[Part], module: nn.Module) -> Part:
+    """Make the module one of our class, which derives from its own: what it holds stays, and ours decides."""
+    module.__class__ = _in_front(own, type(module))
+    return cast(Part, module)
+
+
 @functools.cache
 def _in_front(own: type, theirs: type) -> type:
     return type(theirs.__name__, (own, theirs), {})
 
 
-def route(model: Any, settings: "ModelSettings") -> None:
+def route(model: "PreTrainedModel", settings: "ModelSettings") -> None:
     """Put our routers and experts in front of transformers': no parameter is renamed, no weight changed.
 
     Raises ConfigError where a setting asks for what this class of model cannot do.
@@ -139,13 +150,12 @@ def route(model: Any, settings: "ModelSettings") -> None:
     routers, experts = 0, 0
     for module in model.modules():
         if type(module).__name__ in ROUTERS:
-            module.__class__ = _in_front(Router, type(module))
-            module.register_buffer("balance_bias", None)
-            module.jitter_noise, module.capacity = settings.router_jitter_noise, settings.expert_capacity
+            router = put_in_front(Router, module)
+            router.register_buffer("balance_bias", None)
+            router.jitter_noise, router.capacity = settings.router_jitter_noise, settings.expert_capacity
             routers += 1
         elif hasattr(module, "_apply_gate") and not module.is_transposed and not module.has_bias:
-            module.__class__ = _in_front(Experts, type(module))
-            module.dropout = settings.expert_dropout
+            put_in_front(Experts, module).dropout = settings.expert_dropout
             experts += 1
     asked = {
         "model.expert_capacity": settings.expert_capacity is not None and not routers,
@@ -187,15 +197,15 @@ def add_bias(model: nn.Module) -> None:
 
 
 @functools.cache
-def _with_bias(kind: type) -> type:
+def _with_bias(kind: type[nn.Module]) -> type:
     """The same class, which has the routers' bias already when `from_pretrained` looks for its tensors."""
 
-    def init(self: Any, config: Any, *arguments: Any, **more: Any) -> None:
-        kind.__init__(self, config, *arguments, **more)
+    def init(self: nn.Module, *arguments: object, **more: object) -> None:
+        kind.__init__(self, *arguments, **more)
         for module in self.modules():
             if type(module).__name__ in ROUTERS:
-                module.__class__ = _in_front(Router, type(module))
-                module.register_buffer("balance_bias", torch.zeros(module.num_experts))
+                router = put_in_front(Router, module)
+                router.register_buffer("balance_bias", torch.zeros(len(router.weight)))
 
     return type(kind.__name__, (kind,), {"__init__": init})
 

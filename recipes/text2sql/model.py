@@ -6,13 +6,13 @@ from runner.errors import ConfigError, DataError
 from runner.parts import adapters
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from recipes.text2sql.settings import LoraSettings, ModelSettings
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,9 @@ class DroppingEmbedding(nn.Embedding):
         return nn.functional.dropout(super().forward(input), self.dropout, self.training)
 
 
-def build(settings: "ModelSettings", vocab_size: int, max_seq_length: int, pad: int | None, eos: int | None) -> Any:
+def build(
+    settings: "ModelSettings", vocab_size: int, max_seq_length: int, pad: int | None, eos: int | None
+) -> "PreTrainedModel":
     """A fresh decoder: Mixtral's, or Qwen3's, which also normalises queries and keys."""
     import transformers
 
@@ -50,20 +52,20 @@ def build(settings: "ModelSettings", vocab_size: int, max_seq_length: int, pad: 
     }
     experts, width = settings.num_local_experts, settings.intermediate_size
     if settings.family == "mixtral":
-        config: Any = transformers.MixtralConfig(
-            **shape, num_local_experts=experts, intermediate_size=width, sliding_window=None
+        return transformers.MixtralForCausalLM(
+            transformers.MixtralConfig(**shape, num_local_experts=experts, intermediate_size=width, sliding_window=None)
         )
-        return transformers.MixtralForCausalLM(config)
     shape |= {"num_experts": experts, "moe_intermediate_size": width, "intermediate_size": width}
     shape |= {"head_dim": settings.hidden_size // settings.num_attention_heads, "norm_topk_prob": True}
-    config = transformers.Qwen3MoeConfig(**shape)
-    return transformers.Qwen3MoeForCausalLM(config)
+    return transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**shape))
 
 
 def drop_embeddings(model: "PreTrainedModel", dropout: float) -> None:
     """Dropout of the token embeddings, under their own name."""
-    embedding: Any = model.get_input_embeddings()
-    embedding.__class__, embedding.dropout = DroppingEmbedding, dropout
+    embedding = model.get_input_embeddings()
+    embedding.__class__ = DroppingEmbedding
+    assert isinstance(embedding, DroppingEmbedding)
+    embedding.dropout = dropout
 
 
 # A model that was trained before -----------------------------------------------------------------------
@@ -78,8 +80,8 @@ def keep_base(path: str, folder: Path, more_tokens: Sequence[str]) -> None:
     from recipes.text2sql.prompts import prompt
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(path)
-        config: Any = AutoConfig.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
     if tokenizer.eos_token_id is None:
@@ -99,7 +101,9 @@ def _unreadable(path: str, error: Exception) -> DataError:
     )
 
 
-def pretrained(path: str, tokenizer: Any, assets: Path | None) -> tuple[Any, list[int]]:
+def pretrained(
+    path: str, tokenizer: "PreTrainedTokenizerBase | None", assets: Path | None
+) -> tuple["PreTrainedModel", list[int]]:
     """A trained decoder in fp32, and which tokens it has not seen before. Raises DataError where it cannot be read."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -107,7 +111,7 @@ def pretrained(path: str, tokenizer: Any, assets: Path | None) -> tuple[Any, lis
     try:
         if not Path(path).exists() and kept and kept.is_file():
             # The base has been moved away; its weights are in the checkpoint as well.
-            model: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(kept))
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(kept))
         else:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     except (OSError, ValueError) as error:
@@ -117,7 +121,9 @@ def pretrained(path: str, tokenizer: Any, assets: Path | None) -> tuple[Any, lis
         model.config.router_aux_loss_coef = 0.0
     if tokenizer is None:
         return model, []
-    known = model.get_input_embeddings().weight.shape[0]
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, nn.Embedding)
+    known = len(embedding.weight)
     if len(tokenizer) > known:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     for config in (model.config, model.generation_config):
@@ -125,12 +131,12 @@ def pretrained(path: str, tokenizer: Any, assets: Path | None) -> tuple[Any, lis
     return model, list(range(known, len(tokenizer)))
 
 
-def config_of(model: Any) -> Any:
+def config_of(model: nn.Module) -> "PretrainedConfig":
     """The config of a model, also inside data parallelism's wrapper."""
-    return (model if hasattr(model, "config") else model.module).config
+    return cast("PretrainedConfig", (model if hasattr(model, "config") else model.get_submodule("module")).config)
 
 
-def with_adapters(model: Any, settings: "LoraSettings", new_tokens: list[int]) -> Any:
+def with_adapters(model: "PreTrainedModel", settings: "LoraSettings", new_tokens: list[int]) -> "PreTrainedModel":
     """Low-rank adapters on a frozen model, of attention and experts alike; the embeddings of new tokens train.
 
     Raises ConfigError where the settings do not fit the model. Source: Hu et al. 2021 (LoRA), arXiv 2106.09685.

@@ -34,7 +34,7 @@ from runner.recipe import Batch, Loss, Source
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ class Recipe(runner.recipe.Recipe):
         return Encoder(self.data_settings, self.generation_settings.max_new_tokens, self.assets)
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer of `prepare`."""
         return self.encoder.tokenizer
 
@@ -155,8 +155,7 @@ class Recipe(runner.recipe.Recipe):
         import torch
 
         longest = max(len(example.prompt) + len(example.target) for example in examples)
-        pad = self.tokenizer.pad_token_id
-        ids = torch.full((len(examples), longest), pad)
+        ids = torch.full((len(examples), longest), self.encoder.pad)
         labels = torch.full((len(examples), longest), -100)
         mask = torch.zeros((len(examples), longest), dtype=torch.int64)
         for row, example in enumerate(examples):
@@ -183,8 +182,8 @@ class Recipe(runner.recipe.Recipe):
                 settings,
                 self.tokenizer_settings.vocab_size,
                 self.data_settings.max_seq_length,
-                tokenizer.pad_token_id if tokenizer else None,
-                tokenizer.eos_token_id if tokenizer else None,
+                self.encoder.pad if tokenizer else None,
+                self.encoder.end if tokenizer else None,
             )
             parts.drop_embeddings(model, settings.dropout)
         experts.route(model, settings)
@@ -273,14 +272,14 @@ class Recipe(runner.recipe.Recipe):
         counts = values.get("expert/tokens_per_expert")
         return collapse(counts, self.model_settings.balance) if counts and step >= 20 else None
 
-    def predict(self, model: PreTrainedModel, batch: Batch) -> list[Any]:
+    def predict(self, model: PreTrainedModel, batch: Batch) -> list[dict[str, object]]:
         """Generate SQL for each question; each row also holds the question, whether the SQL is right by each metric,
         and what `score` needs."""
         from recipes.text2sql.scoring.metrics import verdicts
         from recipes.text2sql.sql.canonical import plain
 
         examples: list[Example] = batch.extra["examples"]
-        rows = [
+        rows: list[dict[str, object]] = [
             {
                 "question": example.question.text,
                 "predicted": plain(predicted),
@@ -294,7 +293,7 @@ class Recipe(runner.recipe.Recipe):
         ]
         return [row | verdicts(row) for row in rows]
 
-    def score(self, rows: list[Any]) -> dict[str, float]:
+    def score(self, rows: list[dict[str, Any]]) -> dict[str, float]:
         """Exact match of the text, validity and execution accuracy."""
         from recipes.text2sql.scoring.metrics import score
 

@@ -361,7 +361,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
 # Small databases -----------------------------------------------------------------------------------------
 
 
-def write_database(folder: Path, content: str, fill: Callable[[sqlite3.Connection], Any]) -> Path | None:
+def write_database(folder: Path, content: str, fill: Callable[[sqlite3.Connection], object]) -> Path | None:
     """A SQLite file filled by `fill`, named by a hash of `content`; None where SQLite refuses, or takes too long."""
     key = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
     path = folder / key[:2] / f"{key}.sqlite"

@@ -7,7 +7,7 @@ import functools
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from recipes.text2sql.settings import DataSettings
 
@@ -49,6 +49,16 @@ class Encoder:
         assert self.folder is not None
         return PreTrainedTokenizerFast.from_pretrained(self.folder)
 
+    @property
+    def pad(self) -> int:
+        """The token behind a shorter sequence."""
+        return cast(int, self.tokenizer.pad_token_id)
+
+    @property
+    def end(self) -> int:
+        """The token that ends the SQL."""
+        return cast(int, self.tokenizer.eos_token_id)
+
     @functools.cached_property
     def known_words(self) -> frozenset[str]:
         """The words that come more than once in the training questions."""
@@ -76,7 +86,7 @@ class Encoder:
             asked = prompt.hide_words(asked, self.known_words, word_dropout)
         target = prompt.hide_names(target, question.schema) if tokens else target
         # A pretrained model's tokenizer may begin a text with a token of its own: once, and not in the middle.
-        target_ids = tokenizer(target, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        target_ids = tokenizer(target, add_special_tokens=False)["input_ids"] + [self.end]
         asked = prompt.prompt(asked, links, question.schema, settings.question_repeats, tokens)
         asked_ids = tokenizer(asked, add_special_tokens=False)["input_ids"]
         # The schema leaves max_new_tokens free, not the length of the gold SQL: that length is part of the answer.
