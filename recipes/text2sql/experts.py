@@ -111,20 +111,20 @@ READ_OF_EXPERTS = (
 
 
 def choices(probabilities: Tensor, top_k: int, bias: Tensor | None = None) -> Tensor:
-    """(tokens, experts) -> (tokens, k): the likeliest experts, after `bias` (experts,) was added."""
+    """(tokens, experts) -> (tokens, k): the most probable experts, after `bias` (experts,) was added."""
     return (probabilities if bias is None else probabilities + bias).topk(top_k, dim=-1).indices
 
 
 def within_capacity(
     chosen: Int[Tensor, "tokens k"], mask: Shaped[Tensor, " tokens"] | None, num_experts: int, factor: float
 ) -> Bool[Tensor, "tokens k"]:
-    """Which choices an expert still has room for: it takes ceil(factor * tokens * k / experts), the first that come.
+    """Which choices are within the capacity of their expert: the first ceil(factor * tokens * k / experts).
 
     Tokens come in the order of the micro-batch, each with all its choices, so that no later token decides about an
     earlier one. Padding comes never. Source: Fedus et al. 2021, arXiv 2101.03961, eq. 3, in the top-k form.
     """
     tokens = torch.ones(len(chosen), device=chosen.device) if mask is None else mask
-    # A little less, so that a product which should be whole is not rounded up beyond it.
+    # A little less, so that rounding errors do not raise an integer to the next one.
     room = torch.ceil(factor * tokens.sum() * chosen.shape[-1] / num_experts - 1e-4)
     taken = nn.functional.one_hot(chosen, num_experts) * tokens.to(torch.int64)[:, None, None]
     places = taken.reshape(-1, num_experts).cumsum(0).reshape(taken.shape)  # (tokens, k, experts), counted from 1
@@ -165,7 +165,7 @@ def route(model: "PreTrainedModel", settings: "ModelSettings") -> None:
     }
     if wrong := [name for name, is_wrong in asked.items() if is_wrong]:
         raise ConfigError(
-            f"{wrong[0]} was asked for, which {type(model).__name__} cannot do: leave it out, or\n"
+            f"{type(model).__name__} does not support {wrong[0]}: leave it out, or\n"
             "take a model of the kinds mixtral, qwen2_moe, qwen3_moe or olmoe."
         )
     if settings.expert_capacity is not None:
@@ -257,7 +257,7 @@ def expert_counts(
 ) -> Float[Tensor, " experts"]:
     """(experts,): how often each expert was chosen by the tokens that count."""
     logits = router_logits.detach()
-    # The likeliest are those of the largest logits; a bias is added to probabilities.
+    # The largest logits have the largest probabilities; a bias is added to probabilities.
     chosen = choices(logits if bias is None else logits.softmax(-1), top_k, bias)
     counts = torch.zeros(router_logits.shape[-1], device=router_logits.device)
     return counts.index_add_(0, chosen.reshape(-1), mask.to(counts.dtype).repeat_interleave(top_k))
@@ -267,7 +267,7 @@ def expert_counts(
 def dropped(
     layers: list[Tensor], mask: Tensor, top_k: int, biases: list[Tensor | None], capacity: float | None
 ) -> Float[Tensor, " layers"]:
-    """The share of each layer's choices that found no room; layers: logits (tokens, experts)."""
+    """The share of each layer's choices beyond the capacity; layers: logits (tokens, experts)."""
     shares = torch.zeros(len(layers))
     for number, (logits, bias) in enumerate(zip(layers, biases, strict=True)):
         if capacity is not None:

@@ -146,7 +146,7 @@ def with_adapters(model: "PreTrainedModel", settings: "LoraSettings", new_tokens
     parameters += ["gate.weight"] if settings.router else []
     parameters = [each for each in parameters if any(name.endswith(f".{each}") for name in names)]
     if settings.router and "gate.weight" not in parameters:
-        raise ConfigError("lora.router was asked for, and the model has none: leave it out.")
+        raise ConfigError("lora.router adapts the routers, and this model has none: leave it out.")
     if settings.dropout and parameters:
         raise ConfigError(
             f"lora.dropout is {settings.dropout}, which adapters of experts and routers cannot have:\n"

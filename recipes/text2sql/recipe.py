@@ -90,7 +90,7 @@ class Recipe(runner.recipe.Recipe):
         return [f"{name} has no effect {reason}." for name, reason in found if name in changed]
 
     def fresh_start(self) -> str | None:
-        """Nothing to say. Raises ConfigError where no prompt has room for a schema."""
+        """No line. Raises ConfigError where the prompt's length leaves no token for the schema."""
         longest, written = self.data_settings.max_seq_length, self.generation_settings.max_new_tokens
         if self.data_settings.schema_in_prompt and longest <= written:
             raise ConfigError(
@@ -197,7 +197,7 @@ class Recipe(runner.recipe.Recipe):
 
     def export(self, model: PreTrainedModel, folder: Path) -> None:
         """Write the model for `from_pretrained`; the runner has merged adapters into its weights."""
-        # Beside whole weights it would make transformers look for adapters.
+        # Beside merged weights, it would make transformers look for adapters.
         for name in ("adapter_config.json", "base_config.json"):
             (folder / name).unlink(missing_ok=True)
         model.save_pretrained(folder)

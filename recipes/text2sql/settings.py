@@ -244,7 +244,7 @@ class GenerationSettings:
             )
         if self.temperature > 0 and self.num_beams > 1:
             raise ConfigError(
-                "Candidates are drawn or searched by beams, not both: type --generation.temperature 0 or "
+                "Sampling and beam search exclude each other: type --generation.temperature 0 or "
                 "--generation.num_beams 1."
             )
         if self.voting and (self.num_candidates if self.temperature > 0 else self.num_beams) == 1:

@@ -1,4 +1,4 @@
-"""Questions prepared once: read, checked, linked and spelled by many processes, kept in Arrow, streamed from there.
+"""Preparing questions once: many processes read, check and link them and write an Arrow file, which runs then read.
 
 The cache lies in $RELAY_CACHE or ~/.cache/relay. A folder in it is named by a hash of what its questions were made of:
 the entries, the content of their databases, this recipe's code and the versions of sqlglot and SQLite. Paths and times
@@ -99,7 +99,7 @@ def _with_advice(error: DataError, name: str, names: Sequence[str]) -> DataError
 
 @dataclasses.dataclass(frozen=True)
 class Mixture(Sequence[Question]):
-    """The questions of some sources, counted through one source after another, or in a given order."""
+    """The questions of several sources, one source after another, or in a given order."""
 
     parts: dict[str, Sequence[Question]]
     order: list[int] | None = None
@@ -241,7 +241,7 @@ def _schema(text: str) -> Schema:
 
 @dataclasses.dataclass(frozen=True)
 class CachedQuestions(Sequence[Question]):
-    """Questions in an Arrow file, read from it when asked for."""
+    """Questions in an Arrow file. Each is read when it is needed."""
 
     table: Dataset
     """A `datasets.Dataset` of `Row`."""

@@ -1,4 +1,4 @@
-"""The splits: questions made into token ids when asked for, in training with augmentation."""
+"""The splits as the runner reads them: questions become token ids when needed, in training after augmentation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """A split: made into token ids when asked for."""
+    """A split. Each question becomes token ids when it is needed."""
 
     encoder: Encoder
     questions: Sequence[Question]
@@ -67,7 +67,7 @@ class TrainingExamples(Examples):
         return recombine_questions(self.questions)
 
     def warnings(self, examples: int) -> list[str]:
-        """What to tell before a run of so many examples: a source that is repeated too often."""
+        """Warnings for a run of `examples` examples: a source that it repeats too often."""
         from recipes.text2sql.data.questions import WEIGHTED
 
         source, most = self.encoder.settings.source, self.encoder.settings.max_source_epochs
@@ -97,5 +97,5 @@ class MixedExamples(TrainingExamples):
         return MixedOrder(names, self.questions.sizes, weights, batch_size, micro_batch_size, seed, most)
 
     def warnings(self, examples: int) -> list[str]:
-        """What to tell before a run of so many examples."""
+        """Warnings for a run of `examples` examples."""
         return self.order(1, 1, 0).warnings(examples)

@@ -42,7 +42,7 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class MixedOrder:
-    """An order of the examples of several sources, counted through one source after another."""
+    """An order of the examples of several sources. Their numbers run through one source after another."""
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -75,7 +75,7 @@ class MixedOrder:
         return dict(zip(self.names, self._seen(examples), strict=True))
 
     def warnings(self, examples: int) -> list[str]:
-        """What to tell before a run of so many examples."""
+        """Warnings for a run of `examples` examples."""
         notes = []
         for phase, following in zip(self.phases, self.phases[1:], strict=False):
             pairs = zip(self.names, phase.counts, following.counts, strict=True)
@@ -161,7 +161,7 @@ def _phases(sizes: Sequence[int], weights: Sequence[float], max_epochs: float) -
 
 
 def interleaved(sizes: Sequence[int]) -> list[int]:
-    """The examples of several sources, counted through, such that every beginning holds them in proportion."""
+    """The numbers of the examples of several sources, so that any first part has each source in proportion."""
     offset, places = 0, []
     for size in sizes:
         places += [((number + 0.5) / size, offset + number) for number in range(size)]

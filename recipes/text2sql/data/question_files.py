@@ -1,4 +1,4 @@
-"""Reading a file of questions that somebody wrote: JSON, JSON lines or a table, each entry with its line.
+"""Reading a user's file of questions: JSON, JSON lines or a table, each entry with its line.
 
 What cannot be read at all raises DataError. What is wrong with one entry is a `Fault`, so that a caller can stop at it
 or leave the entry out.

@@ -123,16 +123,16 @@ def schema_of(db_id: str, queries: Sequence[str]) -> Schema:
     """The tables and columns that queries use, where each table has an alias and each column a prefix."""
     tables: dict[str, dict[str, str]] = {}
     for query in queries:
-        spoken = re.sub(r"'[^']*'|\"[^\"]*\"", "''", query)
-        aliases = {alias: table for table, alias in re.findall(r"\b(\w+) AS (\w+)", spoken)}
-        for alias, column in re.findall(r"\b([A-Za-z_]\w*)\.([A-Za-z_]\w*)", spoken):
+        bare = re.sub(r"'[^']*'|\"[^\"]*\"", "''", query)
+        aliases = {alias: table for table, alias in re.findall(r"\b(\w+) AS (\w+)", bare)}
+        for alias, column in re.findall(r"\b([A-Za-z_]\w*)\.([A-Za-z_]\w*)", bare):
             if alias in aliases:
                 tables.setdefault(aliases[alias], {}).setdefault(column, "text")
     return Schema(db_id, tables)
 
 
 def folder_of(source: str, folder: str | None) -> Path:
-    """The folder of a source. Raises DataError where nobody said it."""
+    """The folder of a source. Raises DataError where `folder`, the setting data.dir, is missing."""
     if folder is None:
         raise DataError(f"The source {source!r} needs its files: type --data.dir FOLDER, which holds {source}/.")
     return Path(folder) / source

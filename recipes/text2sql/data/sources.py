@@ -389,7 +389,7 @@ def write_database(folder: Path, content: str, fill: Callable[[sqlite3.Connectio
 
 
 def _authorise(action: int, *_: str | None) -> int:
-    # What somebody's script may not do: reach other files, or change how this one is written.
+    # A script of the data set may neither reach other files nor change how this one is written.
     refused = (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH, sqlite3.SQLITE_PRAGMA)
     return sqlite3.SQLITE_DENY if action in refused else sqlite3.SQLITE_OK
 

@@ -62,7 +62,7 @@ def _values_of(database: str, state: tuple[int, int]) -> dict[tuple[str, ...], L
         for value in texts:
             words = tuple(WORD.findall(value.lower()))
             if 0 < len(words) <= LONGEST_VALUE_WORDS:
-                found.setdefault(words, (value, []))[1].append(column.lower())
+                found.setdefault(words, (value, []))[1].append(fold(column))
     return {words: Link(value, tuple(dict.fromkeys(columns))) for words, (value, columns) in found.items()}
 
 
@@ -233,12 +233,15 @@ def reveal_names(text: str, schema: Schema) -> str:
 
 
 def describe(schema: Schema, with_tokens: bool = False) -> str:
-    """The schema in words: table : column , column | table : ... With tokens, each stands before its name."""
+    """The schema in words: table : column , column | table : ...
+
+    Names are spelled as in SQL, in quotes where they need them. With tokens, each stands before its plain name.
+    """
     names = names_of(schema) if with_tokens else {}
 
     def shown(name: str) -> str:
         name = fold(name)
-        return f"{names[name]} {name}" if name in names else name
+        return f"{names[name]} {name}" if name in names else spelled(name)
 
     return " | ".join(f"{shown(table)} : {' , '.join(map(shown, columns))}" for table, columns in schema.tables.items())
 
@@ -246,11 +249,11 @@ def describe(schema: Schema, with_tokens: bool = False) -> str:
 def mentioned(links: list[Link], schema: Schema | None = None) -> str:
     """Which columns hold the linked values, for the prompt; with a schema, by their tokens."""
     names = names_of(schema) if schema is not None else {}
-    return " ".join(
-        f"{PLACEHOLDERS[number]} "
-        f"{' , '.join(names.get(column, column) for column in found.columns[:MAX_COLUMNS_SHOWN]) or 'number'}"
-        for number, found in enumerate(links)
-    )
+    parts = []
+    for number, found in enumerate(links):
+        columns = [names.get(column) or spelled(column) for column in found.columns[:MAX_COLUMNS_SHOWN]]
+        parts.append(f"{PLACEHOLDERS[number]} {' , '.join(columns) or 'number'}")
+    return " ".join(parts)
 
 
 def prompt(question: str, links: list[Link], schema: Schema, repeats: int = 1, with_tokens: bool = False) -> str:

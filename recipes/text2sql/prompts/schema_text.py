@@ -1,4 +1,4 @@
-"""The schema in words: tables, columns, types, keys, sample values, descriptions; cut to what a prompt has room for.
+"""The schema in words: tables, columns, types, keys, sample values, descriptions; cut to what fits.
 
 When not all fits, sample values and descriptions stay only with columns that match the question, and then columns go:
 first those that share no word with the question and hold none of its values. Only question, schema and database are
@@ -19,7 +19,7 @@ from pathlib import Path
 from recipes.text2sql.prompts import prompt
 from recipes.text2sql.prompts.prompt import Link
 from recipes.text2sql.prompts.values import samples_of
-from recipes.text2sql.sql.names import fold
+from recipes.text2sql.sql.names import fold, spelled
 from recipes.text2sql.sql.schema import Schema
 
 DESCRIPTION_WORDS = 12
@@ -70,7 +70,7 @@ def fitting(
     surplus: Callable[[str], int],
     sizes: Callable[[list[str]], list[int]],
 ) -> str:
-    """As much of the schema as there is room for, the columns that match the question first, in the schema's order.
+    """The part of the schema that fits, the columns that match the question first, in the schema's order.
 
     surplus(text) says how many tokens too long the prompt is with this text for the schema, sizes(texts) how many
     tokens each text has.
@@ -108,7 +108,7 @@ def _scores(columns: Sequence[_Column], asked: frozenset[str], with_values: set[
     own = []
     for column in columns:
         score = 2 * len(column.words & asked) / max(1, len(column.words))
-        own.append(score + (3 if column.name.lower() in with_values else 0))
+        own.append(score + (3 if fold(column.name) in with_values else 0))
     best: dict[str, float] = {}
     for column, score in zip(columns, own, strict=True):
         words = _words(column.table)
@@ -142,7 +142,7 @@ def _named(schema: Schema, tokens: bool) -> Callable[[str], str]:
 
     def named(name: str) -> str:
         name = fold(name)
-        return f"{names[name]} {name}" if name in names else name
+        return f"{names[name]} {name}" if name in names else spelled(name)
 
     return named
 
@@ -161,7 +161,7 @@ def _columns(schema: Schema, style: Style, database: str | None) -> list[_Column
                 text += f" {kind}" if kind != "text" else ""
                 text += " key" if place in primary else ""
                 if place in foreign:
-                    other = [short.get(fold(name), fold(name)) for name in foreign[place]]
+                    other = [short.get(fold(name)) or spelled(fold(name)) for name in foreign[place]]
                     text += f" -> {other[0]} . {other[1]}"
             folded = (table.lower(), column.lower())
             extra = f" ( {' ; '.join(samples[place])} )" if samples.get(place) else ""

@@ -159,3 +159,24 @@ def test_a_file_of_descriptions_that_is_none_describes_nothing(content: bytes, t
     (tmp_path / "database_description").mkdir()
     (tmp_path / "database_description/city.csv").write_bytes(content)
     assert schema_text.descriptions_of(str(tmp_path / "x.sqlite")) == {}
+
+
+@pytest.mark.parametrize("details", [False, True])
+def test_the_schema_text_quotes_what_sqlite_needs_in_quotes(details: bool, tmp_path: Path) -> None:
+    with_odd_names(tmp_path / "x.sqlite")
+    connection = sqlite3.connect(tmp_path / "x.sqlite")
+    connection.execute("CREATE TABLE Fluss (Name TEXT, länge INTEGER, [2nd] TEXT, year TEXT, a$b TEXT)")
+    connection.close()
+    schema, style = Schema.from_database(tmp_path / "x.sqlite"), Style(details=details)
+    text = schema_text.describe(schema, style, str(tmp_path / "x.sqlite"))
+    for name in ('"order"', '"group"', '"date of ""birth"', '"a]b"', '""', '"\'"', '"2nd"'):
+        assert f" {name} " in f" {text} ", name
+    for name in ("city", "fluss", "name", "größe", "länge", "year"):
+        assert f" {name} " in f" {text} ", name
+    # Every name of the text is one that SQLite reads back.
+    with sqlite3.connect(tmp_path / "x.sqlite") as connection:
+        for part in schema_text.describe(schema, Style(), None).split(" | "):
+            table, _, columns = part.partition(" : ")
+            connection.execute(f"SELECT {columns} FROM {table}").fetchall()
+    # What the question mentions is spelled in the same way.
+    assert '<v0> "date of ""birth"' in prompt.mentioned(prompt.link("in graz ?", str(tmp_path / "x.sqlite"))[1])
