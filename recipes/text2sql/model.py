@@ -152,7 +152,9 @@ def with_adapters(model: "PreTrainedModel", settings: "LoraSettings", new_tokens
             f"lora.dropout is {settings.dropout}, which adapters of experts and routers cannot have:\n"
             "type --lora.dropout 0, or --lora.experts false and no --lora.router."
         )
-    return adapters.with_adapters(model, settings, _linear(model), parameters, new_tokens)
+    adapted = adapters.with_adapters(model, settings, _linear(model), parameters, new_tokens)
+    # PEFT's class passes on what it does not define itself.
+    return cast("PreTrainedModel", adapted)
 
 
 def _linear(model: "PreTrainedModel") -> list[str]:
