@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from recipes.text2sql.data import question_files
 from recipes.text2sql.data.question_files import IDS, Fault, read_entries, read_text, repeated_ids, texts_of
 from recipes.text2sql.data.questions import Question
+from recipes.text2sql.requests import Request
 from recipes.text2sql.sql.execution import Execution, execute
 from recipes.text2sql.sql.schema import Schema
 from runner.errors import ConfigError, DataError
@@ -19,7 +21,8 @@ from runner.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from recipes.text2sql.recipe import Recipe
+    from recipes.text2sql.prompts.encoding import Encoder, Example
+    from recipes.text2sql.settings import GenerationSettings
 
 OVERRIDES = (
     "constrained", "num_beams", "temperature", "top_p", "num_candidates", "execution_guided", "voting", "seed",
@@ -31,7 +34,27 @@ LISTS = ("columns", "rows")
 """What a row of answers has in JSON, and not in a table."""
 
 
-def answer(recipe: Recipe, model: PreTrainedModel, request: Recipe.Request) -> str:
+class Answering(Protocol):
+    """What is needed of the recipe."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[object]]]
+
+    @property
+    def generation_settings(self) -> GenerationSettings:
+        """How to write."""
+        ...
+
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        """Makes prompts of questions."""
+        ...
+
+    def write(self, model: PreTrainedModel, examples: list[Example]) -> list[str]:
+        """One query for each example."""
+        ...
+
+
+def answer(recipe: Answering, model: PreTrainedModel, request: Request) -> str:
     """What `relay predict` prints."""
     recipe = changed(recipe, **{name: getattr(request, name) for name in OVERRIDES})
     if request.interactive:
@@ -53,14 +76,14 @@ def answer(recipe: Recipe, model: PreTrainedModel, request: Recipe.Request) -> s
     return f"{len(questions)} questions about {databases} databases -> {request.output}: the SQL of {run} runs"
 
 
-def changed(recipe: Recipe, **settings: object) -> Recipe:
+def changed(recipe: Answering, **settings: object) -> Answering:
     """The recipe with other settings of `generation`; None leaves one as it was trained."""
     given = {name: value for name, value in settings.items() if value is not None}
     generation = dataclasses.replace(recipe.generation_settings, **given)
     return dataclasses.replace(recipe, generation_settings=generation)
 
 
-def answers(recipe: Recipe, model: PreTrainedModel, questions: list[Question]) -> list[tuple[str, Execution]]:
+def answers(recipe: Answering, model: PreTrainedModel, questions: list[Question]) -> list[tuple[str, Execution]]:
     """The SQL of each question, and what it finds."""
     queries = recipe.write(model, [recipe.encoder.example(question) for question in questions])
     return [(query, execute(str(question.database), query)) for question, query in zip(questions, queries, strict=True)]
@@ -204,7 +227,7 @@ def write(
 # Conversation ------------------------------------------------------------------------------------------
 
 
-def converse(recipe: Recipe, model: PreTrainedModel, request: Recipe.Request) -> str:
+def converse(recipe: Answering, model: PreTrainedModel, request: Request) -> str:
     """Read questions and commands until the input ends."""
     place = request.db
     resolve(place, [Asked("?", None, "--db")])
@@ -229,7 +252,7 @@ def converse(recipe: Recipe, model: PreTrainedModel, request: Recipe.Request) ->
             print(error)
 
 
-def _with_setting(recipe: Recipe, words: list[str]) -> Recipe:
+def _with_setting(recipe: Answering, words: list[str]) -> Answering:
     """The recipe with the setting of a line like `/num_beams 4`. Raises ConfigError if the line is not one."""
     try:
         name, text = words
