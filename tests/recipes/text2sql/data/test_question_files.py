@@ -154,7 +154,7 @@ def test_a_damaged_database_is_named_or_left_out(folder: Path, capsys: pytest.Ca
     (folder / "spider/database/torn").mkdir()
     (folder / "spider/database/torn/torn.sqlite").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     of_spider(folder, "train_spider.jsonl", [*ENTRIES, {**ENTRIES[0], "db_id": "torn"}])
-    with pytest.raises(DataError, match=r"line 5: .*torn.sqlite is not a database"):
+    with pytest.raises(DataError, match=r"line 5: .*torn.sqlite is not a .*database"):
         read("spider", folder)
     assert len(read("spider", folder, bad_questions="skip")) == 4
     assert "1 about databases that are not there or cannot be read" in capsys.readouterr().err
