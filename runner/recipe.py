@@ -253,6 +253,12 @@ class Recipe:
         before the gradients."""
         return False
 
+    @property
+    def has_trained_weights(self) -> bool:
+        """Whether `model()` returns trained weights, so that `relay evaluate --recipe NAME` can score it without a
+        run."""
+        return False
+
     def prepare(self, folder: Path) -> Recipe:
         """Return the recipe bound to `folder`, which holds what is fitted on the training split (tokenizer,
         normalisation). Fit and write what is not there yet. The runner calls it on one process first, then on the

@@ -71,9 +71,11 @@ def drop_embeddings(model: "PreTrainedModel", dropout: float) -> None:
 # A model that was trained before -----------------------------------------------------------------------
 
 
-def keep_base(path: str, folder: Path, more_tokens: Sequence[str]) -> None:
-    """Write the tokenizer of a trained model, with the tokens of our prompts, and its config: what a run's folder
-    needs to say by itself what its model is. Raises DataError where they cannot be read.
+def keep_base(path: str, folder: Path, more_tokens: Sequence[str], is_plain: bool) -> None:
+    """Write the tokenizer of a trained model and its config: what a run's folder needs to say by itself what its model
+    is. Raises DataError where they cannot be read.
+
+    The tokenizer gets the tokens of Relay's prompts and `more_tokens`; where prompts are plain, only if it has them.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -88,8 +90,9 @@ def keep_base(path: str, folder: Path, more_tokens: Sequence[str]) -> None:
         tokenizer.add_special_tokens({"eos_token": "<eos>"})
     if tokenizer.pad_token_id is None:
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
-    ours = [token for token in prompt.SPECIAL_TOKENS if token not in ("<pad>", "<eos>")]
-    tokenizer.add_tokens([*ours, *more_tokens], special_tokens=True)
+    if not is_plain or "<query>" in tokenizer.get_added_vocab():
+        ours = [token for token in prompt.SPECIAL_TOKENS if token not in ("<pad>", "<eos>")]
+        tokenizer.add_tokens([*ours, *more_tokens], special_tokens=True)
     tokenizer.save_pretrained(folder)
     (folder / "base_config.json").write_text(config.to_json_string(use_diff=False), encoding="utf-8")
 

@@ -115,21 +115,28 @@ class Recipe(runner.recipe.Recipe):
         if not (folder / "tokenizer.json").is_file():
             from recipes.text2sql.data.cache import load_questions
 
-            questions = load_questions(self.data_settings, "train")
+            data = self.data_settings
             if self.model_settings.pretrained:
                 from recipes.text2sql.model import keep_base
 
-                keep_base(self.model_settings.pretrained, folder, added_tokens(self.data_settings))
+                keep_base(self.model_settings.pretrained, folder, added_tokens(data), data.prompt != "tokens")
             else:
                 vocab_size = self.tokenizer_settings.vocab_size
-                train_tokenizer(questions, self.data_settings, vocab_size).save_pretrained(folder)
-            (folder / WORDS_FILE).write_text("\n".join(repeated_words(questions)), encoding="utf-8")
+                questions = load_questions(data, "train")
+                train_tokenizer(questions, data, vocab_size).save_pretrained(folder)
+            if not bound.encoder.is_plain:
+                words = repeated_words(load_questions(data, "train"))
+                (folder / WORDS_FILE).write_text("\n".join(words), encoding="utf-8")
         return bound
 
     @functools.cached_property
     def encoder(self) -> Encoder:
         """The encoder of questions, with the tokenizer of `prepare`."""
-        return Encoder(self.data_settings, self.generation_settings.max_new_tokens, self.assets)
+        encoder = Encoder(self.data_settings, self.generation_settings.max_new_tokens, self.assets)
+        if self.assets is None or not encoder.is_plain:
+            return encoder
+        plain = dataclasses.replace(self.data_settings, schema_tokens=False, word_dropout=0.0, question_repeats=1)
+        return dataclasses.replace(encoder, settings=plain)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -203,6 +210,11 @@ class Recipe(runner.recipe.Recipe):
         for name in ("adapter_config.json", "base_config.json"):
             (folder / name).unlink(missing_ok=True)
         model.save_pretrained(folder)
+
+    @property
+    def has_trained_weights(self) -> bool:
+        """Whether the model begins with those of model.pretrained."""
+        return self.model_settings.pretrained is not None
 
     @property
     def needs_step_statistics(self) -> bool:

@@ -46,11 +46,15 @@ class DataSettings:
     """Maximum length of prompt and SQL, in tokens; a longer prompt drops the columns that match the question least."""
     schema_in_prompt: bool = True
     """Include the schema in the prompt; without it, a model can answer only about databases it was trained on."""
+    prompt: Literal["auto", "tokens", "plain"] = "auto"
+    """tokens: Relay's format, with tokens of its own for the parts of the prompt and for values of the question;
+    plain: CREATE TABLE statements and the question, with the chat template of an instruct model and no added token;
+    auto: plain with model.pretrained, unless that model knows Relay's tokens from a training."""
     schema_style: Literal["auto", "names", "full"] = "auto"
     """Schema in the prompt: names only, or full (with types and keys); auto: full except for demo, geography and
     atis."""
-    schema_samples: int = 0
-    """Sample values per column in the prompt."""
+    schema_samples: int | None = None
+    """Sample values per column in the prompt; none: 2 in plain prompts, otherwise 0."""
     schema_descriptions: bool = False
     """Include BIRD's column descriptions (database_description/) in the prompt."""
     schema_tokens: bool = False
@@ -87,10 +91,12 @@ class DataSettings:
             raise ConfigError(f"The weights of {self.source} are all 0: type a larger --data.spider_weight, for one.")
         if not self.max_source_epochs >= 0:
             raise ConfigError(f"data.max_source_epochs is {self.max_source_epochs}: type a number of at least 0.")
+        if self.schema_samples is not None and self.schema_samples < 0:
+            raise ConfigError(f"data.schema_samples is {self.schema_samples}: type a whole number of at least 0.")
         for name in SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"data.{name} is {getattr(self, name)}: type a number from 0 to 1.")
-        for name, least in (("max_seq_length", 2), ("question_repeats", 1), ("schema_samples", 0),
+        for name, least in (("max_seq_length", 2), ("question_repeats", 1),
                             ("preprocessing_num_workers", 0)):  # fmt: skip
             if getattr(self, name) < least:
                 raise ConfigError(f"data.{name} is {getattr(self, name)}: type a whole number of at least {least}.")
@@ -102,7 +108,15 @@ class DataSettings:
         from recipes.text2sql.prompts.schema_text import Style
 
         is_full = self.schema_style == "full" or (self.schema_style == "auto" and {*self.sources} <= WEIGHTED.keys())
-        return Style(self.schema_tokens, is_full, self.schema_samples, self.schema_descriptions)
+        return Style(self.schema_tokens, is_full, self.schema_samples or 0, self.schema_descriptions)
+
+    @property
+    def plain_style(self) -> Style:
+        """How a plain prompt writes schemas: as CREATE TABLE."""
+        from recipes.text2sql.prompts.schema_text import Style
+
+        samples = 2 if self.schema_samples is None else self.schema_samples
+        return Style(False, True, samples, self.schema_descriptions, statements=True)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -273,6 +287,11 @@ def settings_without_effect(
     if model.pretrained:
         reason = "beside model.pretrained: the trained model brings its own"
         yield from ((name, reason) for name in (*(f"model.{name}" for name in DIMENSIONS), "tokenizer.vocab_size"))
+        if data.prompt != "tokens":
+            names = ("schema_tokens", "word_dropout", "question_repeats")
+            yield from ((f"data.{name}", "in plain prompts: type --data.prompt tokens") for name in names)
+    elif data.prompt == "plain":
+        yield "data.prompt", "without model.pretrained: a model from random weights uses Relay's tokens"
     if model.balance == "bias":
         yield "model.balance_scope", "with model.balance bias"
         yield "router_aux_loss_coef", "with model.balance bias"

@@ -84,6 +84,7 @@ def write_candidates(
 
 def as_sql(encoder: Encoder, text: str, example: Example) -> str:
     """The SQL that the generated text stands for."""
+    text = encoder.query_of(text)
     if encoder.settings.schema_tokens:
         text = reveal_names(text, example.question.schema)
     return with_quotes(reveal(text, example.links), example.question.schema, example.question.database)

@@ -60,6 +60,11 @@ class Encoder:
         return cast(int, self.tokenizer.eos_token_id)
 
     @functools.cached_property
+    def is_plain(self) -> bool:
+        """Whether prompts are plain: the tokenizer has not been given the tokens of Relay's prompts."""
+        return "<query>" not in self.tokenizer.get_added_vocab()
+
+    @functools.cached_property
     def known_words(self) -> frozenset[str]:
         """The words that come more than once in the training questions."""
         assert self.folder is not None
@@ -79,6 +84,8 @@ class Encoder:
         """
         from recipes.text2sql.prompts import prompt, schema_text
 
+        if self.is_plain:
+            return self._plain(question, text, links, target)
         settings, tokenizer = self.settings, self.tokenizer
         tokens = settings.schema_tokens
         asked = prompt.mark(text, question.schema) if tokens else text
@@ -108,6 +115,37 @@ class Encoder:
             )
         prompt_ids = schema_ids(described) + asked_ids
         return Example(question, prompt_ids, target_ids, links)
+
+    def _plain(self, question: Question, text: str, links: list[Link], target: str) -> Example:
+        """The token ids of a plain prompt: values stand where their placeholders were."""
+        from recipes.text2sql.prompts import plain, prompt, schema_text
+
+        settings, tokenizer = self.settings, self.tokenizer
+        linked_text, linked = question.link()
+        # Augmentation changes texts with placeholders; a question that it left alone is shown as it was written.
+        is_own = text == linked_text and links == linked
+        asked = question.text if is_own else prompt.with_values(text, links)
+        answered = plain.answer(tokenizer, prompt.reveal(target, links))
+        target_ids = tokenizer(answered, add_special_tokens=False)["input_ids"] + [self.end]
+        room = settings.max_seq_length - self.max_new_tokens
+        described = ""
+        if settings.schema_in_prompt:
+            described = schema_text.fitting(
+                question.schema,
+                settings.plain_style,
+                question.database,
+                asked,
+                links,
+                lambda schema: len(plain.prompt_ids(tokenizer, schema, asked)) - room,
+                lambda texts: list(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"])),
+            )
+        return Example(question, plain.prompt_ids(tokenizer, described, asked), target_ids, [])
+
+    def query_of(self, text: str) -> str:
+        """The query in what the model wrote, with the placeholders of Relay's prompts."""
+        from recipes.text2sql.prompts import plain
+
+        return plain.query_of(text) if self.is_plain else text
 
 
 def added_tokens(settings: DataSettings) -> tuple[str, ...]:

@@ -157,6 +157,13 @@ def reveal(text: str, links: list[Link]) -> str:
     return "".join(revealed).strip()
 
 
+def with_values(text: str, links: list[Link]) -> str:
+    """A question with the linked values in the places of their placeholders."""
+    return re.sub(
+        r"<v(\d)>", lambda match: links[int(match[1])].value if int(match[1]) < len(links) else match[0], text
+    )
+
+
 @functools.lru_cache(maxsize=512)
 def names_of(schema: Schema) -> dict[str, str]:
     """Every name of the schema in lower case -> its token: tables <t0> ..., columns <c0> ... A name has one token."""

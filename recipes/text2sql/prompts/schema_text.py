@@ -23,6 +23,8 @@ from recipes.text2sql.sql.names import fold, spelled
 from recipes.text2sql.sql.schema import Schema
 
 DESCRIPTION_WORDS = 12
+TYPES = {"number": "NUMERIC", "text": "TEXT", "time": "TEXT", "boolean": "BOOLEAN"}
+"""Spider's words for types -> those of CREATE TABLE."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Style:
     """Values of each column."""
     descriptions: bool = False
     """What BIRD says of each column."""
+    statements: bool = False
+    """CREATE TABLE, with names in the database's own spelling, keys and types."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +86,8 @@ def fitting(
     scores = _scores(columns, _words(question), {name for link in links for name in link.columns})
     texts = [column.text + (column.extra if score > 0 else "") for column, score in zip(columns, scores, strict=True)]
     named = _named(schema, style.tokens)
-    headers = dict(zip(schema.tables, sizes([f"{named(table)} :" for table in schema.tables]), strict=True))
+    heads = [f"CREATE TABLE {spelled(t)} (" if style.statements else f"{named(t)} :" for t in schema.tables]
+    headers = dict(zip(schema.tables, sizes(heads), strict=True))
     # Each column and table is followed by a separator, but for the last.
     costs = [cost + 1 for cost in sizes(texts)]
     room = sizes([whole])[0] - surplus(whole) + 1
@@ -130,11 +135,38 @@ def _words(text: str) -> frozenset[str]:
 def _written(schema: Schema, style: Style, texts: dict[tuple[str, str], str]) -> str:
     named = _named(schema, style.tokens)
     parts = []
+    if style.statements:
+        return "\n".join(_statements(schema, texts))
     for table, columns in schema.tables.items():
         own = [texts[table, column] for column in columns if (table, column) in texts]
         if own:
             parts.append(f"{named(table)} : {' , '.join(own)}")
     return " | ".join(parts)
+
+
+def _statements(schema: Schema, texts: dict[tuple[str, str], str]) -> Iterator[str]:
+    for table, columns in schema.tables.items():
+        own = [texts[table, column] for column in columns if (table, column) in texts]
+        keys = [column for owner, column in schema.primary_keys if owner == table]
+        if len(keys) > 1 and all((table, key) in texts for key in keys):
+            own.append(f"PRIMARY KEY ({', '.join(map(spelled, keys))})")
+        if own:
+            yield f"CREATE TABLE {spelled(table)} ({', '.join(own)});"
+
+
+def _literal(value: str, kind: str) -> str:
+    return value if kind == "number" else "'" + value.replace("'", "''") + "'"
+
+
+def _declared(schema: Schema, place: tuple[str, str], kind: str) -> str:
+    """A column of a CREATE TABLE statement."""
+    text = f"{spelled(place[1])} {TYPES.get(kind, '')}".rstrip()
+    if [key for key in schema.primary_keys if key[0] == place[0]] == [place]:
+        text += " PRIMARY KEY"
+    for key in schema.foreign_keys:
+        if key[:2] == place:
+            return f"{text} REFERENCES {spelled(key[2])} ({spelled(key[3])})"
+    return text
 
 
 def _named(schema: Schema, tokens: bool) -> Callable[[str], str]:
@@ -166,6 +198,11 @@ def _columns(schema: Schema, style: Style, database: str | None) -> list[_Column
             folded = (table.lower(), column.lower())
             extra = f" ( {' ; '.join(samples[place])} )" if samples.get(place) else ""
             extra += f' " {descriptions[folded]} "' if descriptions.get(folded) else ""
+            if style.statements:
+                text = _declared(schema, place, kind)
+                notes = [_literal(value, kind) for value in samples.get(place, ())]
+                notes += [descriptions[folded]] if descriptions.get(folded) else []
+                extra = f" /* {', '.join(notes)} */" if notes and "*/" not in "".join(notes) else ""
             # What a description says of a column can match the question as its name does.
             words = _words(column) | _words(descriptions.get(folded, ""))
             found.append(_Column(table, words, column, text, extra, place in primary or place in foreign))

@@ -464,7 +464,7 @@ def test_a_dense_model_of_another_class_is_trained_on(tmp_path: Path, data: Path
     settings = ModelSettings(pretrained=str(tmp_path / "base"))
     recipe = Recipe(
         model_settings=settings,
-        data_settings=dataclasses.replace(Recipe().data_settings, source="spider", dir=str(data)),
+        data_settings=dataclasses.replace(Recipe().data_settings, source="spider", dir=str(data), prompt="tokens"),
     )
     (tmp_path / "assets").mkdir()
     recipe = recipe.prepare(tmp_path / "assets")

@@ -1,0 +1,194 @@
+"""Prompts of models that were trained elsewhere: names stay names, and nothing is added to the tokenizer."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipes.text2sql.decoding.candidates import as_sql
+from recipes.text2sql.prompts import plain, schema_text
+from recipes.text2sql.recipe import Recipe
+from recipes.text2sql.settings import DataSettings, ModelSettings
+from recipes.text2sql.sql.execution import execute
+from recipes.text2sql.sql.results import same_result
+from recipes.text2sql.sql.schema import Schema
+from runner.__main__ import main
+from runner.config import parse
+from tests.recipes.text2sql.test_recipe import PAIRS, TABLES_JSON, write_folder
+
+CHAT = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def write_base(folder: Path, chat_template: str | None) -> Path:
+    """A tiny decoder with a tokenizer of single bytes."""
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({each: number for number, each in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>")
+    fast.chat_template = chat_template
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=258, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    with contextlib.redirect_stderr(io.StringIO()):
+        transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(params=[CHAT, None], ids=["instruct", "base"])
+def recipe(tmp_path: Path, request: pytest.FixtureRequest) -> Recipe:
+    """A recipe with the tiny decoder, bound to its assets."""
+    write_folder(tmp_path)
+    base = write_base(tmp_path / "base", request.param)
+    data = DataSettings(source="spider", dir=str(tmp_path), max_seq_length=2000, schema_tokens=True)
+    made = Recipe(data_settings=data, model_settings=ModelSettings(pretrained=str(base)))
+    (tmp_path / "assets").mkdir()
+    return made.prepare(tmp_path / "assets")
+
+
+def test_the_prompt_shows_what_the_model_knows(recipe: Recipe) -> None:
+    assert recipe.encoder.is_plain and len(recipe.tokenizer) == 258
+    assert recipe.model().get_input_embeddings().weight.shape[0] == 258
+    example = recipe.data("train")[1]
+    shown = str(recipe.tokenizer.decode(example.prompt))
+    is_chat = recipe.tokenizer.chat_template is not None
+    assert (
+        "CREATE TABLE author (id NUMERIC PRIMARY KEY /* 1, 2 */, name TEXT /* 'Flann O''Brien', 'Ada Costa' */" in shown
+    )
+    assert "author_id NUMERIC REFERENCES author (id) /* 1, 2 */);" in shown
+    assert PAIRS[1][0] in shown and "<v0>" not in shown and "<t0>" not in shown
+    assert shown.endswith("<|assistant|>```sql\n") == is_chat and shown.startswith("<|user|>CREATE") == is_chat
+    answer = str(recipe.tokenizer.decode(example.target))
+    assert "'Flann O''Brien'" in answer and answer.endswith("\n```<end>" if is_chat else ";<end>")
+    batch = recipe.collate([example])
+    assert batch.weight == len(example.target) == int((batch["labels"] != -100).sum())
+
+
+def test_a_perfect_answer_is_read_rightly(recipe: Recipe) -> None:
+    data = recipe.data("train")
+    for number in range(len(PAIRS)):
+        question = data.questions[number]
+        written = str(recipe.tokenizer.decode(data[number].target[:-1]))
+        query = as_sql(recipe.encoder, written, data[number])
+        database = str(question.database)
+        assert same_result(execute(database, query), execute(database, question.query), False), query
+
+
+def test_a_long_schema_is_cut_and_the_question_stays(recipe: Recipe) -> None:
+    whole = recipe.data("train")[3]
+    for less in (1, 60, 200, 5000):
+        length = len(whole.prompt) + recipe.generation_settings.max_new_tokens - less
+        encoder = dataclasses.replace(
+            recipe.encoder, settings=dataclasses.replace(recipe.encoder.settings, max_seq_length=max(length, 2))
+        )
+        cut = encoder.example(recipe.data("train").questions[3])
+        shown = str(recipe.tokenizer.decode(cut.prompt))
+        assert len(cut.prompt) <= len(whole.prompt) - less or "CREATE" not in shown
+        assert PAIRS[3][0] in shown and cut.target == whole.target
+
+
+def test_the_prompt_does_not_know_the_answer(recipe: Recipe) -> None:
+    question = recipe.data("train").questions[1]
+    shown = recipe.encoder.example(question)
+    for query in ("", "SELECT city FROM author WHERE name = 'Ada Costa'", "SELECT 30"):
+        assert recipe.encoder.example(dataclasses.replace(question, query=query)).prompt == shown.prompt
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("SELECT a FROM b\n```", "SELECT a FROM b"),
+        ("SELECT a\nFROM b\n```\nThis query ...", "SELECT a FROM b"),
+        ("```sql\nSELECT a FROM b\n```", "SELECT a FROM b"),
+        ("SELECT a FROM b; SELECT 2", "SELECT a FROM b"),
+        ("SELECT a FROM b WHERE c = 'x; y' ;", "SELECT a FROM b WHERE c = 'x; y'"),
+        ('SELECT "a;b" FROM c;', 'SELECT "a;b" FROM c'),
+        ("SELECT a FROM b WHERE c = 'it''s; so'", "SELECT a FROM b WHERE c = 'it''s; so'"),
+        ("SELECT a FROM b\n\n-- another question", "SELECT a FROM b"),
+        ("SELECT a FROM b WHERE c = 'open", "SELECT a FROM b WHERE c = 'open"),
+        ("SELECT a FROM b WHERE c = 'two  spaces'", "SELECT a FROM b WHERE c = 'two  spaces'"),
+        ("", ""),
+    ],
+)
+def test_the_query_in_what_a_model_wrote(text: str, wanted: str) -> None:
+    assert plain.query_of(text) == wanted
+
+
+def test_create_table_statements_are_the_schema(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "odd.sqlite")
+    connection.executescript(
+        'CREATE TABLE "order" (id INTEGER PRIMARY KEY, "date of birth" TEXT, "group" REAL, größe BLOB);'
+        'CREATE TABLE Part ("order" INTEGER REFERENCES "order" (id), Number INTEGER, note TEXT, '
+        "PRIMARY KEY (\"order\", Number)); INSERT INTO Part VALUES (1, 2, 'a */ b'), (1, 3, 'it''s');"
+    )
+    connection.close()
+    for schema, database in (
+        (Schema.from_database(tmp_path / "odd.sqlite"), str(tmp_path / "odd.sqlite")),
+        (Schema.from_spider(TABLES_JSON), None),
+    ):
+        text = schema_text.describe(schema, DataSettings().plain_style, database)
+        with sqlite3.connect(tmp_path / f"{schema.db_id}-again.sqlite") as made:
+            made.executescript(text)
+        again = Schema.from_database(tmp_path / f"{schema.db_id}-again.sqlite")
+        assert {table: list(columns) for table, columns in again.tables.items()} == {
+            table: list(columns) for table, columns in schema.tables.items()
+        }
+        assert (again.primary_keys, again.foreign_keys) == (schema.primary_keys, schema.foreign_keys)
+
+
+def test_a_model_that_knows_the_tokens_goes_on_with_them(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    data = DataSettings(source="spider", dir=str(tmp_path), prompt="tokens")
+    first = Recipe(data_settings=data, model_settings=ModelSettings(pretrained=str(write_base(tmp_path / "b", CHAT))))
+    (tmp_path / "first").mkdir()
+    first = first.prepare(tmp_path / "first")
+    assert not first.encoder.is_plain and len(first.tokenizer) > 258
+    first.model().save_pretrained(tmp_path / "first")
+    second = Recipe(
+        data_settings=dataclasses.replace(data, prompt="auto"),
+        model_settings=ModelSettings(pretrained=str(tmp_path / "first")),
+    )
+    (tmp_path / "second").mkdir()
+    assert second.prepare(tmp_path / "second").data("train")[0].prompt == first.data("train")[0].prompt
+
+
+def test_what_has_no_effect_is_noted() -> None:
+    for flags, wanted in (
+        (["--model.pretrained", "x", "--data.word_dropout", "0.1"], "data.word_dropout has no effect in plain prompts"),
+        (["--data.prompt", "plain"], "data.prompt has no effect without model.pretrained"),
+    ):
+        config = parse(["--recipe", "text2sql", *flags])
+        (line,) = config.recipe.setting_notes(config.changed)
+        assert line.startswith(wanted)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_is_scored_that_no_run_has_touched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_folder(tmp_path)
+    base = write_base(tmp_path / "base", CHAT)
+    (tmp_path / "spider/train_spider.json").unlink()
+    words = ["evaluate", "--recipe", "text2sql", "--data.source", "spider", "--data.dir", str(tmp_path)]
+    few = ["--max_eval_examples", "2", "--generation.max_new_tokens", "4", "--data.max_seq_length", "900"]
+    rows = tmp_path / "rows.jsonl"
+    assert main([*words, *few, "--model.pretrained", str(base), "--output", str(rows)]) == 0
+    printed = capsys.readouterr().out
+    assert "validation, 2 examples" in printed and "execution_accuracy" in printed
+    found = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    assert len(found) == 2 and all(row["question"] and row["execution_accuracy"] is False for row in found)
+    # A model from random weights has nothing to score: such a command scores files.
+    assert main(words) == 2 and "--metric" in capsys.readouterr().err
+    assert main([*words, "--model.pretrained", str(tmp_path / "none")]) == 2
+    assert "model.pretrained" in capsys.readouterr().err
