@@ -109,7 +109,7 @@ def _score_without_run(name: str, arguments: list[str]) -> None:
         _score_files(name, arguments)
         return
     settings = parse_into(ScoringSettings, own, f"relay evaluate --recipe {name}")
-    _check_output(settings.output)
+    check_output_file(settings.output)
     with tempfile.TemporaryDirectory(prefix="relay-evaluate-") as folder:
         recipe = config.recipe.prepare(Path(folder))
         _score(recipe, recipe.model().eval(), settings, config.run.mixed_precision, f"the recipe {name}")
