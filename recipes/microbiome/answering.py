@@ -131,15 +131,9 @@ def write(
         scored = np.flatnonzero(chosen & known) if len(known) else np.zeros(0, int)
         if len(scored) > 1:
             own = [study.metadata[str(target)][row] for row in scored]
-            guess = encoded.predicted[scored]
-            if fitted.classes:
-                place = {name: number for number, name in enumerate(fitted.classes)}
-                scores |= class_scores(np.array([place.get(cell, -1) for cell in own]), guess)
-            else:
-                true = np.array([float(cell) for cell in own])
-                scores |= regression_scores(true, guess)
-                drawn = figure.scatter(true, guess, None, f"{target}, measured", f"{target}, predicted")
-                sections.append((f"Prediction of {target}, {len(scored)} samples", drawn))
+            of_target, figures = _compare_target(str(target), own, encoded.predicted[scored], fitted)
+            scores |= of_target
+            sections += figures
     if study.phylogeny is not None and chosen.sum() > 2:
         rows = np.flatnonzero(chosen)
         examples = Examples(study, rows, settings.source.rarefy_depth, False, settings.source.split_seed)
@@ -148,7 +142,9 @@ def write(
         scores |= distance_scores(true, given)
         one, two = np.triu_indices(len(rows), 1)
         some = np.random.default_rng(0).permutation(len(one))[:3000]
-        drawn = figure.scatter(true[one, two][some], given[one, two][some], None, "UniFrac", "embedding distance", 1.5)
+        drawn = figure.scatter(
+            true[one, two][some], given[one, two][some], None, "UniFrac", "embedding distance", 1.5, True
+        )
         sections.append((f"UniFrac and the embedding, {len(some):,} of {len(one):,} pairs", drawn))
     of = "validation samples" if parts and "validation" in parts else "samples"
     about = [("samples", f"{len(names)}"), ("ASVs", f"{len(study.sequences)}"), ("scored", f"{chosen.sum()} {of}")]
@@ -162,6 +158,25 @@ def write(
         listed = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
         lines.append(f"on {chosen.sum()} {of}:  {listed}")
     return "\n".join(lines)
+
+
+def _compare_target(
+    target: str, own: list[str], guess: np.ndarray, fitted: Fitted
+) -> tuple[dict[str, float], list[tuple[str, str]]]:
+    """Scores of the samples whose target is known, and figures: a scatter, or a confusion matrix and a ROC."""
+    if not fitted.classes:
+        true = np.array([float(cell) for cell in own])
+        names = (f"{target}, measured", f"{target}, predicted")
+        drawn = figure.scatter(true, guess, None, *names, is_comparison=True)
+        return regression_scores(true, guess), [(f"Prediction of {target}, {len(own)} samples", drawn)]
+    place = {name: number for number, name in enumerate(fitted.classes)}
+    named = [fitted.classes[number] for number in guess.argmax(1)]
+    sections = [(f"Prediction of {target}, {len(own)} samples", figure.confusion(own, named, fitted.classes))]
+    if len(fitted.classes) == 2 and len(set(own)) > 1:
+        positive = fitted.classes[1]
+        drawn = figure.roc(np.array([cell == positive for cell in own]), guess[:, 1], positive)
+        sections.append((f"ROC of {positive}", drawn))
+    return class_scores(np.array([place.get(cell, -1) for cell in own]), guess), sections
 
 
 def _measured(settings: StageSettings, study: Study, fitted: Fitted, notes: list[str]) -> np.ndarray:

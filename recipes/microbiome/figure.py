@@ -14,10 +14,22 @@ SCALE = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [25
 
 
 def scatter(
-    x: np.ndarray, y: np.ndarray, cells: Sequence[str] | None, x_name: str, y_name: str, radius: float = 3.5
+    x: np.ndarray,
+    y: np.ndarray,
+    cells: Sequence[str] | None,
+    x_name: str,
+    y_name: str,
+    radius: float = 3.5,
+    is_comparison: bool = False,
 ) -> str:
-    """Points as SVG, coloured by `cells`: along a scale where all are numbers, else by kind."""
+    """Points as SVG, coloured by `cells`: along a scale where all are numbers, else by kind.
+
+    In a comparison, both axes have the same range, and a dashed line shows where both are equal.
+    """
     x_low, x_high, y_low, y_high = _range(x), _range(x, True), _range(y), _range(y, True)
+    if is_comparison:
+        x_low = y_low = min(x_low, y_low)
+        x_high = y_high = max(x_high, y_high)
     across = MARGIN + (np.asarray(x) - x_low) / (x_high - x_low) * (WIDTH - 2 * MARGIN)
     down = HEIGHT - MARGIN - (np.asarray(y) - y_low) / (y_high - y_low) * (HEIGHT - 2 * MARGIN)
     colours, legend = _colours(cells, len(across))
@@ -27,17 +39,68 @@ def scatter(
         f'<circle cx="{one:.1f}" cy="{two:.1f}" r="{radius}" fill="{colour}" fill-opacity="0.7"/>'
         for one, two, colour in zip(across, down, colours, strict=True)
     ]
-    for share in (0, 0.5, 1):
-        place = MARGIN + share * (WIDTH - 2 * MARGIN)
-        parts.append(_text(place, HEIGHT - MARGIN + 18, f"{x_low + share * (x_high - x_low):.3g}", "middle"))
-        place = HEIGHT - MARGIN - share * (HEIGHT - 2 * MARGIN)
-        parts.append(_text(MARGIN - 6, place + 4, f"{y_low + share * (y_high - y_low):.3g}", "end"))
+    if is_comparison:
+        ends = f'x1="{MARGIN}" y1="{HEIGHT - MARGIN}" x2="{WIDTH - MARGIN}" y2="{MARGIN}"'
+        parts.append(f'<line {ends} stroke="#888" stroke-dasharray="5 4"><title>equal</title></line>')
+    for mark in _marks(x_low, x_high):
+        place = MARGIN + (mark - x_low) / (x_high - x_low) * (WIDTH - 2 * MARGIN)
+        parts.append(_text(place, HEIGHT - MARGIN + 18, f"{mark:.4g}", "middle"))
+    for mark in _marks(y_low, y_high):
+        place = HEIGHT - MARGIN - (mark - y_low) / (y_high - y_low) * (HEIGHT - 2 * MARGIN)
+        parts.append(_text(MARGIN - 6, place + 4, f"{mark:.4g}", "end"))
     parts.append(_text(WIDTH / 2, HEIGHT - 10, x_name, "middle"))
     parts.append(f'<g transform="rotate(-90 14 {HEIGHT / 2})">{_text(14, HEIGHT / 2, y_name, "middle")}</g>')
     for line, (colour, name) in enumerate(legend):
         parts.append(f'<circle cx="{WIDTH - 30}" cy="{MARGIN + 18 * line}" r="5" fill="{colour}"/>')
         parts.append(_text(WIDTH - 20, MARGIN + 18 * line + 4, name[:20], "start"))
     return "\n".join([*parts, "</svg>"])
+
+
+def _marks(low: float, high: float) -> list[float]:
+    """Round numbers between two: multiples of 1, 2 or 5 times a power of ten."""
+    rough = (high - low) / 5
+    power = 10.0 ** np.floor(np.log10(rough))
+    step = next(each * power for each in (1, 2, 5, 10) if each * power >= rough)
+    return [float(mark) for mark in np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step]
+
+
+def confusion(true: Sequence[str], predicted: Sequence[str], classes: Sequence[str]) -> str:
+    """An HTML table: a row for each true class, a column for each predicted one; classes of `true` alone come last."""
+    names = [*classes, *sorted(set(true) - set(classes))]
+    count = {pair: 0 for pair in ((row, column) for row in names for column in classes)}
+    for pair in zip(true, predicted, strict=True):
+        count[pair] += 1
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in classes)
+    lines = [f"<tr><th>true \\ predicted</th>{head}</tr>"]
+    for row in names:
+        cells = "".join(
+            f"<td>{'<b>' if row == column else ''}{count[row, column]}{'</b>' if row == column else ''}</td>"
+            for column in classes
+        )
+        lines.append(f"<tr><th>{html.escape(row)}</th>{cells}</tr>")
+    return f"<table>{''.join(lines)}</table>"
+
+
+def roc(is_positive: np.ndarray, scores: np.ndarray, name: str) -> str:
+    """The receiver operating characteristic of one class as SVG, with the diagonal of a guess."""
+    order = np.argsort(-scores, kind="stable")
+    # Samples of equal score are one point.
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    hits = np.append(0, np.cumsum(is_positive[order])[ends]) / max(1, is_positive.sum())
+    alarms = np.append(0, np.cumsum(~is_positive[order])[ends]) / max(1, (~is_positive).sum())
+    across = MARGIN + alarms * (WIDTH - 2 * MARGIN)
+    down = HEIGHT - MARGIN - hits * (HEIGHT - 2 * MARGIN)
+    points = " ".join(f"{one:.1f},{two:.1f}" for one, two in zip(across, down, strict=True))
+    ends_of_line = f'x1="{MARGIN}" y1="{HEIGHT - MARGIN}" x2="{WIDTH - MARGIN}" y2="{MARGIN}"'
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}">']
+    parts.append(f'<line {ends_of_line} stroke="#888" stroke-dasharray="5 4"/>')
+    parts.append(f'<polyline points="{points}" fill="none" stroke="{KINDS[0]}" stroke-width="2"/>')
+    for share in (0, 0.2, 0.4, 0.6, 0.8, 1):
+        parts.append(_text(MARGIN + share * (WIDTH - 2 * MARGIN), HEIGHT - MARGIN + 18, f"{share:g}", "middle"))
+        parts.append(_text(MARGIN - 6, HEIGHT - MARGIN - share * (HEIGHT - 2 * MARGIN) + 4, f"{share:g}", "end"))
+    parts.append(_text(WIDTH / 2, HEIGHT - 10, "share of the others taken for it", "middle"))
+    side = _text(14, HEIGHT / 2, f"share of {name} that is found", "middle")
+    return "\n".join([*parts, f'<g transform="rotate(-90 14 {HEIGHT / 2})">{side}</g>', "</svg>"])
 
 
 def page(title: str, sections: Sequence[tuple[str, str]]) -> str:

@@ -263,6 +263,25 @@ def test_figures_colour_numbers_along_a_scale_and_kinds_apart() -> None:
     assert page("Title", [("Heading", drawn)]).count("<svg") == 1
 
 
+def test_figures_compare_on_equal_axes_with_round_marks() -> None:
+    from recipes.microbiome.figure import confusion, roc, scatter
+
+    true = np.array([4.83, 5.5, 6.9, 7.31])
+    drawn = scatter(true, true + 0.3, None, "measured", "predicted", is_comparison=True)
+    marks = re.findall(r'text-anchor="(middle|end)">([0-9.]+)<', drawn)
+    across, down = ([mark for side, mark in marks if side == kind] for kind in ("middle", "end"))
+    assert across == down == ["5", "6", "7"]
+    assert drawn.count("<line") == 1 and scatter(true, true, None, "a", "b").count("<line") == 0
+    table = confusion(["a", "b", "b", "new"], ["a", "a", "b", "a"], ["a", "b"])
+    assert "<th>a</th><td><b>1</b></td><td>0</td>" in table and "<th>b</th><td>1</td><td><b>1</b></td>" in table
+    assert "<th>new</th><td>1</td><td>0</td>" in table
+    # A perfect order goes up, then across; equal scores are one straight line.
+    found = roc(np.array([True, True, False]), np.array([0.9, 0.8, 0.1]), "sick")
+    assert 'points="56.0,404.0 56.0,230.0 56.0,56.0 584.0,56.0"' in found
+    found = roc(np.array([True, False]), np.array([0.5, 0.5]), "sick")
+    assert 'points="56.0,404.0 584.0,56.0"' in found and "share of sick" in found
+
+
 def test_a_cross_validation_scores_the_folds_together(tmp_path: Path) -> None:
     from recipes.microbiome import cross_validation
 
