@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from recipes.text2sql.sql.execution import connect
-from recipes.text2sql.sql.schema import Schema, quoted
+from recipes.text2sql.sql.names import quoted
+from recipes.text2sql.sql.schema import Schema, note
 
 MAX_VALUES_PER_COLUMN = 5_000
 CONSTANT_FROM_ROWS = 20
@@ -47,10 +48,11 @@ def texts_of(database: str) -> dict[Column, list[str]]:
             name, source = quoted(column), quoted(table)
             texts = reader.values(
                 f"SELECT DISTINCT {name} FROM {source} WHERE typeof({name}) = 'text' AND length({name}) <= "
-                f"{LONGEST_VALUE} LIMIT {MAX_VALUES_PER_COLUMN}"
+                f"{LONGEST_VALUE} LIMIT {MAX_VALUES_PER_COLUMN}",
+                (table, column),
             )
             if len(texts) == 1:
-                rows = reader.values(f"SELECT count(*) FROM {source}")
+                rows = reader.values(f"SELECT count(*) FROM {source}", (table, column))
                 texts = [] if not rows or rows[0] >= CONSTANT_FROM_ROWS else texts
             found[table, column] = texts
     return found
@@ -75,7 +77,8 @@ def _samples_of(database: str, most: int, changed: int, size: int) -> dict[Colum
             values = reader.values(
                 f"SELECT DISTINCT value FROM (SELECT {quoted(column)} AS value FROM {quoted(table)} LIMIT "
                 f"{ROWS_LOOKED_AT}) WHERE typeof(value) IN ('text', 'integer', 'real') AND length(value) BETWEEN 1 "
-                f"AND {LONGEST_SAMPLE} LIMIT {most}"
+                f"AND {LONGEST_SAMPLE} LIMIT {most}",
+                (table, column),
             )
             texts = [" ".join(str(value).split()) for value in values]
             # No sample may look like a part of the prompt.
@@ -93,7 +96,9 @@ def reading(database: str) -> Iterator[Reader]:
         for pragma in ("busy_timeout = 0", "temp_store = MEMORY", "query_only = ON", "trusted_schema = OFF"):
             with contextlib.suppress(sqlite3.Error):
                 connection.execute(f"PRAGMA {pragma}").close()
-        yield Reader(connection, columns)
+        reader = Reader(connection, columns)
+        yield reader
+        reader.report(database)
 
 
 class Reader:
@@ -102,15 +107,26 @@ class Reader:
     def __init__(self, connection: sqlite3.Connection, columns: list[Column]) -> None:
         self.connection, self.columns = connection, columns
         self.steps, self.deadline = 0, time.monotonic() + SECONDS_PER_DATABASE
+        self.unread: dict[str, str] = {}
+        """Column -> why it was not read."""
         connection.set_progress_handler(self._is_too_long, STEPS_BETWEEN_LOOKS)
 
-    def values(self, query: str) -> list[Any]:
-        """The first column of the rows; none where the query fails or takes too long."""
+    def values(self, query: str, column: Column = ("", "")) -> list[Any]:
+        """The first column of the rows; none where the query fails or takes too long, with the reason in `unread`."""
         self.steps = 0
         try:
             return [value for (value,) in self.connection.execute(query)]
-        except (sqlite3.Error, sqlite3.Warning, OverflowError, MemoryError):
+        except (sqlite3.Error, sqlite3.Warning, OverflowError, MemoryError) as error:
+            reason = "it takes too long" if str(error) == "interrupted" else str(error)
+            self.unread[".".join(column)] = reason or "out of memory"
             return []
+
+    def report(self, database: str) -> None:
+        """Print one line about the columns that were not read."""
+        if self.unread:
+            listed = [f"{column} ({reason})" for column, reason in self.unread.items()]
+            more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+            note(f"{database}: no values are read from {', '.join(listed[:3])}{more}.")
 
     def _is_too_long(self) -> bool:
         self.steps += STEPS_BETWEEN_LOOKS

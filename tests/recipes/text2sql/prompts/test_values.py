@@ -180,3 +180,29 @@ def test_the_schema_text_quotes_what_sqlite_needs_in_quotes(details: bool, tmp_p
             connection.execute(f"SELECT {columns} FROM {table}").fetchall()
     # What the question mentions is spelled in the same way.
     assert '<v0> "date of ""birth"' in prompt.mentioned(prompt.link("in graz ?", str(tmp_path / "x.sqlite"))[1])
+
+
+@pytest.mark.parametrize(
+    ("write", "line"),
+    [
+        (with_collation, "t.a (no such collation sequence: umlauts)"),
+        (with_function, "t.b (unknown function: own())"),
+        (with_endless_view, "v.name (it takes too long)"),
+        (with_damaged_pages, "t.a (database disk image is malformed)"),
+        (with_odd_names, ""),
+    ],
+)
+def test_columns_without_values_are_named_in_one_line(
+    write: Callable[[Path], None],
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(values, "STEPS_PER_COLUMN", 2_000_000)
+    path = tmp_path / "x.sqlite"
+    write(path)
+    for question in ("who lives in porto ?", "who lives in cork ?"):
+        assert len(prompt.link(question, str(path))[1]) == 1
+    printed = [each for each in capsys.readouterr().err.splitlines() if "no values" in each]
+    assert len(printed) == bool(line) and all(f"{path}: no values are read from {line}." == each for each in printed)
