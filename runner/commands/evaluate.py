@@ -98,7 +98,12 @@ def _score_without_run(name: str, arguments: list[str]) -> None:
     """Score files of predictions, or a model that begins with trained weights and that no run has changed."""
     from runner import registry
 
-    files = registry.find(name).Files
+    found = registry.find(name)
+    files = found.Files
+    if files is None and found.has_trained_weights is Recipe.has_trained_weights:
+        # Say that before a flag such as --metric is taken for a mistyped setting.
+        _score_files(name, arguments)
+        return
     of_files = {setting.flag for setting in settings_of(files)} - {"output"} if files is not None else set()
     own, others = split_flags(ScoringSettings, arguments)
     if wants_help(own) or of_files & {name_of(word) for word in arguments}:
