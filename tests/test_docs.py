@@ -331,6 +331,9 @@ def run_block(block: Block, how: Shown, folder: Path) -> str:
         ):
             assert process.stdout is not None
             for line in process.stdout:
+                # The reader does not type the flags that the test adds.
+                if any(line.startswith(f"changed setting {flag.removeprefix('--')}: ") for flag in how.flags[::2]):
+                    continue
                 printed += line
                 step = re.search(r"step (\d+)/", line)
                 if how.interrupt_at is not None and step and int(step[1]) >= how.interrupt_at:
