@@ -23,6 +23,7 @@ VERBS = {
     "report": "write report.html of a run",
     "checkpoints": "list the checkpoints of a run, and verify them",
     "verify": "prove invariance, resume and durability on this machine",
+    "configs": "where the files for accelerate launch --config_file are",
     "doctor": "what hardware is here, and what would be used",
 }
 

@@ -14,11 +14,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from runner.errors import ConfigError
 from runner.fields import Setting
 from runner.other_tools import BY_NAME, name_here, value_here
+from runner.parts.setting_types import Range, range_of
 from runner.recipe import note_outdated
 from runner.urls import shown
 
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 HELP, HELP_ALL = ("-h", "--help"), ("--help_all", "--help-all")
+LARGEST = 2**63 - 1
+"""The largest whole number that tensors hold."""
 DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
 """Characters that look like a hyphen, and that text programs write in its place."""
 NUMBER = re.compile(r"-?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?|-?(inf|nan|infinity)", re.IGNORECASE)
@@ -274,10 +277,15 @@ def _number(setting: Setting, word: str, label: str) -> str:
         )
     is_whole = setting.kinds == (int,)
     try:
-        int(word) if is_whole else float(word)
-        return word
+        value = int(word) if is_whole else float(word)
     except ValueError:
         pass
+    else:
+        limit = range_of(setting.hint) or Range(-LARGEST if is_whole else -math.inf, LARGEST if is_whole else math.inf)
+        if not limit.holds(value):
+            kind = f"{setting.wanted} {limit}" if limit.low > -LARGEST else f"{setting.wanted} that is finite"
+            raise ConfigError(f"{label} is {word}: type {kind}.")
+        return word
     meant = None
     has_thousands = is_whole and re.fullmatch(r"\d{1,3}(,\d{3})+", word)
     for candidate in (word, word.replace(",", "" if has_thousands else ".")):

@@ -170,7 +170,7 @@ def check_verb(rest: list[str]) -> None:
     if verb == "verify":
         known |= {setting.flag for setting in settings_of(VerifySettings)}
     if verb == "predict":
-        known |= {"checkpoint"} | request_flags(flags)
+        known |= {"checkpoint", "recipe", "trust_recipe"} | request_flags(flags)
     for flag in flags:
         if flag.startswith("--"):
             name = flag[2:].partition("=")[0].replace("-", "_")
@@ -179,7 +179,7 @@ def check_verb(rest: list[str]) -> None:
 
 def request_flags(flags: Sequence[str]) -> set[str]:
     """What `relay predict` may be asked: by the recipe of the page's run, else by one of this repository."""
-    folder = Path(flags[flags.index("--checkpoint") + 1])
+    folder = Path(flags[flags.index("--checkpoint") + 1] if "--checkpoint" in flags else flags[0])
     for run in (folder, folder.parent):
         if (run / "config.yaml").is_file():
             classes = [type(parse(["--config", str(run / "config.yaml")]).recipe)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from runner.parts.setting_types import Commas
+from runner.parts.setting_types import AtLeast0, AtLeast1, Commas, Positive, ShareBelow1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,19 +34,19 @@ class DataSettings:
     """Names of the corpus's tables to leave out."""
     validation_fraction: float = 0.1
     """Share of each table's training rows that training is judged by (at most 1000 rows)."""
-    max_rows_per_table_per_epoch: int = 2048
+    max_rows_per_table_per_epoch: AtLeast1 = 2048
     """Rows of one table in an epoch; a larger table goes on in the next one."""
-    max_features: int = 200
+    max_features: AtLeast1 = 200
     """Columns of a table that are used; of more, so many are drawn once and kept."""
-    max_text_tokens: int = 128
+    max_text_tokens: AtLeast1 = 128
     """Longest text of a cell, in tokens; longer ones are cut."""
     wording: Literal["short", "tabstar"] = "short"
     """How a cell is put into words: "column: value", or TabSTAR's "Predictive Feature: column ..."."""
     numbers_as_text: bool = False
     """Write a number's quantile range into its text (TabSTAR v1.0); without, its text is the column's name alone."""
-    split_seed: int = 0
+    split_seed: AtLeast0 = 0
     """Seed of the validation rows, of the features drawn, and of the demo."""
-    demo_rows: int = 500
+    demo_rows: AtLeast1 = 500
     """Embedded demo: rows of each of its three tables."""
 
 
@@ -56,41 +56,41 @@ class ModelSettings:
 
     text_encoder: str | None = None
     """Folder (or hub id) of a BERT, such as intfloat/e5-small-v2; none: a small one of ours, from nothing."""
-    unfrozen_layers: int | None = None
+    unfrozen_layers: AtLeast0 | None = None
     """Upper layers of the text encoder that learn; none: 6 of a given one, all of ours."""
-    text_layers: int = 2
+    text_layers: AtLeast1 = 2
     """Layers of our own text encoder."""
-    text_hidden_size: int = 128
+    text_hidden_size: AtLeast1 = 128
     """Width of our own text encoder."""
-    vocab_size: int = 8192
+    vocab_size: AtLeast1 = 8192
     """Tokens of our own text encoder."""
     text_pooling: Literal["auto", "cls", "mean"] = "auto"
     """How a text becomes one vector; auto: its first token where the encoder is given, the mean with ours."""
-    text_chunk_size: int = 64
+    text_chunk_size: AtLeast1 = 64
     """Texts encoded at a time; they are sorted by length, so that few are padded."""
     text_cache: str | None = None
     """Folder that keeps what the frozen layers make of each text, for later runs; none: in memory, for this run."""
-    hidden_size: int = 128
+    hidden_size: AtLeast1 = 128
     """Width of fusion and interaction."""
-    num_attention_heads: int = 4
+    num_attention_heads: AtLeast1 = 4
     """Heads of the interaction."""
-    interaction_layers: int = 3
+    interaction_layers: AtLeast1 = 3
     """Layers in which the targets and cells of a row see each other."""
     numerical_fusion: Literal["sum", "transformer"] = "sum"
     """How a number joins its text: a sum (TabSTAR v1.1), or a layer over the two (v1.0; slower)."""
     final_norm: bool = True
     """Normalise what the heads read; TabSTAR does not, and from nothing learns much slower so."""
-    dropout: float = 0.1
+    dropout: ShareBelow1 = 0.1
     """Share dropped in every part."""
-    cell_dropout: float | None = None
+    cell_dropout: ShareBelow1 | None = None
     """Share of a row's cells that the interaction does not see in training; none: 0.2, and 0 where every target is a
     number."""
     linear_part: bool = True
     """Fit a linear model on n-grams and numbers before the first step; the transformer learns what it does not know."""
-    gram_buckets: int = 0
+    gram_buckets: AtLeast0 = 0
     """Buckets of words, letter groups and bins of numbers that are scored directly, beside the transformer; 0: none, as
     in TabSTAR."""
-    gram_dropout: float | None = None
+    gram_dropout: ShareBelow1 | None = None
     """Share of them that is dropped in training; none: 0.7, and 0.3 where every target is a number."""
 
 
@@ -98,9 +98,9 @@ class ModelSettings:
 class LoraSettings:
     """Adapters of stage finetune."""
 
-    rank: int = 32
+    rank: AtLeast1 = 32
     """Rank of the adapters."""
-    alpha: float = 64.0
+    alpha: Positive = 64.0
     """The adapters' output is multiplied by alpha / rank."""
-    dropout: float = 0.1
+    dropout: ShareBelow1 = 0.1
     """Dropout of the adapters' input, as a share."""

@@ -45,7 +45,7 @@ def find_launch_config(name: str) -> Path:
 def shown_launch_config(name: str) -> str:
     """The path of a configuration that Relay brings, as somebody in this folder types it."""
     path = find_launch_config(name)
-    return path.relative_to(ROOT).as_posix() if Path.cwd() == ROOT else str(path)
+    return path.relative_to(ROOT).as_posix() if Path.cwd() == ROOT and path.is_relative_to(ROOT) else str(path)
 
 
 def launch_line(name: str) -> str:
