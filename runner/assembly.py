@@ -137,7 +137,9 @@ def bind_recipe(config: Config, assets: Path, found: Path | None, hardware: Hard
     trouble = hardware.from_main(trouble)
     if trouble is not None:
         raise trouble
-    return recipe if hardware.is_main else recipe.prepare(assets)
+    if hardware.is_main:
+        return recipe
+    return recipe.prepare(assets) if found is None else recipe.prepare_trained(assets)
 
 
 def fit(recipe: Recipe, assets: Path, is_resumed: bool) -> Recipe:
@@ -146,7 +148,7 @@ def fit(recipe: Recipe, assets: Path, is_resumed: bool) -> Recipe:
     Raises CheckpointError where the recipe changed something in `assets` that a checkpoint's weights depend on.
     """
     before = contents(assets) if is_resumed else {}
-    bound = recipe.prepare(assets)
+    bound = recipe.prepare_trained(assets) if is_resumed else recipe.prepare(assets)
     now = contents(assets) if before else {}
     refitted = [name for name, content in before.items() if now.get(name) != content]
     if refitted:

@@ -275,6 +275,11 @@ class Recipe:
         where pip installs it by its own name. The runner names the missing ones before it reads the data."""
         return {}
 
+    def prepare_trained(self, folder: Path) -> Recipe:
+        """Return the recipe bound to what a trained model, or a run that goes on, has fitted. The default is `prepare`;
+        override it where `prepare` fits anew when the data have changed: the weights depend on what was fitted."""
+        return self.prepare(folder)
+
     def data_files(self, split: str) -> Sequence[str | Path]:
         """The files that `data(split)` reads, for "train" and "validation", in the order in which they are read: paths,
         URLs, or other names of data such as "datasets://ID". The runner records their content in each checkpoint, and

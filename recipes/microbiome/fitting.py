@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FILE = "microbiome.json"
 READOUT = "readout.npz"
 # Settings that leave what is fitted as it is; files are known by their content.
-NOT_FITTED = ("distance_from",)
+NOT_FITTED = ("distance_from", "table", "sequences", "tree", "metadata", "split_file")
 
 
 def fingerprint(settings: StageSettings) -> dict[str, object]:

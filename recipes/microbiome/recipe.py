@@ -141,6 +141,12 @@ class Recipe(StageSettings, runner.recipe.Recipe):
         write_fitted(folder, bound, fitted, content)
         return dataclasses.replace(self, assets=folder)
 
+    def prepare_trained(self, folder: Path) -> Recipe:
+        """Take what was fitted with these settings, whatever the files hold now: the weights depend on it."""
+        self._check_packages()
+        bound = dataclasses.replace(self, assets=folder)
+        return bound if bound._found is not None else self.prepare(folder)
+
     @functools.cached_property
     def _found(self) -> tuple[Fitted, str | None] | None:
         """What was fitted with these settings, and a hash of the data; None where nothing was."""

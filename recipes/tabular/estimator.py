@@ -269,7 +269,7 @@ def _load(folder: Path) -> tuple[Recipe, TabularModel]:
         model_settings=ModelSettings(**settings["model"]),
         lora_settings=LoraSettings(**settings["lora"]),
     )
-    recipe = recipe.prepare(folder)
+    recipe = recipe.prepare_trained(folder)
     _ = recipe.tables, recipe.tokenizer, recipe.kept_grams
     model = recipe.model()
     model.load_state_dict(load_file(folder / "model.safetensors"))

@@ -15,6 +15,8 @@ import runner.recipe
 from recipes.tabular.settings import DataSettings, LoraSettings, ModelSettings
 from runner.errors import CheckpointError, ConfigError, DataError
 from runner.parts.dimensions import check_attention, check_positive
+from runner.parts.fingerprints import data_hash
+from runner.parts.fingerprints import fingerprint as fingerprint_of_files
 from runner.recipe import Batch, Loss
 
 if TYPE_CHECKING:
@@ -153,9 +155,9 @@ class Recipe(runner.recipe.Recipe):
 
     @property
     def fingerprint(self) -> dict[str, object]:
-        """The settings that what is fitted depends on."""
+        """The settings that what is fitted depends on, but for where the files lie: their content counts."""
         settings = dataclasses.asdict(self.data_settings)
-        del settings["test"], settings["max_rows_per_table_per_epoch"]
+        del settings["train"], settings["corpus"], settings["test"], settings["max_rows_per_table_per_epoch"]
         return {"stage": self.stage, **settings}
 
     def prepare(self, folder: Path) -> Recipe:
@@ -164,9 +166,11 @@ class Recipe(runner.recipe.Recipe):
         The tokenizer of `--init_from` is kept; the tables of another stage are not ours.
         """
         bound = dataclasses.replace(self, assets=folder)
-        is_new = self._read_tables(folder) is None
+        content_hash = data_hash({"train": fingerprint_of_files(self.data_files("train"))})
+        is_new = self._read_tables(folder) is None or not self._is_fitted_on(content_hash, folder)
         if is_new:
-            content = {"settings": self.fingerprint, "tables": [table.to_json() for table in bound._fit()]}
+            tables = [table.to_json() for table in bound._fit()]
+            content = {"settings": self.fingerprint, "content": content_hash, "tables": tables}
             (folder / "tables.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
         if self.model_settings.gram_buckets and (is_new or not (folder / "grams.bin").is_file()):
             bound._write_grams(folder / "grams.bin")
@@ -175,6 +179,20 @@ class Recipe(runner.recipe.Recipe):
         if not (folder / "text_encoder" / "config.json").is_file():
             bound._write_text_encoder(folder / "text_encoder")
         return bound
+
+    def prepare_trained(self, folder: Path) -> Recipe:
+        """Take the tables that the weights were trained on, whatever the files hold now."""
+        has_tables = self._read_tables(folder) is not None
+        return dataclasses.replace(self, assets=folder) if has_tables else self.prepare(folder)
+
+    def _is_fitted_on(self, content_hash: str | None, folder: Path) -> bool:
+        """Whether the tables of a folder were fitted on these files."""
+        content = json.loads((folder / "tables.json").read_text(encoding="utf-8"))
+        if "content" in content:
+            return content["content"] == content_hash
+        # A file of an older version has only the paths.
+        data, saved = self.data_settings, content["settings"]
+        return (data.train, data.corpus) == (saved.get("train"), saved.get("corpus"))
 
     def _read_tables(self, folder: Path) -> list[Table] | None:
         from recipes.tabular.table import Table

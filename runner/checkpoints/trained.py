@@ -89,7 +89,7 @@ def load_trained(folder: Path, recipe: Any) -> tuple[Any, Any]:
     from runner.hardware import best_device_type
 
     folder = model_folder(folder)
-    recipe = recipe.prepare(assets_of(folder))
+    recipe = recipe.prepare_trained(assets_of(folder))
     model = recipe.model()
     quiet_transformers()
     if (folder / "config.json").is_file():

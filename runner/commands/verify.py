@@ -453,7 +453,7 @@ def check_ledger(run: Path) -> Iterator[Result]:
                 recorded[line["first_step"] + place] = int(digits[16 * place : 16 * place + 16], 16)
     config = parse(["--config", str(run / "config.yaml")])
     yield from _data_of(config.recipe, starts[-1])
-    data = config.recipe.prepare(run / "assets").data("train")
+    data = config.recipe.prepare_trained(run / "assets").data("train")
     # A run that went on from a checkpoint alone has no ledger of what came before.
     begin = starts[0]["step"]
     steps = range(begin, max(recorded, default=begin - 1) + 1)
