@@ -102,7 +102,7 @@ def test_a_run_that_holds_its_base_continues(base: Path, tmp_path: Path) -> None
     run = tmp_path / "run"
     settings = ("--model.pretrained", str(base), "--lora.rank", "2", "--save_steps", "2", "--eval_steps", "0")
     train(run, *settings, "--max_steps", "2")
-    from runner.checkpoints.folders import MANIFEST, write_manifest
+    from runner.checkpoints.manifest import MANIFEST, write_manifest
 
     tensors = load_file(base / "model.safetensors")
     for folder in (run / "checkpoint-2", run / "final"):
