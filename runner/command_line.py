@@ -6,12 +6,10 @@ Values of YAML files and presets take the same way: a list of words for a settin
 import dataclasses
 import difflib
 import math
-import os
 import re
-import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-from runner.errors import ConfigError
+from runner.errors import ConfigError, warn
 from runner.fields import Setting
 from runner.other_tools import BY_NAME, name_here, value_here
 from runner.parts.setting_types import Range, range_of
@@ -213,8 +211,7 @@ def unknown_name(
 
 def _warn_twice(name: str, before: Sequence[str], after: Sequence[str]) -> None:
     first, last = (" ".join(map(shown, words)) or "true" for words in (before, after))
-    if os.environ.get("RANK", "0") == "0":
-        print(f"warning: --{name} came twice, with {first} and with {last}: the last one counts.", file=sys.stderr)
+    warn(f"--{name} came twice, with {first} and with {last}: the last one counts.")
 
 
 def as_flags(setting: Setting, words: Sequence[str], place: str | None = None) -> list[str]:

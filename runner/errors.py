@@ -89,6 +89,16 @@ class UploadError(RelayError):
     """The training is finished and whole on this machine, but its copies are not."""
 
 
+def warn(sentence: str) -> None:
+    """Print a warning on stderr, on the main process. The program goes on where the reader of stderr has gone."""
+    if os.environ.get("RANK", "0") == "0":
+        try:
+            print(f"warning: {sentence}", file=sys.stderr, flush=True)
+        except BrokenPipeError:
+            # What could not be written stays in Python's buffer, and would fail again with the next line.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 def leave_closed_pipe() -> int:
     """The exit status where the reader of this program's output, such as `head`, has gone; stops further output."""
     # Python would complain once more when it flushes at its end.

@@ -5,13 +5,13 @@ It changes nothing in training: every lane seeds its own random numbers, and no 
 
 import functools
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from accelerate.utils import gather_object
 
+from runner.errors import warn
 from runner.fetching import take
 from runner.hardware import Hardware, seed_everything
 from runner.lanes import key
@@ -130,7 +130,7 @@ def numbers_of(scores: Mapping[str, object]) -> dict[str, float]:
 @functools.cache
 def note_no_number(name: str, kind: str) -> None:
     """Print once that a metric is left out."""
-    print(f"warning: the metric {name} is a {kind}, not a number: it is left out.", file=sys.stderr, flush=True)
+    warn(f"the metric {name} is a {kind}, not a number: it is left out.")
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from runner.errors import ConfigError
+from runner.errors import ConfigError, warn
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -112,8 +110,7 @@ class Loss:
 @functools.cache
 def note_outdated(sentence: str) -> None:
     """Print once, on the main process, what a recipe or a command of an older version should change."""
-    if os.environ.get("RANK", "0") == "0":
-        print(f"warning: {sentence}", file=sys.stderr, flush=True)
+    warn(sentence)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -144,6 +144,7 @@ def test_a_closed_output_is_saved_like_a_closed_terminal(tmp_path: Path, stream:
         else:
             pipe.close()
             while b"step 20/" not in (tmp_path / "other").read_bytes():
+                assert process.poll() is None
                 time.sleep(0.05)
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) == 75
