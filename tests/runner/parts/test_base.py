@@ -114,6 +114,10 @@ def test_a_run_that_holds_its_base_continues(base: Path, tmp_path: Path) -> None
         save_file(own, folder / "model.safetensors", metadata={"format": "pt"})
         for path in (folder / "assets" / "base.json", folder / "base.json"):
             path.unlink(missing_ok=True)
+        if (folder / "state.json").is_file():
+            state = json.loads((folder / "state.json").read_text())
+            del state["layout"]
+            (folder / "state.json").write_text(json.dumps(state))
         (folder / MANIFEST).unlink()
         write_manifest(folder)
     train(run, *settings, "--max_steps", "4", "--resume_from_checkpoint", "auto")
