@@ -164,7 +164,7 @@ def wrong_bucket(url: str) -> str | None:
             file = Path(folder) / name
             file.write_bytes(b"relay")
             remote.put(file, name)
-        remote.files.rm_file(f"{remote.root}/{name}")
+        remote.files.rm_file(name)
     except Exception as error:
         summary = " ".join(str(error).split())[:200]
         return (

@@ -37,9 +37,7 @@ class Remote:
 
     url: str
     files: Any
-    """fsspec's file system."""
-    root: str
-    """The folder's path in it."""
+    """fsspec's DirFileSystem, which takes paths relative to the folder; fsspec has no types."""
 
     @classmethod
     def open(cls, url: str) -> "Remote":
@@ -47,6 +45,7 @@ class Remote:
         # gcsfs waits a minute per call on anything but Google's own servers, unless told so before its import.
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         import fsspec
+        from fsspec.implementations.dirfs import DirFileSystem
 
         scheme = urlsplit(url).scheme
         options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
@@ -67,36 +66,36 @@ class Remote:
         if hasattr(files, "retries"):
             # s3fs has attempts of its own beside botocore's.
             files.retries = 1
-        return cls(url.rstrip("/"), files, root.rstrip("/"))
+        return cls(url.rstrip("/"), DirFileSystem(root.rstrip("/"), files))
 
     def put(self, local: Path, name: str) -> None:
         """Copy one file."""
         if urlsplit(self.url).scheme == "file":
             # Others make folders by themselves, and would try to make the bucket.
-            self.files.makedirs(f"{self.root}/{name}".rpartition("/")[0], exist_ok=True)
-        self.files.put_file(str(local), f"{self.root}/{name}")
+            self.files.makedirs(name.rpartition("/")[0], exist_ok=True)
+        self.files.put_file(str(local), name)
 
     def write(self, name: str, text: str) -> None:
         """Write a small file."""
-        self.files.pipe_file(f"{self.root}/{name}", text.encode())
+        self.files.pipe_file(name, text.encode())
 
     def read(self, name: str) -> str | None:
         """The text of a small file; None where there is none."""
-        return self.files.cat_file(f"{self.root}/{name}").decode() if self.exists(name) else None
+        return self.files.cat_file(name).decode() if self.exists(name) else None
 
     def get(self, name: str, local: Path) -> None:
         """Copy one file here. Raises FileNotFoundError."""
         local.parent.mkdir(parents=True, exist_ok=True)
-        self.files.get_file(f"{self.root}/{name}", str(local))
+        self.files.get_file(name, str(local))
 
     def exists(self, name: str) -> bool:
         """Whether a file is there."""
-        return self.files.exists(f"{self.root}/{name}")
+        return self.files.exists(name)
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints whose manifest is there, ascending."""
         try:
-            found = self.files.ls(self.root, detail=False)
+            found = self.files.ls("", detail=False)
         except FileNotFoundError:
             return []
         steps = [step_of(Path(path.rstrip("/"))) for path in found]
@@ -104,8 +103,7 @@ class Remote:
 
     def names(self, folder: str) -> list[str]:
         """Every file in a folder, relative to it."""
-        start = f"{self.root}/{folder}/"
-        return [path[path.index(start) + len(start) :] for path in self.files.find(start)]
+        return [path.removeprefix(f"{folder}/") for path in self.files.find(folder)]
 
     def set_aside(self, newer_than: int) -> None:
         """Move the checkpoints of later steps into a folder `set-aside-<number>`; their manifests first.
@@ -115,7 +113,7 @@ class Remote:
         steps = [step for step in self.steps() if step > newer_than]
         if not steps:
             return
-        known = {path.rstrip("/").rpartition("/")[2] for path in self.files.ls(self.root, detail=False)}
+        known = {path.rstrip("/").rpartition("/")[2] for path in self.files.ls("", detail=False)}
         target = next(name for n in range(1, 10_000) if (name := f"set-aside-{n}") not in known)
         for step in reversed(steps):
             self._move(f"checkpoint-{step}/{MANIFEST}", f"{target}/checkpoint-{step}/{MANIFEST}")
@@ -125,9 +123,9 @@ class Remote:
 
     def _move(self, source: str, target: str) -> None:
         if urlsplit(self.url).scheme == "file":
-            self.files.makedirs(f"{self.root}/{target}".rpartition("/")[0], exist_ok=True)
-        self.files.cp_file(f"{self.root}/{source}", f"{self.root}/{target}")
-        self.files.rm_file(f"{self.root}/{source}")
+            self.files.makedirs(target.rpartition("/")[0], exist_ok=True)
+        self.files.cp_file(source, target)
+        self.files.rm_file(source)
 
     def listed(self, folder: str) -> list[str]:
         """The files of a checkpoint that its manifest lists, and the manifest; every file where it cannot be read."""
@@ -139,8 +137,8 @@ class Remote:
 
     def remove(self, folder: str) -> None:
         """Remove a checkpoint, its manifest first: from then on it is not there."""
-        self.files.rm_file(f"{self.root}/{folder}/{MANIFEST}")
-        self.files.rm(f"{self.root}/{folder}", recursive=True)
+        self.files.rm_file(f"{folder}/{MANIFEST}")
+        self.files.rm(folder, recursive=True)
 
 
 def upload(remote: Remote, folder: Path) -> None:

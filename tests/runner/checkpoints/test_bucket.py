@@ -108,7 +108,7 @@ def test_what_is_incomplete_or_damaged_there_is_skipped(tmp_path: Path, s3: S3) 
     for step in (8, 16, 24):
         upload(remote, run / f"checkpoint-{step}")
     assert remote.steps() == [8, 16, 24]
-    remote.files.rm_file(f"{remote.root}/checkpoint-24/manifest.json")
+    remote.files.rm_file("checkpoint-24/manifest.json")
     text = remote.read("checkpoint-16/state.json")
     assert text is not None
     remote.write("checkpoint-16/state.json", text.replace("16", "17", 1))
