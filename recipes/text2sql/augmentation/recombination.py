@@ -1,8 +1,8 @@
-"""More training pairs from few: pieces of questions that can stand for each other are exchanged, with their SQL.
+"""More training pairs: phrases of questions are exchanged for each other, together with their SQL.
 
 Two pairs that differ in one phrase of the question ("largest" / "smallest") and in one piece of SQL ("MAX" / "MIN")
-say that the two phrases can stand for each other, and what then changes in SQL. Where the first phrase and its SQL
-stand in another pair, the second is put there. What no longer runs, or finds nothing, is dropped. Source: Andreas
+show that the two phrases are exchangeable, and which SQL belongs to each. Where the first phrase and its SQL occur in
+another pair, the second replaces it. A pair whose query does not run, or finds no rows, is dropped. Source: Andreas
 2020 (good-enough compositional data augmentation), arXiv 1904.09545; the exchange over pairs and the check by running
 are ours.
 """
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 class Chance(Protocol):
-    """Random numbers: a `random.Random`, or the module `random`."""
+    """A source of random numbers: a `random.Random`, or the module `random`."""
 
     def random(self) -> float: ...
     def choice(self, seq: Sequence[T], /) -> T: ...
@@ -58,7 +58,7 @@ Exchange = tuple[Tokens, Tokens, Pieces, set[str]]
 
 
 def tokens_of(query: str) -> Tokens:
-    """The words and signs of a query."""
+    """The tokens of a query: words, numbers, quoted texts and signs."""
     return tuple(SQL_TOKEN.findall(query))
 
 
@@ -206,7 +206,7 @@ def _bigrams(words: Tokens) -> set[tuple[str, str]]:
 
 
 def _difference(one: Tokens, other: Tokens) -> tuple[Tokens, Tokens, str] | None:
-    """The phrases in which two questions differ, and the word that follows; None where there are none, or too long."""
+    """The phrases in which two questions differ, and the word after them; None if they are missing or too long."""
     start = 0
     while start < min(len(one), len(other)) and one[start] == other[start]:
         start += 1
@@ -223,7 +223,7 @@ def _difference(one: Tokens, other: Tokens) -> tuple[Tokens, Tokens, str] | None
 
 
 def _pieces(one: Tokens, other: Tokens) -> Pieces | None:
-    """The pieces in which two queries differ; none for equal queries, None where they are too different."""
+    """The pieces in which two queries differ; empty for equal queries, None if they differ too much."""
     changes: dict[Tokens, Tokens] = {}
     for tag, a, b, c, d in difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes():
         if tag == "equal":
@@ -250,7 +250,7 @@ def _apply(words: Tokens, tokens: Tokens, by_first: dict[str, list[Exchange]]) -
 
 
 def _replaced(tokens: Tokens, old: Tokens, new: Tokens) -> Tokens | None:
-    """Tokens with every `old` as `new`; None where there is none."""
+    """The tokens with each `old` replaced by `new`; None if `old` does not occur."""
     result: list[str] = []
     place, hits = 0, 0
     while place < len(tokens):

@@ -1,4 +1,4 @@
-"""The databases that prediction files are scored on, and how long a query may take there."""
+"""The databases that prediction files are scored on, and the time limit of a query."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MANY = Limits(60.0, 1_000_000, 4 * MAX_RESULT_BYTES, max_heap_bytes=4 * MAX_HEAP
 
 
 class DatabaseFolder:
-    """Databases and schemas below one folder, wherever the data sets' own archives put them."""
+    """Databases and schemas below one folder, in the layouts of the data sets' own archives."""
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
@@ -34,7 +34,7 @@ class DatabaseFolder:
 
     @functools.cached_property
     def places(self) -> dict[str, list[Path]]:
-        """Name of a folder with SQLite files -> the folders that bear it."""
+        """Name of a folder with SQLite files -> all folders of that name."""
         found: dict[str, list[Path]] = defaultdict(list)
         depth = len(self.root.resolve().parts)
         # Folders are often links to where the large files are; the depth is what ends a circle of them.
@@ -47,7 +47,7 @@ class DatabaseFolder:
         return found
 
     def database(self, name: str, *, of_bird: bool = False, without_rows: bool = False) -> Path | None:
-        """The file of a database. BIRD and Spider each have a formula_1: each takes the one that looks like its own."""
+        """The file of a database. BIRD and Spider each have a `formula_1`; the folder layout decides which one is meant."""
 
         def rank(path: Path) -> tuple[bool, bool, int, tuple[str, ...]]:
             parts = path.relative_to(self.root.resolve()).parts
@@ -60,7 +60,7 @@ class DatabaseFolder:
         return folders[0] / f"{name}.sqlite" if folders else None
 
     def suite(self, name: str) -> list[Path]:
-        """Every file of the folder that has most of them."""
+        """All database files of the folder that has the most."""
         folders = [
             sorted(path for path in folder.iterdir() if ".sqlite" in path.name and not path.name.endswith(_BESIDE))
             for folder in self.places.get(name, ())
@@ -81,7 +81,7 @@ class DatabaseFolder:
         return {}
 
     def foreign_keys(self, name: str) -> Mapping[str, str]:
-        """Which columns are one, from tables.json alone, as the official script has it."""
+        """Columns that a foreign key makes equal, from tables.json alone, as in the official script."""
         if name not in self.entries:
             raise DataError(
                 f"{name} is not in a tables.json at {self.root} or {self.root / 'spider'}.\n"
@@ -91,7 +91,7 @@ class DatabaseFolder:
 
     @functools.cache  # noqa: B019  One folder a process.
     def schema(self, name: str) -> spider_match.Schema | None:
-        """Tables and columns in lower case: of the file, else of tables.json; None where neither is there."""
+        """Tables and columns in lower case, from the database file or tables.json; None if both are missing."""
         path = self.database(name, without_rows=True) or next(iter(self.suite(name)), None)
         if path is not None:
             check_database(path)

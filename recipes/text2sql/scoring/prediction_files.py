@@ -1,8 +1,7 @@
 """Files of gold queries and of predictions, in the formats that the official programs read, paired line by line.
 
-The programs pair what they find and stop at the shorter file without a word; here another number of predictions is
-an error that says both numbers, and whatever was guessed or looks wrong is a note, for the person who reads the
-scores.
+The official programs stop at the end of the shorter file without a message. Here a different number of predictions is
+an error that names both numbers. What was guessed, or looks wrong, becomes a note beside the scores.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class Pairs:
 
 
 def read_text(path: Path) -> str:
-    """The text, with a byte order mark if there is one. Raises DataError where it is not UTF-8."""
+    """The text of a file, with or without a byte order mark. Raises DataError if it is not UTF-8."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -59,13 +58,13 @@ def read_text(path: Path) -> str:
 
 
 def lines_of(text: str) -> list[str]:
-    """As the programs read: only line ends end a line, and blanks around it do not count."""
+    """The lines of a text as the official programs read them: without the blanks around each line."""
     parts = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return [part.strip() for part in (parts if parts[-1] else parts[:-1])]
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; a byte order mark is no part of it."""
+    """The content of a JSON file, with or without a byte order mark."""
     try:
         return json.loads(read_text(path).removeprefix("\ufeff"))
     except json.JSONDecodeError as error:
@@ -84,7 +83,7 @@ _HOLDS = {"--gold": "the right queries", "--pred": "predictions"}
 
 
 def _objects(lines: Sequence[str]) -> list[dict[str, Any]] | None:
-    """The objects of JSON lines; None where a line is something else."""
+    """The objects of a file of JSON lines; None if a line is not an object."""
     found = []
     for line in lines:
         if line:
@@ -121,7 +120,7 @@ def _other_format(path: Path, text: str, lines: Sequence[str], wanted: str) -> D
 
 
 def _own_rows(path: Path, lines: Sequence[str]) -> list[tuple[str, str | None]] | None:
-    """(query, database) of what `relay evaluate --checkpoint ... --output` wrote, or None where it is another file."""
+    """(query, database) of a file that `relay evaluate --output` wrote; None for another kind of file."""
     objects = _objects(lines)
     if not objects or "predicted" not in objects[0]:
         return None
@@ -165,7 +164,7 @@ def _counts(pred: Path, predictions: int, gold: Path, queries: int, advice: str)
 
 
 def _named_otherwise(names: Sequence[tuple[str | None, str]]) -> list[str]:
-    """A note where predictions say that they are about another database than the gold query in their place."""
+    """A note if predictions name another database than the gold queries at the same places."""
     wrong = [index for index, (named, name) in enumerate(names) if named and named != name]
     if not wrong:
         return []

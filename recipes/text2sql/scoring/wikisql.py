@@ -1,4 +1,4 @@
-"""WikiSQL's logical form, scored as its own program does."""
+"""WikiSQL's logical form, scored as by its official program."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def logical_form(found: Iterable[tuple[Any, Any, str]], path: Path | None) -> It
 
 
 class _Structured:
-    """A query of WikiSQL; equal to another if the column, the aggregate and the set of conditions are."""
+    """A query of WikiSQL. Two are equal if column, aggregate and the set of conditions are equal."""
 
     def __init__(self, query: Mapping[str, Any]) -> None:
         self.column, self.aggregate, self.conditions = query["sel"], query["agg"], list(query["conds"])
@@ -52,7 +52,7 @@ class _Structured:
         return [(column, operator, str(value).lower()) for column, operator, value in self.conditions]
 
     def differing(self, other: _Structured) -> list[str]:
-        """The parts that are not equal."""
+        """The names of the parts that differ."""
         equal = {
             "sel": self.column == other.column,
             "agg": self.aggregate == other.aggregate,
@@ -64,7 +64,7 @@ class _Structured:
         return isinstance(other, _Structured) and not self.differing(other)
 
     def is_in_order(self, other: _Structured) -> bool:
-        """Whether they are equal and the conditions stand in one order (`--ordered` of the official script)."""
+        """Whether both are equal, with the conditions in the same order (`--ordered` of the official script)."""
         return self == other and self.compared == other.compared
 
 
@@ -74,7 +74,7 @@ def wikisql_database(gold: Path, folder: Path | None) -> Path | None:
 
 
 def wikisql_rows(path: Path, table: str, query: _Structured | None) -> list[Value] | None:
-    """The result column, or None where the query cannot be run."""
+    """The column of the result; None if the query cannot be run."""
     if query is None:
         return None
     name = table if table.startswith("table") else f"table_{table.replace('-', '_')}"
@@ -103,7 +103,7 @@ def wikisql_rows(path: Path, table: str, query: _Structured | None) -> list[Valu
 
 @functools.lru_cache(maxsize=8)
 def wikisql_schemas(path: str) -> dict[str, dict[str, str]]:
-    """Table -> column -> type, as the statements say that made them."""
+    """Table -> column -> type, from the statements that created the tables."""
     check_database(path)
     connection = connect(Path(path))
     try:
@@ -114,7 +114,7 @@ def wikisql_schemas(path: str) -> dict[str, dict[str, str]]:
 
 
 def _as_number(text: str) -> float:
-    """As babel reads a number in English, which takes out all commas; else the first number in the text."""
+    """A number as babel reads it in English, without commas; otherwise the first number in the text."""
     try:
         return float(decimal.Decimal(text.replace(",", "")))
     except decimal.InvalidOperation:
