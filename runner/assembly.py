@@ -1,4 +1,4 @@
-"""Putting a run together: recipe, data, lanes, model and optimiser, from the settings and a checkpoint."""
+"""Build a run from the settings and a checkpoint: recipe, data, lanes, model and optimiser."""
 
 import random
 import shutil
@@ -31,9 +31,9 @@ from runner.tree import Tree
 
 
 def open_run(config: Config) -> Run:
-    """A run as a training puts it together, but for what writes files.
+    """A run as a training builds it, without the parts that write files.
 
-    Raises ConfigError where several processes were started.
+    Raises ConfigError if several processes were started.
     """
     config = config.with_batch(1)
     hardware = open_hardware(config.run)
@@ -47,13 +47,13 @@ def open_run(config: Config) -> Run:
 
 
 class NoSignals:
-    """Ctrl-C ends the search at once: there is nothing to save."""
+    """Stands in for Signals: Ctrl-C ends the program at once, because there is nothing to save."""
 
     number = 0
 
 
 class NoSaver:
-    """Nothing is kept."""
+    """Stands in for Saver: saves nothing."""
 
     def save(self, run: Any, is_best: bool) -> None:
         """Do nothing."""
@@ -85,7 +85,7 @@ def build_run(config: Config, hardware: Hardware, signals: Any, found: Path | No
 
 
 def check_fresh_start(config: Config, found: Path | None) -> str | None:
-    """What the recipe says of a training that begins without weights. Raises ConfigError where it refuses to."""
+    """The recipe's line about a training that begins without weights. Raises ConfigError if the recipe refuses it."""
     if found is not None or config.run.init_from:
         return None
     return config.recipe.fresh_start()
@@ -108,7 +108,7 @@ def first_weights(recipe: Any, settings: RunSettings, fresh: bool = True) -> nn.
 
 
 def bind_recipe(config: Config, assets: Path, found: Path | None, hardware: Hardware) -> Any:
-    """The recipe, bound to what it fits on the training split; one process fits, the others read."""
+    """The recipe, prepared with what it fits on the training split. One process fits; the others read the files."""
     recipe, source = config.recipe, found
     if source is None and config.run.init_from:
         source = find_weights(Path(config.run.init_from), for_training=True)
@@ -172,7 +172,7 @@ def first_examples(data: Sequence[Any], most: int | None) -> Sequence[Any]:
 
 
 def sampled(data: Sequence[Any], most: int | None) -> Sequence[Any]:
-    """A fixed draw of `most` examples, in their order: the first ones are often all about the same."""
+    """A fixed random sample of `most` examples, in their order: the first examples are often alike."""
     if most is None or len(data) <= most:
         return data
     return torch.utils.data.Subset(data, sorted(random.Random(0).sample(range(len(data)), most)))  # type: ignore[return-value, arg-type]
@@ -232,9 +232,9 @@ def plan_steps(settings: RunSettings, data: Any, state: State) -> tuple[Lanes, i
 
 
 def _requested_exclusions(requested: str | None, num_examples: int) -> frozenset[Any]:
-    """The ids that a user asked to leave out.
+    """The numbers of the examples that the user excludes.
 
-    Raises ConfigError where they are not numbers of examples, or where the data are a stream, which has no numbers.
+    Raises ConfigError if they are not numbers of examples, or if the data are a stream, which has no numbers.
     """
     if requested is None:
         return frozenset()
@@ -263,7 +263,7 @@ def _requested_exclusions(requested: str | None, num_examples: int) -> frozenset
 
 
 def enable_gradient_checkpointing(model: nn.Module) -> None:
-    """Turn it on where the model has it. Raises ConfigError where it has not."""
+    """Turn gradient checkpointing on. Raises ConfigError if the model does not support it."""
     # The name of transformers 5.23 on, and the one before it.
     names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
     enable = next((getattr(model, name) for name in names if hasattr(model, name)), None)

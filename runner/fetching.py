@@ -1,4 +1,4 @@
-"""Fetching: the micro-batches of this process's lanes, step after step, with what each of them consumed."""
+"""Fetch the micro-batches of this process's lanes, step by step, and note what each of them consumed."""
 
 import dataclasses
 import json
@@ -59,12 +59,12 @@ def indexed_split(recipe: Recipe, split: str) -> Sequence[Example]:
 
 
 def order_of(data: Any, batch_size: int, micro_batch_size: int, seed: int) -> Order | None:
-    """The order that data with an index bring of their own; None: the runner's shuffle."""
+    """The order that data with an index define themselves; None: the runner's shuffle."""
     return data.order(batch_size, micro_batch_size, seed) if has_own_order(data) else None
 
 
 def has_own_order(data: Any) -> bool:
-    """Whether data bring an order of their own."""
+    """Whether data define an order themselves."""
     return hasattr(data, "order")
 
 
@@ -76,7 +76,7 @@ def examples_per_epoch(data: Any, order: Order | None = None) -> int | None:
 
 
 def warnings_of(data: Any, examples: int) -> list[str]:
-    """What the data have to say before a run that takes so many examples."""
+    """The warnings of the data before a run that consumes this many examples."""
     return data.warnings(examples) if hasattr(data, "warnings") else []
 
 
@@ -92,7 +92,7 @@ def batches(
 ) -> Iterator[Fetched]:
     """The micro-batches of the lanes in `share`, lane after lane and step after step.
 
-    However many are fetched ahead by worker processes, only what is taken from here has been consumed.
+    Worker processes fetch ahead; only what the caller has taken counts as consumed.
     Raises LoaderError where a worker dies, or gives nothing for `timeout_seconds` (0: no limit).
     """
     options: dict[str, Any] = {"batch_size": None, "collate_fn": _as_it_is}
@@ -167,7 +167,7 @@ class Places:
 
 
 class Reader:
-    """What goes over into worker processes. Where those start from nothing, as on macOS, a recipe that is a file has
+    """The part that worker processes receive. Where they start a new Python, as on macOS, a recipe that is a file has
     to be found again before anything of it can be unpickled."""
 
     recipe: Any
@@ -180,7 +180,7 @@ class Reader:
 
 
 class FoundAgain:
-    """Finds a recipe's file, if it is one, where it is unpickled."""
+    """Loads the file of a recipe, if it is one, before the recipe is unpickled."""
 
     def __init__(self, file: str | None) -> None:
         self.file = file
@@ -204,7 +204,7 @@ class MapReader(Reader):
     lanes: Lanes
 
     def __getitem__(self, place: tuple[int, int]) -> Fetched:
-        """The lane's micro-batch. An empty lane gets an example to stand in, which weighs nothing."""
+        """The micro-batch of a lane. An empty lane gets a substitute example with weight 0."""
         step, lane = place
         seed_everything(key(self.lanes.seed, "data", step, lane))
         ids = self.lanes.indices(step, lane)
@@ -255,7 +255,7 @@ class StreamReader(Reader, torch.utils.data.IterableDataset):
 
 
 def take(dataset: Any, ids: list[int]) -> list[Any]:
-    """Examples by index; all at once where the data set can."""
+    """Examples by index; in one call if the data set has `__getitems__`."""
     if hasattr(dataset, "__getitems__"):
         return dataset.__getitems__(ids)
     return [dataset[index] for index in ids]

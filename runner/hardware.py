@@ -1,4 +1,4 @@
-"""The hardware of a run: device, number of processes, number format; and the seeds of a lane."""
+"""The hardware of a run: device, number of processes and precision; and the random seeds of a lane."""
 
 import contextlib
 import dataclasses
@@ -26,7 +26,7 @@ from runner.settings import RunSettings
 
 @dataclasses.dataclass(frozen=True)
 class Hardware:
-    """What a run computes on."""
+    """The device, the process group and the precision of a run."""
 
     accelerator: Accelerator
     precision: str
@@ -122,7 +122,7 @@ class Hardware:
 def open_hardware(settings: RunSettings) -> Hardware:
     """Choose device and precision and join the other processes.
 
-    Raises ConfigError where fewer processes run than were asked for, or where the device cannot do what was asked.
+    Raises ConfigError if fewer processes run than requested, or if the device does not support the precision.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
     asked = _asked_processes()
@@ -170,7 +170,7 @@ def open_hardware(settings: RunSettings) -> Hardware:
 
 
 def set_allocator(settings: RunSettings, device_type: str) -> None:
-    """Let CUDA's allocator grow its segments where that is asked for; before anything is allocated."""
+    """Let CUDA's allocator grow its segments, if the settings say so. Call it before anything is allocated."""
     if settings.use_expandable_segments and device_type == "cuda":
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
@@ -297,9 +297,9 @@ def best_device_type() -> str:
 
 
 def choose_precision(requested: str, device_type: str) -> tuple[str, str]:
-    """The number format for the requested one, and the reason for it.
+    """The precision for the requested one, and the reason.
 
-    Raises ConfigError for fp16 on a CPU, where accelerate would silently stay with fp32.
+    Raises ConfigError for fp16 on a CPU: accelerate would silently use fp32.
     """
     if requested == "fp16" and device_type == "cpu":
         raise ConfigError("fp16 was asked for, but a CPU has no fp16 training: type --mixed_precision bf16 or no.")
@@ -324,7 +324,7 @@ def device_name(device: torch.device) -> str:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every generator that a recipe may draw from: random, numpy, and torch on every device."""
+    """Seed every random generator that a recipe may use: random, numpy, and torch on every device."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     # torch.manual_seed does the same, and queues a call with a formatted stack for every kind of device that is not

@@ -1,4 +1,4 @@
-"""What a run tells: `metrics.jsonl` for programs, progress for people."""
+"""The outputs of a run: `metrics.jsonl` and `ledger.jsonl` for programs, progress lines for people."""
 
 import json
 import math
@@ -16,7 +16,7 @@ class Metrics:
     """The file `metrics.jsonl`: one JSON object per event, each (step, split) once, also after a crash."""
 
     def __init__(self, path: Path, from_step: int) -> None:
-        """Open for appending, and drop what a crashed run wrote after `from_step`, where this one goes on."""
+        """Open for appending, and remove what a crashed run wrote after `from_step`, where this run continues."""
         self.path = path
         if path.exists():
             replace_lines(path, [line for line in read_lines(path) if line["step"] <= from_step])
@@ -38,12 +38,12 @@ def _number(value: Any) -> Any:
 class Ledger:
     """The file `ledger.jsonl`: what each step consumed, as a checksum of 64 bits, over all restarts of a run.
 
-    A line `{"start": ...}` says how the order is made from there on; the lines after it hold the checksums of
-    consecutive steps, 16 hexadecimal digits each. `relay verify ledger` makes the order again and compares.
+    A line `{"start": ...}` has what the order depends on from there on. The lines after it hold the checksums of
+    consecutive steps, 16 hexadecimal digits each. `relay verify ledger` computes the order again and compares.
     """
 
     def __init__(self, path: Path, from_step: int, start: Mapping[str, Any]) -> None:
-        """Open for appending, and drop what a crashed run wrote after `from_step`, where this one goes on."""
+        """Open for appending, and remove what a crashed run wrote after `from_step`, where this run continues."""
         self.path = path
         self.first_step = from_step
         self.checksums: list[str] = []
@@ -76,7 +76,7 @@ def append_line(path: Path, line: Mapping[str, object]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines. A process that was killed can leave half a line: it is passed over."""
+    """The objects of a file of JSON lines. An incomplete line of a killed process is skipped."""
     # A pipe is no file, and would wait for ever.
     if not path.is_file():
         return []
@@ -90,7 +90,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def replace_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Write a file of JSON lines anew, at once."""
+    """Replace a file of JSON lines in one operation."""
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     os.replace(draft, path)

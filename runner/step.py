@@ -22,7 +22,7 @@ from runner.tracking import track_histograms
 
 @dataclasses.dataclass(frozen=True)
 class Totals:
-    """What the processes know of a step together."""
+    """Sums over all processes for one step."""
 
     weight: float
     """What the loss is divided by."""
@@ -39,7 +39,7 @@ class Totals:
 
 
 def sync_step(run: Run, lanes: list[Fetched]) -> Totals:
-    """Add up over the processes what each knows of this step: one small all-reduce."""
+    """Compute the sums of a step over the processes, in one small all-reduce."""
     checksum = sum(lane.checksum(run.state.step) for lane in lanes)
     larger = [lane for lane in lanes if memory.size(lane.batch) > run.state.largest_lane]
     own = [
@@ -119,14 +119,14 @@ def statistics_pass(run: Run, lanes: list[Fetched]) -> torch.Tensor | None:
 
 
 def add_statistics(run: Run, lane: Fetched, statistics: torch.Tensor | None) -> None:
-    """Count what a lane, or a part of one, has tallied; an empty lane counts nothing."""
+    """Add the statistics of a lane, or of a part of one. An empty lane adds nothing."""
     if statistics is not None:
         statistics = statistics.detach() * (not lane.is_empty)
         run.statistics = statistics if run.statistics is None else run.statistics + statistics
 
 
 def statistics_of_step(run: Run) -> torch.Tensor | None:
-    """The statistics over all processes; None where the recipe keeps none."""
+    """The statistics over all processes; None if the recipe returns none."""
     if run.statistics is None:
         return None
     return torch.tensor(run.hardware.sum(run.statistics.reshape(-1).tolist()), device=run.statistics.device).view_as(
@@ -135,7 +135,7 @@ def statistics_of_step(run: Run) -> torch.Tensor | None:
 
 
 def parts_of(run: Run, lane: Fetched) -> Iterator[tuple[bool, Batch, float]]:
-    """A lane in as many parts as memory asks for, each with its random numbers: (is the last, batch, fraction)."""
+    """A lane in as many parts as memory requires, each with its random numbers: (is the last, batch, fraction)."""
     parts = memory.split(lane.batch, run.state.parts)
     for number, (part, fraction) in enumerate(parts):
         batch = on_device(part, run.hardware.device)
@@ -146,7 +146,7 @@ def parts_of(run: Run, lane: Fetched) -> Iterator[tuple[bool, Batch, float]]:
 def backward(
     run: Run, lane: Fetched, totals: Totals, reduces: bool, whole_step: torch.Tensor | None
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Forward and backward of one lane, in as many parts as memory asks for."""
+    """Forward and backward of one lane, in as many parts as memory requires."""
     hardware = run.hardware
     # DDP and FSDP average the gradients over the processes; the loss is a sum over them. The tree sums.
     ranks = hardware.num_processes if run.tree is None else 1
@@ -194,7 +194,7 @@ def mean_logs(parts: Sequence[tuple[float, Mapping[str, Any]]]) -> dict[str, Any
 
 @contextmanager
 def reduction(run: Run, now: bool) -> Iterator[None]:
-    """Whether the gradients of this backward go over to the other processes at its end."""
+    """The context of a backward pass: whether DDP reduces its gradients at the end."""
     if hasattr(run.model, "set_requires_gradient_sync"):
         run.model.set_requires_gradient_sync(now)  # type: ignore[operator]
         yield
@@ -206,7 +206,7 @@ def reduction(run: Run, now: bool) -> Iterator[None]:
 
 
 def split_lanes(run: Run) -> None:
-    """Halve the parts that every lane is computed in, and forget what was computed of this step."""
+    """Compute every lane in twice as many parts from now on, and discard the gradients of this step."""
     run.optimizer.zero_grad()
     if run.tree is not None:
         run.tree.clear()
@@ -219,9 +219,9 @@ def split_lanes(run: Run) -> None:
 
 
 def update(run: Run, loss: torch.Tensor, totals: Totals) -> float:
-    """Clip and take one step of the optimiser, unless the numbers are bad. Returns the gradient's norm.
+    """Clip the gradients and update the weights, unless the gradient is not finite. Returns the gradient's norm.
 
-    The gradients have been summed: a process with a bad one has made them bad, and seen, on all.
+    The gradients are already summed, so a gradient that is not finite on one process is so on all.
     """
     settings, state = run.settings, run.state
     learning_rate = run.learning_rate(state.step)
@@ -271,7 +271,7 @@ def count_skipped(run: Run, reason: str) -> None:
 
 
 def find_bad_step(run: Run, norm: float) -> str | None:
-    """What is wrong with a step whose gradient has this norm; None where nothing is."""
+    """What is wrong with a step whose gradient has this norm; None if nothing is."""
     # fp16's loss scale steps over what is not finite by itself, and looks for a smaller scale.
     if not math.isfinite(norm):
         return None if run.hardware.precision == "fp16" else f"the gradient norm is {norm}"

@@ -1,4 +1,4 @@
-"""What is logged of a step, and where to: metrics.jsonl, the terminal, the experiment tracker."""
+"""Logging of a step: to metrics.jsonl, the terminal and the experiment tracker."""
 
 import math
 import os
@@ -64,7 +64,7 @@ def epoch_of(run: Run) -> dict[str, float]:
 
 
 def track(run: Run, split: str, values: dict[str, Any]) -> None:
-    """Tell the experiment tracker; it knows numbers only, so lists become one number per place."""
+    """Send values to the experiment tracker. It takes numbers only, so a list becomes one number per place."""
     if run.settings.report_to == "none":
         return
     flat: dict[str, float] = {}
@@ -78,7 +78,7 @@ def track(run: Run, split: str, values: dict[str, Any]) -> None:
 
 
 def track_histograms(run: Run) -> None:
-    """Show TensorBoard how weights, and the gradients of this step, are distributed, wherever an evaluation follows.
+    """Send histograms of weights and of this step's gradients to TensorBoard before each evaluation.
 
     Of a tensor it gets up to 65,536 numbers, evenly spread; of weights that are cut over processes, nothing.
     """

@@ -47,7 +47,7 @@ class DatabaseFolder:
         return found
 
     def database(self, name: str, *, of_bird: bool = False, without_rows: bool = False) -> Path | None:
-        """The file of a database. BIRD and Spider each have a `formula_1`; the folder layout decides which one is meant."""
+        """The file of a database. BIRD and Spider each have a `formula_1`; the folder layout decides which."""
 
         def rank(path: Path) -> tuple[bool, bool, int, tuple[str, ...]]:
             parts = path.relative_to(self.root.resolve()).parts
