@@ -23,7 +23,7 @@ from runner.hardware import Hardware, open_hardware, seed_everything
 from runner.lanes import Lanes, check_batch, check_world, key, run_length
 from runner.log import Progress
 from runner.parts.fingerprints import digest
-from runner.recipe import Recipe
+from runner.recipe import Data, Recipe
 from runner.run import Run
 from runner.settings import RunSettings, setting_notes
 from runner.sharding import shard
@@ -91,7 +91,7 @@ def check_fresh_start(config: Config, found: Path | None) -> str | None:
     return config.recipe.fresh_start()
 
 
-def first_weights(recipe: Any, settings: RunSettings, fresh: bool = True) -> nn.Module:
+def first_weights(recipe: Recipe, settings: RunSettings, fresh: bool = True) -> nn.Module:
     """The model that a run starts with: fresh from the seed, or with the weights of `init_from`.
 
     A model that is not `fresh` gets the weights of a checkpoint afterwards: `init_from` need not be there any more.
@@ -107,7 +107,7 @@ def first_weights(recipe: Any, settings: RunSettings, fresh: bool = True) -> nn.
     return model
 
 
-def bind_recipe(config: Config, assets: Path, found: Path | None, hardware: Hardware) -> Any:
+def bind_recipe(config: Config, assets: Path, found: Path | None, hardware: Hardware) -> Recipe:
     """The recipe, prepared with what it fits on the training split. One process fits; the others read the files."""
     recipe, source = config.recipe, found
     if source is None and config.run.init_from:
@@ -178,7 +178,7 @@ def sampled(data: Sequence[Any], most: int | None) -> Sequence[Any]:
     return torch.utils.data.Subset(data, sorted(random.Random(0).sample(range(len(data)), most)))  # type: ignore[return-value, arg-type]
 
 
-def training_data(recipe: Any, settings: RunSettings) -> Any:
+def training_data(recipe: Recipe, settings: RunSettings) -> Data:
     """The training split: examples by index, or a stream. Raises DataError where it is empty."""
     data = recipe.data("train")
     if is_stream(data):
@@ -197,7 +197,7 @@ def training_data(recipe: Any, settings: RunSettings) -> Any:
     return data
 
 
-def plan_steps(settings: RunSettings, data: Any, state: State) -> tuple[Lanes, int]:
+def plan_steps(settings: RunSettings, data: Data, state: State) -> tuple[Lanes, int]:
     """The lanes and the number of steps of a run. Raises CheckpointError where the data are not those of before."""
     num_examples = 0 if is_stream(data) else len(data)
     if state.batch_size and state.num_examples != num_examples and not settings.allow_changed_data:
@@ -279,7 +279,7 @@ def build_loop_parts(
     recipe: Any,
     model: nn.Module,
     lanes: Lanes,
-    train_data: Sequence[Any],
+    train_data: Data,
     eval_data: Sequence[Any],
     max_steps: int,
     state: State,

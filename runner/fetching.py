@@ -9,7 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -17,10 +17,12 @@ from runner import registry
 from runner.errors import DataError, LoaderError, UserError
 from runner.hardware import seed_everything
 from runner.lanes import Lanes, divisors, key
-from runner.recipe import Batch, Data, Example, Order, Recipe, Stream
+from runner.recipe import Batch, Cursor, Data, Example, Order, Recipe, Stream
 from runner.signals import ignore_in_worker
 
 if TYPE_CHECKING:
+    from typing import TypeGuard
+
     from typing_extensions import TypeIs
 
 
@@ -30,9 +32,9 @@ class Fetched:
 
     lane: int
     batch: Batch
-    consumed: list[Any]
+    consumed: list[int] | list[Cursor]
     """Ids of the examples, or for a stream the cursors that followed them; none where the lane is empty."""
-    cursor: Any = None
+    cursor: Cursor = None
     """Where a stream stands after this micro-batch."""
 
     @property
@@ -58,35 +60,46 @@ def indexed_split(recipe: Recipe, split: str) -> Sequence[Example]:
     return data
 
 
-def order_of(data: Any, batch_size: int, micro_batch_size: int, seed: int) -> Order | None:
+class Ordered(Protocol):
+    """Data with an index and an order of their own."""
+
+    def order(self, batch_size: int, micro_batch_size: int, seed: int) -> Order:
+        """The order for this batch and seed."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+def order_of(data: Data, batch_size: int, micro_batch_size: int, seed: int) -> Order | None:
     """The order that data with an index define themselves; None: the runner's shuffle."""
     return data.order(batch_size, micro_batch_size, seed) if has_own_order(data) else None
 
 
-def has_own_order(data: Any) -> bool:
+def has_own_order(data: Data) -> "TypeGuard[Ordered]":
     """Whether data define an order themselves."""
     return hasattr(data, "order")
 
 
-def examples_per_epoch(data: Any, order: Order | None = None) -> int | None:
+def examples_per_epoch(data: Data, order: Order | None = None) -> int | None:
     """How many examples one epoch has; None for a stream of unknown length."""
     if order is not None:
         return order.examples_per_epoch
     return getattr(data, "examples_per_epoch", None) if is_stream(data) else len(data)
 
 
-def warnings_of(data: Any, examples: int) -> list[str]:
+def warnings_of(data: Data, examples: int) -> list[str]:
     """The warnings of the data before a run that consumes this many examples."""
-    return data.warnings(examples) if hasattr(data, "warnings") else []
+    warnings = getattr(data, "warnings", None)
+    return warnings(examples) if warnings else []
 
 
 def batches(
-    recipe: Any,
-    data: Any,
+    recipe: Recipe,
+    data: Data,
     lanes: Lanes,
     share: range,
     steps: range,
-    cursors: dict[str, Any],
+    cursors: dict[str, Cursor],
     num_workers: int,
     timeout_seconds: float = 0,
 ) -> Iterator[Fetched]:
@@ -99,7 +112,7 @@ def batches(
     if is_stream(data):
         # Worker k prepares every num_workers-th micro-batch: a lane stays with one worker only where that divides.
         workers = max(size for size in divisors(len(share)) if size <= max(1, num_workers)) if num_workers else 0
-        source: Any = StreamReader(recipe, data, lanes, share, steps, cursors)
+        source: MapReader | StreamReader = StreamReader(recipe, data, lanes, share, steps, cursors)
     else:
         workers, source = num_workers, MapReader(recipe, data, lanes)
         options["sampler"] = Places(steps, share)
@@ -151,7 +164,7 @@ def _give_up(error: Exception, item: object) -> None:
     os._exit(1)
 
 
-def _as_it_is(fetched: Any) -> Any:
+def _as_it_is(fetched: Fetched) -> Fetched:
     return fetched
 
 
@@ -170,7 +183,7 @@ class Reader:
     """The part that worker processes receive. Where they start a new Python, as on macOS, a recipe that is a file has
     to be found again before anything of it can be unpickled."""
 
-    recipe: Any
+    recipe: Recipe
 
     def __reduce__(self) -> tuple[Any, ...]:
         module = sys.modules[type(self.recipe).__module__]
@@ -189,18 +202,18 @@ class FoundAgain:
         return (registry.find, (self.file,)) if self.file else (str, ())
 
 
-def _revived(kind: type, recipe: Any, content: dict[str, Any]) -> Any:
+def _revived(kind: type[Reader], recipe: object, content: dict[str, Any]) -> Reader:
     reader = object.__new__(kind)
     reader.__dict__.update(content)
     return reader
 
 
 @dataclasses.dataclass
-class MapReader(Reader):
+class MapReader(Reader, torch.utils.data.Dataset):
     """Makes the micro-batch of a (step, lane) from data with an index; lives in the worker processes."""
 
-    recipe: Any
-    data: Sequence[Any]
+    recipe: Recipe
+    data: Sequence[Example]
     lanes: Lanes
 
     def __getitem__(self, place: tuple[int, int]) -> Fetched:
@@ -218,7 +231,7 @@ class StreamReader(Reader, torch.utils.data.IterableDataset):
     """Reads the lanes of one process, each from its own cursor; lives in the worker processes."""
 
     def __init__(
-        self, recipe: Any, data: Any, lanes: Lanes, share: range, steps: range, cursors: dict[str, Any]
+        self, recipe: Recipe, data: Stream, lanes: Lanes, share: range, steps: range, cursors: dict[str, Cursor]
     ) -> None:
         self.recipe, self.data, self.lanes = recipe, data, lanes
         self.share, self.steps, self.cursors = share, steps, dict(cursors)
@@ -232,10 +245,10 @@ class StreamReader(Reader, torch.utils.data.IterableDataset):
                 seed_everything(key(self.lanes.seed, "data", step, lane))
                 yield self._next(lane, readers[lane])
 
-    def _read(self, lane: int) -> Iterator[tuple[Any, Any]]:
+    def _read(self, lane: int) -> Iterator[tuple[Example, Cursor]]:
         return iter(self.data.read(lane, self.lanes.num_lanes, self.lanes.seed, self.cursors.get(str(lane))))
 
-    def _next(self, lane: int, reader: Iterator[tuple[Any, Any]]) -> Fetched:
+    def _next(self, lane: int, reader: Iterator[tuple[Example, Cursor]]) -> Fetched:
         examples, consumed, cursor = [], [], None
         while len(examples) < self.lanes.micro_batch_size:
             following = next(reader, None)
@@ -254,8 +267,9 @@ class StreamReader(Reader, torch.utils.data.IterableDataset):
         return Fetched(lane, self.recipe.collate(examples), consumed, cursor)
 
 
-def take(dataset: Any, ids: list[int]) -> list[Any]:
+def take(dataset: Sequence[Example], ids: list[int]) -> list[Example]:
     """Examples by index; in one call if the data set has `__getitems__`."""
-    if hasattr(dataset, "__getitems__"):
-        return dataset.__getitems__(ids)
+    take_all = getattr(dataset, "__getitems__", None)
+    if take_all is not None:
+        return take_all(ids)
     return [dataset[index] for index in ids]

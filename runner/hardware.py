@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from torch.distributed.tensor import DTensor
 from runner.errors import ConfigError, LostProcess
 from runner.parts.installation import launch_line, shown_launch_config
 from runner.settings import RunSettings
+
+Value = TypeVar("Value")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Hardware:
         """Where tensors go."""
         return self.accelerator.device
 
-    def from_main(self, value: Any) -> Any:
+    def from_main(self, value: Value) -> Value:
         """The main process's value, on every process."""
         return broadcast_object_list([value], from_process=0)[0] if self.num_processes > 1 else value
 
@@ -72,7 +74,7 @@ class Hardware:
         """Whether it holds on any process."""
         return self.max(float(condition)) > 0
 
-    def _reduced(self, numbers: list[float], how: Any) -> list[float]:
+    def _reduced(self, numbers: list[float], how: torch.distributed.ReduceOp.RedOpType) -> list[float]:
         if self.num_processes == 1:
             return [float(number) for number in numbers]
         packed = torch.tensor(numbers, dtype=torch.float64, device=self.device)

@@ -14,6 +14,7 @@ from runner.fetching import Fetched
 from runner.hardware import Hardware
 from runner.lanes import Lanes
 from runner.log import Ledger, Metrics, Progress
+from runner.recipe import Data, Example, Recipe
 from runner.settings import RunSettings
 from runner.tree import Tree
 
@@ -23,7 +24,7 @@ class Run:
     """Everything the loop works with; `runner.assembly` puts it together."""
 
     settings: RunSettings
-    recipe: Any
+    recipe: Recipe
     hardware: Hardware
     model: nn.Module
     """As accelerate prepared it."""
@@ -31,8 +32,8 @@ class Run:
     """The recipe's own module, without wrappers."""
     optimizer: Any
     lanes: Lanes
-    train_data: Any
-    eval_data: Sequence[Any]
+    train_data: Data
+    eval_data: Sequence[Example]
     max_steps: int
     state: State
     metrics: Metrics | None

@@ -5,13 +5,17 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runner.checkpoints.manifest import MANIFEST, find_damage
 from runner.checkpoints.pointers import resolve_pointer
 from runner.checkpoints.tensors import load_model, read_tensors
 from runner.config import Config, parse
 from runner.errors import CheckpointError
+from runner.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def find_weights(folder: Path, for_training: bool = False) -> Path:
@@ -76,12 +80,12 @@ def find_config(folder: Path, flags: Sequence[str] = ()) -> Config:
     return parse(["--config", str(model_folder(folder) / "config.yaml"), *flags], of_run=True)
 
 
-def find_recipe(folder: Path) -> Any:
+def find_recipe(folder: Path) -> Recipe:
     """The recipe with the settings of the run."""
     return find_config(folder).recipe
 
 
-def load_trained(folder: Path, recipe: Any) -> tuple[Any, Any]:
+def load_trained(folder: Path, recipe: Recipe) -> tuple[Recipe, "nn.Module"]:
     """The recipe, bound to what it fitted, and the model in eval mode on the best device here."""
     import torch
 
@@ -93,7 +97,8 @@ def load_trained(folder: Path, recipe: Any) -> tuple[Any, Any]:
     model = recipe.model()
     quiet_transformers()
     if (folder / "config.json").is_file():
-        model = type(model).from_pretrained(folder)
+        architecture: Any = type(model)
+        model = architecture.from_pretrained(folder)
     else:
         tensors = read_tensors(folder / "model.safetensors")
         load_model(model, tensors, str(folder))

@@ -35,8 +35,10 @@ def main(arguments: list[str]) -> None:
         if (source / name).is_file():
             shutil.copy2(source / name, target)
     model = model.cpu()
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
+    merge = getattr(model, "merge_and_unload", None)
+    if merge is not None:
+        # Adapters: their base model with them merged into it.
+        model = merge()
     recipe.export(model, target)
     print(f"model: {describe_weights(source)}", file=sys.stderr, flush=True)
     print(f"{target}: {', '.join(sorted(path.name for path in target.iterdir()))}")
