@@ -1,5 +1,6 @@
 """The training program: find the recipe, read the settings, open the hardware, run, leave with a status."""
 
+import atexit
 import os
 import sys
 from pathlib import Path
@@ -52,7 +53,8 @@ def main(arguments: list[str] | None = None, program: str = "relay train") -> in
             from runner.hardware import close_hardware
 
             close_hardware()
-        ignore_at_the_end()
+        # Not now: a program that calls this function goes on, and what it starts would inherit ignored signals.
+        atexit.register(ignore_at_the_end)
     return 0
 
 

@@ -206,3 +206,16 @@ def test_a_long_batch_of_an_evaluation_ends_with_a_signal(tmp_path: Path, proces
         flags = (*flags, "--slow_process", "1")
     assert interrupted(run, stop, *flags, processes=processes) == [75] * processes
     assert saved(run) == 6
+
+
+def test_a_program_that_trains_does_not_pass_ignored_signals_on(tmp_path: Path) -> None:
+    """Whoever calls main goes on afterwards, and what it starts must still hear signals."""
+    code = (
+        "import signal, sys\nfrom runner.train import main\n"
+        "status = main(sys.argv[1:])\n"
+        "print(status, [signal.getsignal(n) is signal.SIG_IGN for n in (signal.SIGTERM, signal.SIGINT)])"
+    )
+    words = [sys.executable, "-c", code, *SHORT, "--max_steps", "1", "--output_dir", str(tmp_path / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 [False, False]"
