@@ -1,9 +1,14 @@
 """What every test runs under: one thread, no network, no account, and a cache of its own."""
 
 import os
+import signal
 import tempfile
 
 from jaxtyping import install_import_hook
+
+# A shell starts what runs in its background with Ctrl-C ignored, and the trainings of the tests would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before torch is imported by anything: two threads on two busy cores are many times slower than one.
 os.environ["OMP_NUM_THREADS"] = "1"
