@@ -17,7 +17,7 @@ from runner.checkpoints.state import State
 from runner.checkpoints.tensors import read_tensors
 from runner.checkpoints.trained import copy_assets, find_weights
 from runner.config import Config, yaml_of
-from runner.errors import CheckpointError, ConfigError, DataError, RelayError
+from runner.errors import CheckpointError, ConfigError, DataError
 from runner.fetching import examples_per_epoch, has_own_order, indexed_split, is_stream, order_of, warnings_of
 from runner.hardware import Hardware, open_hardware, seed_everything
 from runner.lanes import Lanes, check_batch, check_world, key, run_length
@@ -127,18 +127,11 @@ def bind_recipe(config: Config, assets: Path, found: Path | None, hardware: Hard
         assets.mkdir(parents=True, exist_ok=True)
         if source is not None:
             copy_assets(source, assets)
-    trouble: RelayError | None = None
-    if hardware.is_main:
-        try:
-            recipe = fit(recipe, assets, is_resumed=found is not None)
-        except RelayError as error:
-            trouble = error
+    fitted: list[Recipe] = []
     # The others wait here, and end with the main process where it cannot go on.
-    trouble = hardware.from_main(trouble)
-    if trouble is not None:
-        raise trouble
-    if hardware.is_main:
-        return recipe
+    hardware.on_main(lambda: fitted.append(fit(recipe, assets, is_resumed=found is not None)))
+    if fitted:
+        return fitted[0]
     return recipe.prepare(assets) if found is None else recipe.prepare_trained(assets)
 
 

@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from runner.errors import ConfigError, LostProcess
+from runner.errors import ConfigError, LostProcess, RelayError
 from runner.parts.installation import launch_line, shown_launch_config
 from runner.settings import RunSettings
 
@@ -61,6 +61,20 @@ class Hardware:
     def from_main(self, value: Value) -> Value:
         """The main process's value, on every process."""
         return broadcast_object_list([value], from_process=0)[0] if self.num_processes > 1 else value
+
+    def on_main(self, question: Callable[[], Value]) -> Value:
+        """The answer of the main process, on every process; a RelayError that it raises is raised on all of them."""
+        answer: Value | None = None
+        wrong: RelayError | None = None
+        if self.is_main:
+            try:
+                answer = question()
+            except RelayError as error:
+                wrong = error
+        answer, wrong = self.from_main((answer, wrong))
+        if wrong is not None:
+            raise wrong
+        return cast(Value, answer)
 
     def sum(self, numbers: list[float]) -> list[float]:
         """Each number, added up over the processes."""

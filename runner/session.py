@@ -14,7 +14,7 @@ from runner.checkpoints.branches import take_over
 from runner.checkpoints.bucket import Uploader
 from runner.checkpoints.disk import naming_full_disks, writing
 from runner.checkpoints.final import ORIGIN, choose_weights, model_card, save_final
-from runner.checkpoints.recorded import on_main, settings_before_the_search
+from runner.checkpoints.recorded import settings_before_the_search
 from runner.checkpoints.resume import find_resume_point, restore, settings_to_go_on_with
 from runner.checkpoints.saver import size_of
 from runner.checkpoints.tensors import load_model, model_tensors
@@ -111,7 +111,7 @@ def take_over_checkpoint(run: Run, found: Path, output_dir: Path) -> Path:
                 f"The checkpoint {found} cannot be taken over into {output_dir}: {error.strerror or error}."
             ) from None
 
-    place, run.set_aside = on_main(run.hardware, take)
+    place, run.set_aside = run.hardware.on_main(take)
     return place
 
 

@@ -60,7 +60,7 @@ class Trial:
         log.write_text("", encoding="utf-8")
         context = _server()
         # A single process needs no process group and no port.
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
         self.ranks = []
         for rank in range(processes):
             own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
@@ -142,7 +142,8 @@ def _server() -> "ForkServerContext | SpawnContext":
     return context
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -127,3 +127,16 @@ def _scalar(node: yaml.ScalarNode) -> str | None:
 
 def _joined(place: str, name: str) -> str:
     return f"{place}.{name}" if place else name
+
+
+def read_launch_config(path: Path) -> dict[str, object]:
+    """The keys of a configuration of accelerate. Raises ConfigError where it is none."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is no configuration of accelerate: write lines such as num_processes: 2.")
+    return content

@@ -1,9 +1,8 @@
 """A run that goes on: the settings that its checkpoint recorded, but for what the user typed now; and its data."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar, cast
 
 from runner.checkpoints.bucket import newest_settings
 from runner.checkpoints.folders import list_checkpoints
@@ -16,8 +15,6 @@ from runner.parts.fingerprints import Fingerprint, changes, fingerprint
 from runner.recipe import Recipe
 from runner.urls import is_url
 from runner.yaml_file import read_yaml
-
-Answer = TypeVar("Answer")
 
 OF_THIS_START = frozenset({"output_dir", "resume_from_checkpoint", "dry_run", "debug", "allow_changed_data"})
 """Settings that are never taken from a checkpoint."""
@@ -179,7 +176,7 @@ def check_data(config: Config, state: State, hardware: Hardware) -> list[str]:
     Raises CheckpointError where they changed, unless `allow_changed_data` is set.
     """
     before = state.data
-    state.data = on_main(hardware, lambda: data_fingerprints(config.recipe))
+    state.data = hardware.on_main(lambda: data_fingerprints(config.recipe))
     if "train" not in before:
         # A new run, or a checkpoint of a version that recorded nothing.
         return []
@@ -212,18 +209,3 @@ def data_fingerprints(recipe: Recipe) -> dict[str, Fingerprint]:
 
 def _of(data: Mapping[str, Fingerprint], split: str) -> Fingerprint:
     return data.get(split, data["train"])
-
-
-def on_main(hardware: Hardware, question: Callable[[], Answer]) -> Answer:
-    """The answer of the main process, on every process; what it raises is raised on all of them."""
-    answer: Answer | None = None
-    wrong: RelayError | None = None
-    if hardware.is_main:
-        try:
-            answer = question()
-        except RelayError as error:
-            wrong = error
-    answer, wrong = hardware.from_main((answer, wrong))
-    if wrong is not None:
-        raise wrong
-    return cast(Answer, answer)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from runner.config import parse_into
 from runner.errors import ConfigError
 from runner.parts.installation import ROOT, find_launch_config
 from runner.signals import CAUGHT, REPEAT_SECONDS
+from runner.trials import free_port
+from runner.yaml_file import read_launch_config
 
 AFTER_A_FAILURE_SECONDS = 30.0
 """How long the other processes have to end by themselves once one has failed."""
@@ -107,19 +108,6 @@ def with_config_file(settings: LaunchSettings) -> tuple[LaunchSettings, dict[str
     except ValueError as error:
         raise ConfigError(f"{path} holds a number that is none ({error}): write num_processes: 2.") from None
     return dataclasses.replace(settings, **changes), variables  # type: ignore[arg-type]
-
-
-def read_launch_config(path: Path) -> dict[str, object]:
-    """The keys of a configuration of accelerate. Raises ConfigError where it is none."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} is no configuration of accelerate: write lines such as num_processes: 2.")
-    return content
 
 
 def count_processes(settings: LaunchSettings) -> int:
@@ -226,10 +214,3 @@ def status_of(statuses: Sequence[int]) -> int:
     others = [status for status in failed if status != 75]
     first = others[0] if others else 75
     return 128 - first if first < 0 else first
-
-
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -15,11 +15,12 @@ from runner.config import Config, parse, parse_into
 from runner.errors import ConfigError, DataError
 from runner.recipe import Batch, Data, Recipe
 from runner.settings import RunSettings
+from runner.yaml_file import read_launch_config
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
-from runner.parts.installation import shown_launch_config
+from runner.parts.installation import find_launch_config, shown_launch_config
 
 # A model of at most this many parameters can be computed for real on any machine.
 MOST_PARAMETERS = 100_000_000
@@ -248,15 +249,15 @@ def count_parameters(model: "nn.Module") -> tuple[int, int, int]:
 
 
 def _world(file: str | None) -> tuple[int, bool]:
+    """The processes that a configuration of accelerate starts, and whether they hold shards."""
     if file is None:
         return 1, False
-    import yaml
-
+    path = find_launch_config(file)
+    content = read_launch_config(path)
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        return int(content.get("num_processes", 1)), content.get("distributed_type") == "FSDP"
-    except (OSError, yaml.YAMLError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read as a config of accelerate launch: {error}") from None
+        return int(str(content.get("num_processes", 1))), content.get("distributed_type") == "FSDP"
+    except ValueError as error:
+        raise ConfigError(f"{path} holds a number that is none ({error}): write num_processes: 2.") from None
 
 
 def _longest(recipe: Recipe, data: Data | None, seed: int, sample: int, micro_batch_size: int) -> Batch | None:

@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import sqlite3
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -29,7 +28,7 @@ from recipes.text2sql.prompts import prompt
 from recipes.text2sql.prompts.prompt import Link
 from recipes.text2sql.settings import DataSettings
 from recipes.text2sql.sql.canonical import canonical
-from recipes.text2sql.sql.schema import Schema
+from recipes.text2sql.sql.schema import Schema, note
 from runner.errors import DataError
 from runner.parts.cache import cache_folder
 from runner.parts.fingerprints import digest
@@ -78,7 +77,7 @@ def load_questions(settings: DataSettings, split: str) -> Sequence[Question]:
         except DataError as error:
             if split == "train" or len(names) == 1:
                 raise _with_advice(error, name, names) from None
-            print_once(f"{name} has no {split} split: {error}")
+            note(f"{name} has no {split} split: {error}")
             continue
         try:
             parts[name] = prepare(name, split, found, settings)
@@ -154,7 +153,7 @@ def prepare(name: str, split: str, found: list[Entry], settings: DataSettings) -
     if reading.failing:
         _check_failing(name, title, usable, reading, stops=settings.bad_questions == "stop")
     if reading.left_out:
-        print_once(reading.report(title))
+        note(reading.report(title))
     if not len(reading.questions):
         examples = ", ".join(dict.fromkeys(entry["db_id"] for entry in found[:3] if entry["db_id"]))
         raise DataError(f"{reading.report(title)}.\nNothing is left: check data.dir {examples}".rstrip())
@@ -167,7 +166,7 @@ def _check_failing(name: str, title: str, entries: list[Entry], reading: Reading
              for number, why in reading.failing.values()]  # fmt: skip
     if stops or (name == "spider" and len(wrong) >= FEW * len(reading.questions)):
         raise DataError(listed(wrong) + f"\nMend the query, {ADVICE}")
-    print_once(
+    note(
         f"{title}: SQLite does not run {len(wrong)} of {len(reading.questions):,} queries; they are not left out.\n"
         f"{listed(wrong)}\nTo leave them out, type --data.bad_questions skip."
     )
@@ -344,10 +343,3 @@ def content_key(found: Sequence[Entry]) -> str:
 def _content(database: str) -> str:
     """A digest of a database, with what its log has and the file not yet."""
     return "" if not database else f"{digest(Path(database))} {digest(Path(database + '-wal'))}"
-
-
-@functools.cache
-def print_once(line: str) -> None:
-    """Print a line on standard error."""
-    # Once in a process: a run asks for its questions more than once.
-    print(line, file=sys.stderr, flush=True)

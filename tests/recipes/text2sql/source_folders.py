@@ -98,7 +98,7 @@ def write_sources(tmp_path: Path) -> Path:
 
 def read(source: str, folder: Path, split: str = "train", **settings: Any) -> Any:
     """The questions of a source, as the recipe reads them in a process of its own."""
-    cache.print_once.cache_clear()
+    cache.note.cache_clear()
     return load_questions(DataSettings(source=source, dir=str(folder), **settings), split)
 
 
