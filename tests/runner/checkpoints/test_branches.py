@@ -67,7 +67,8 @@ def test_going_back_loses_neither_branch(
     # The save of step 6 is complete before that of step 9 begins, which the kill may have interrupted.
     newest = names(run)[-1]
     assert newest in ("checkpoint-6", "checkpoint-9")
-    assert resolve_pointer(run / "checkpoint-latest") == run / newest
+    # A kill between the renaming of checkpoint-9 and its pointer leaves the pointer at the one before.
+    assert resolve_pointer(run / "checkpoint-latest") in (run / newest, run / "checkpoint-6")
     assert limit != "1" or "checkpoint-3" not in names(run)
     aside = run / "set-aside-1"
     assert names(aside) == ["checkpoint-6", "checkpoint-9", "checkpoint-12"]
