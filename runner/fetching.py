@@ -6,7 +6,10 @@ import multiprocessing.queues
 import os
 import re
 import shutil
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -117,9 +120,10 @@ def batches(
         workers, source = num_workers, MapReader(recipe, data, lanes)
         options["sampler"] = Places(steps, share)
     if workers:
-        options |= {"num_workers": workers, "worker_init_fn": prepare_worker, "timeout": timeout_seconds}
+        poll_seconds = min(POLL_SECONDS, timeout_seconds or POLL_SECONDS)
+        options |= {"num_workers": workers, "worker_init_fn": prepare_worker, "timeout": poll_seconds}
     try:
-        yield from torch.utils.data.DataLoader(source, **options)
+        yield from _fetch(torch.utils.data.DataLoader(source, **options), timeout_seconds)
     except UserError as error:
         error.is_of_one_process = True
         # torch puts the worker's traceback in front of the message.
@@ -130,6 +134,37 @@ def batches(
         if not LOADER_FAILURE.search(str(error)):
             raise
         raise LoaderError(describe_failure(str(error), timeout_seconds)) from None
+
+
+POLL_SECONDS = 5
+"""How often a wait for loader workers looks whether they live."""
+
+
+def _fetch(loader: "torch.utils.data.DataLoader[Fetched]", timeout_seconds: float) -> Iterator[Fetched]:
+    """What the loader yields. Raises RuntimeError where its workers die, or give nothing for `timeout_seconds`.
+
+    torch looks whether the workers live at the end of its own time-out alone, so that one is short and asked again.
+    torch's handler of SIGCHLD is taken away: it raises wherever the main process happens to be, which ends in a
+    traceback outside of this function, and in nothing at all inside of a callback of Python's.
+    """
+    on_child = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    iterator = iter(loader)
+    if loader.num_workers and on_child is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, on_child)
+    waited = 0.0
+    while True:
+        start = time.monotonic()
+        try:
+            fetched = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            waited += time.monotonic() - start
+            if "timed out" not in str(error) or 0 < timeout_seconds <= waited:
+                raise
+            continue
+        waited = 0.0
+        yield fetched
 
 
 LOADER_FAILURE = re.compile(r"DataLoader worker \(pid|DataLoader timed out|shared memory|ancdata")
