@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import importlib
-import importlib.util
 import os
 import tempfile
 import uuid
@@ -14,14 +13,12 @@ from pathlib import Path
 
 from runner.config import Config
 from runner.errors import ConfigError
-from runner.parts.installation import pip_line
+from runner.parts.installation import DISTRIBUTIONS, is_installed, pip_line
 from runner.recipe import Recipe
 
 TRACKER_PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
 """The packages that each value of `report_to` needs; one of them is enough."""
 TRACKER_EXTRAS = {"tensorboard": "tensorboard", "trackio": "trackio"}
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "skbio": "scikit-bio", "biom": "biom-format"}
-"""Packages that are installed under another name than they are imported by."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,14 +90,6 @@ def wrong_tracker(name: str) -> str | None:
         return None
     line = pip_line(TRACKER_EXTRAS[name]) if name in TRACKER_EXTRAS else f"pip install {name}"
     return f"--report_to {name} needs the package {name}, which is not installed: type {line}, or --report_to none."
-
-
-def is_installed(name: str) -> bool:
-    """Whether a package is there; it is not imported, as some take seconds."""
-    try:
-        return importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 def imports(name: str) -> bool:

@@ -3,33 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import importlib
-import importlib.util
 import io
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner.errors import ConfigError, DataError
-
-DISTRIBUTIONS = {"biom": "biom-format", "skbio": "scikit-bio", "sklearn": "scikit-learn"}
-"""Where the package on the index is not called like its module."""
-
-
-def require(modules: tuple[str, ...], purpose: str) -> None:
-    """Check that modules can be imported, before anything takes time. Raises ConfigError with the line that helps."""
-    for module in modules:
-        try:
-            # scikit-learn takes a second to import and is needed at the first evaluation only.
-            found = importlib.util.find_spec(module) if module == "sklearn" else importlib.import_module(module)
-        except (ImportError, ValueError):
-            found = None
-        if found is None:
-            from runner.parts.installation import pip_line
-
-            name = DISTRIBUTIONS.get(module, module)
-            raise ConfigError(f"{purpose} needs the package {name}, which is not installed: {pip_line('microbiome')}")
+from runner.errors import DataError
 
 
 def read_bytes(path: Path, member: str) -> bytes:

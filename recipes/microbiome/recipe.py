@@ -13,6 +13,7 @@ from tyro.conf import Suppress
 import runner.recipe
 from recipes.microbiome.settings import StageSettings, check, without_effect
 from runner.errors import ConfigError
+from runner.parts.installation import require
 from runner.recipe import Batch, Loss
 
 if TYPE_CHECKING:
@@ -78,10 +79,7 @@ class Recipe(StageSettings, runner.recipe.Recipe):
         return read_study(self.source)
 
     def _check_packages(self) -> None:
-        from recipes.microbiome.files import require
-
-        modules = ("scipy", *(("skbio",) if self.source.tree else ()), *(("sklearn",) if self.wants_target else ()))
-        require(modules, "The recipe microbiome")
+        require(self.packages(), "The recipe microbiome", "microbiome")
 
     @functools.cached_property
     def splits(self) -> dict[str, np.ndarray]:

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Annotated, Literal
 
 from runner.errors import ConfigError
 from runner.parts.dimensions import check_attention
+from runner.parts.setting_types import (
+    MOST,
+    AtLeast0,
+    AtLeast1,
+    AtLeast2,
+    NotNegative,
+    Range,
+    Share,
+    ShareBelow1,
+    check_ranges,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,32 +54,32 @@ class DataSettings:
     """grouped: keep groups together; random: cut through groups, which leaks."""
     split_file: str | None = None
     """JSON file of the split: test_ids, validation_ids, or folds (lists of sample ids)."""
-    validation_fraction: float = 0.2
+    validation_fraction: ShareBelow1 = 0.2
     """Share of the samples for validation."""
-    test_fraction: float = 0.0
+    test_fraction: ShareBelow1 = 0.0
     """Share of the samples for the test split."""
-    num_folds: int = 0
+    num_folds: AtLeast0 = 0
     """Number of folds of a cross-validation; 0: use the shares instead."""
-    fold: int = 0
+    fold: AtLeast0 = 0
     """Fold that is held out, counted from 0."""
-    split_seed: int = 0
+    split_seed: AtLeast0 = 0
     """Seed of the split, and of the random choices in evaluation."""
-    rarefy_depth: int = 0
+    rarefy_depth: AtLeast0 = 0
     """Reads sampled from each sample without replacement, again at every visit in training; 0: all reads."""
-    min_reads: int = 1
+    min_reads: AtLeast0 = 1
     """Samples with fewer reads are left out."""
-    max_bp: int = 150
+    max_bp: AtLeast1 = 150
     """Nucleotides of an ASV that the model reads; the rest is cut."""
     distance: Literal["unweighted", "weighted", "weighted_normalized"] = "unweighted"
     """Kind of UniFrac to learn."""
     distance_from: Literal["auto", "batch", "matrix"] = "auto"
     """Compute UniFrac per micro-batch, or look it up in one matrix; auto: a matrix for up to 4096 samples without
     rarefaction."""
-    demo_samples: int = 240
+    demo_samples: Annotated[int, Range(4, MOST)] = 240
     """Embedded study: number of samples."""
-    demo_asvs: int = 300
+    demo_asvs: AtLeast2 = 300
     """Embedded study: number of ASVs."""
-    demo_seed: int = 0
+    demo_seed: AtLeast0 = 0
     """Embedded study: seed of everything in it."""
 
 
@@ -76,33 +87,33 @@ class DataSettings:
 class ModelSettings:
     """The network."""
 
-    hidden_size: int = 128
+    hidden_size: AtLeast1 = 128
     """Width of every stack."""
-    num_attention_heads: int = 4
+    num_attention_heads: AtLeast1 = 4
     """Number of heads of every attention."""
-    asv_layers: int = 4
+    asv_layers: AtLeast0 = 4
     """Layers over the nucleotides of an ASV."""
-    sample_layers: int = 4
+    sample_layers: AtLeast0 = 4
     """Layers over the ASVs of a sample."""
-    encoder_layers: int = 4
+    encoder_layers: AtLeast0 = 4
     """Further layers before the embedding; the count head, and a target read from tokens, do not use them."""
-    count_layers: int = 4
+    count_layers: AtLeast0 = 4
     """Layers of the count head."""
-    target_layers: int = 4
+    target_layers: AtLeast0 = 4
     """Layers of the target head."""
-    embedding_size: int = 128
+    embedding_size: AtLeast1 = 128
     """Number of learned branches, or of numbers in an embedding of the Tanimoto form; the tanh form has hidden_size."""
-    dropout: float = 0.1
+    dropout: ShareBelow1 = 0.1
     """Dropout of every stack, as a share."""
-    token_limit: int = 1024
+    token_limit: AtLeast1 = 1024
     """ASVs of a sample that the model reads, the most abundant first."""
-    patch_size: int = 1
+    patch_size: AtLeast1 = 1
     """Neighbouring nucleotides that share one position of the ASV encoder; 5 is some ten times faster than 1."""
-    asv_chunk_size: int = 0
+    asv_chunk_size: AtLeast0 = 0
     """ASVs encoded at a time, with activations computed again in the backward pass; 0: all at once."""
-    nuc_mask: float = 0.15
+    nuc_mask: ShareBelow1 = 0.15
     """Share of the nucleotides that is hidden in a masked ASV."""
-    masked_asvs: float = 1.0
+    masked_asvs: Share = 1.0
     """Share of a micro-batch's distinct ASVs that are masked in training; in stage predict, masked copies beside the
     complete ASVs."""
     distance: Literal["branches", "tanimoto", "tanh"] = "branches"
@@ -118,10 +129,10 @@ class ModelSettings:
     linear_readout: bool = True
     """Stage predict: begin with a penalised linear readout of ASVs, k-mers and the tree's branches, fitted in closed
     form on the training samples; the network learns what it leaves."""
-    readout_shrinkage: float = 3.0
+    readout_shrinkage: NotNegative = 3.0
     """Beside the linear readout: penalty on the square of what the network adds to it; 3 leaves a quarter of what the
     training samples alone would ask for."""
-    target_dropout: float = 0.0
+    target_dropout: ShareBelow1 = 0.0
     """Share of the branches that is dropped before the target is predicted from them."""
     freeze_base: bool = False
     """Stage predict: freeze the pre-trained encoder: no gradient, no dropout, no optimiser state."""
@@ -134,16 +145,16 @@ class StageSettings:
     stage: Literal["pretrain", "predict"] = "pretrain"
     """pretrain: learn UniFrac and nucleotides, without labels; predict: learn the target, usually with --init_from a
     pre-trained run."""
-    unifrac_penalty: float = 1.0
+    unifrac_penalty: NotNegative = 1.0
     """Weight of the UniFrac loss: mean squared error over the pairs of a micro-batch."""
-    asv_penalty: float = 1.0
+    asv_penalty: NotNegative = 1.0
     """Weight of the UniFrac loss between ASVs (up to 1024 of the micro-batch), each as a sample of its own; unweighted
     UniFrac only."""
-    nuc_penalty: float = 1.0
+    nuc_penalty: NotNegative = 1.0
     """Weight of the nucleotide loss: mean cross-entropy over the hidden nucleotides, in nats."""
-    count_penalty: float = 1.0
+    count_penalty: NotNegative = 1.0
     """Weight of the count loss in stage predict: divergence of the relative abundances, in nats."""
-    target_penalty: float = 1.0
+    target_penalty: NotNegative = 1.0
     """Weight of the target loss: smooth L1 of the standardised target, or cross-entropy of the classes."""
     data_settings: DataSettings = DataSettings()
     model_settings: ModelSettings = ModelSettings()
@@ -204,28 +215,7 @@ class StageSettings:
 def check(settings: StageSettings) -> None:
     """Raise ConfigError for values that are out of range or contradict each other, before anything takes time."""
     data, model = settings.data_settings, settings.model_settings
-    penalties = {name: getattr(settings, name) for name in PENALTIES}
-    lowest = {"max_bp": 1, "min_reads": 0, "rarefy_depth": 0, "num_folds": 0, "fold": 0, "split_seed": 0}
-    lowest |= {"demo_samples": 4, "demo_asvs": 2, "demo_seed": 0}
-    least = {f"data.{name}": (getattr(data, name), low) for name, low in lowest.items()}
-    sizes = {"hidden_size": 1, "num_attention_heads": 1, "embedding_size": 1, "token_limit": 1, "patch_size": 1}
-    sizes |= {
-        "asv_chunk_size": 0,
-        "readout_shrinkage": 0,
-        **{f"{stack}_layers": 0 for stack in ("asv", "sample", "encoder", "count", "target")},
-    }
-    least |= {f"model.{name}": (getattr(model, name), low) for name, low in sizes.items()}
-    least |= {name: (value, 0) for name, value in penalties.items()}
-    for name, (value, low) in least.items():
-        if not value >= low:
-            raise ConfigError(f"{name} is {value}: type --{name} with a number of at least {low}.")
-    shares = {f"data.{name}": getattr(data, name) for name in ("validation_fraction", "test_fraction")}
-    shares |= {f"model.{name}": getattr(model, name) for name in ("dropout", "target_dropout", "nuc_mask")}
-    for name, value in shares.items():
-        if not 0 <= value < 1:
-            raise ConfigError(f"{name} is {value}: type --{name} with a share from 0 up to, but not including, 1.")
-    if not 0 <= model.masked_asvs <= 1:
-        raise ConfigError(f"model.masked_asvs is {model.masked_asvs}: type --model.masked_asvs with a share of 0 to 1.")
+    check_ranges(settings)
     if data.num_folds and not data.fold < data.num_folds >= 2:
         raise ConfigError(
             f"data.fold is {data.fold} of {data.num_folds}: type --data.num_folds of at least 2, and --data.fold from "

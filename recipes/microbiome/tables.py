@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from recipes.microbiome.files import first_repeated, read_bytes, read_text, require
+from recipes.microbiome.files import first_repeated, read_bytes, read_text
 from recipes.microbiome.unifrac import SparseRows, as_rows
 from runner.errors import DataError, UserError
+from runner.parts.installation import require
 
 if TYPE_CHECKING:
     import biom
@@ -62,7 +63,7 @@ def read_table(path: Path) -> Table:
 
 
 def _from_hdf5(content: bytes) -> Table:
-    require(("biom", "h5py"), "Reading a BIOM table")
+    require(("biom", "h5py"), "Reading a BIOM table", "microbiome")
     import biom
     import h5py
 
@@ -71,7 +72,7 @@ def _from_hdf5(content: bytes) -> Table:
 
 
 def _from_json(content: bytes) -> Table:
-    require(("biom",), "Reading a BIOM table")
+    require(("biom",), "Reading a BIOM table", "microbiome")
     import biom
 
     return _of_biom(biom.Table.from_json(json.loads(content)))

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import scipy.sparse
 
-from recipes.microbiome.files import first_repeated, require
+from recipes.microbiome.files import first_repeated
 from runner.errors import DataError
+from runner.parts.installation import require
 
 if TYPE_CHECKING:
     from skbio import TreeNode
@@ -101,7 +102,7 @@ class Phylogeny:
 
 def _parsed(text: str, source: str) -> TreeNode:
     """The root of the one tree that a text holds."""
-    require(("skbio",), "Reading a tree")
+    require(("skbio",), "Reading a tree", "microbiome")
     from skbio import TreeNode
 
     if text.lstrip()[:6].upper() == "#NEXUS":

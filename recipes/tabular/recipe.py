@@ -14,7 +14,7 @@ from tyro.conf import Suppress
 import runner.recipe
 from recipes.tabular.settings import DataSettings, LoraSettings, ModelSettings
 from runner.errors import CheckpointError, ConfigError, DataError
-from runner.parts.dimensions import check_attention, check_positive
+from runner.parts.dimensions import check_attention
 from runner.parts.fingerprints import data_hash
 from runner.parts.fingerprints import fingerprint as fingerprint_of_files
 from runner.recipe import Batch, Loss
@@ -65,8 +65,6 @@ class Recipe(runner.recipe.Recipe):
             raise ConfigError(
                 f"model.hidden_size is {sizes.hidden_size}: type --model.hidden_size with an even number."
             )
-        names = ("text_layers", "text_hidden_size", "interaction_layers", "text_chunk_size", "vocab_size")
-        check_positive({f"model.{name}": getattr(sizes, name) for name in names})
         if sizes.text_encoder is None and sizes.text_hidden_size % max(1, sizes.text_hidden_size // 32):
             # Our own text encoder has heads of 32 numbers.
             lower = sizes.text_hidden_size // 32 * 32
@@ -78,10 +76,6 @@ class Recipe(runner.recipe.Recipe):
             raise ConfigError(f"model.gram_buckets is {sizes.gram_buckets}: type a multiple of 8, or 0.")
         if data.train is not None and data.corpus is not None:
             raise ConfigError("Both data.train and data.corpus were given: leave one out.")
-        if not 0 <= data.validation_fraction < 1:
-            raise ConfigError(
-                f"data.validation_fraction is {data.validation_fraction}: type a share from 0 to below 1."
-            )
 
     @staticmethod
     def presets() -> Mapping[str, Mapping[str, object]]:

@@ -32,7 +32,7 @@ class DataSettings:
     """Names of the corpus's tables to use, with commas between them; none: all."""
     exclude_tables: Commas | None = None
     """Names of the corpus's tables to leave out."""
-    validation_fraction: float = 0.1
+    validation_fraction: ShareBelow1 = 0.1
     """Share of each table's training rows that training is judged by (at most 1000 rows)."""
     max_rows_per_table_per_epoch: AtLeast1 = 2048
     """Rows of one table in an epoch; a larger table goes on in the next one."""

@@ -31,6 +31,7 @@ from recipes.text2sql.settings import (
     settings_without_effect,
 )
 from runner.errors import ConfigError
+from runner.parts.setting_types import NotNegative
 from runner.recipe import Batch, Loss, Source
 
 if TYPE_CHECKING:
@@ -47,9 +48,9 @@ class Recipe(runner.recipe.Recipe):
     tokenizer_settings: TokenizerSettings = TokenizerSettings()
     generation_settings: GenerationSettings = GenerationSettings()
     lora: LoraSettings = LoraSettings()
-    router_aux_loss_coef: float = 0.01
+    router_aux_loss_coef: NotNegative = 0.01
     """Coefficient of the router's load-balancing loss: a mean over layers, 1 when balanced."""
-    router_z_loss_coef: float = 0.001
+    router_z_loss_coef: NotNegative = 0.001
     """Coefficient of the router's z-loss: a mean over layers."""
     assets: Suppress[Path | None] = None
     """Folder of the tokenizer; the runner sets it."""

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Literal
 
 from runner.errors import ConfigError
 from runner.parts import adapters
-from runner.parts.setting_types import Commas
+from runner.parts.dimensions import check_attention
+from runner.parts.setting_types import (
+    AtLeast0,
+    AtLeast1,
+    AtLeast2,
+    Commas,
+    NotNegative,
+    Positive,
+    PositiveShare,
+    Share,
+    ShareBelow1,
+    check_ranges,
+)
 
 if TYPE_CHECKING:
     from recipes.text2sql.prompts.schema_text import Style
@@ -23,15 +35,15 @@ class DataSettings:
     spider,bird,wikisql,gretel, separated by commas; or mix for those four."""
     dir: str | None = None
     """Folder that contains spider/, bird/, wikisql/, gretel/, geography/ or atis/."""
-    spider_weight: float = 0.4
+    spider_weight: NotNegative = 0.4
     """Weight of Spider in a mixture, relative to the other weights; 0 leaves it out."""
-    bird_sql_weight: float = 0.3
+    bird_sql_weight: NotNegative = 0.3
     """Weight of BIRD in a mixture."""
-    wiki_sql_weight: float = 0.2
+    wiki_sql_weight: NotNegative = 0.2
     """Weight of WikiSQL in a mixture."""
-    gretel_synthetic_weight: float = 0.1
+    gretel_synthetic_weight: NotNegative = 0.1
     """Weight of Gretel's synthetic questions in a mixture."""
-    max_source_epochs: float = 16.0
+    max_source_epochs: NotNegative = 16.0
     """Maximum epochs over one source of a mixture; then the other sources take its share. 0: no limit. A warning says
     when a source exceeds this."""
     evidence: bool = True
@@ -40,9 +52,9 @@ class DataSettings:
     """Entries without question, SQL or database, and SQL that SQLite does not run: stop names them, skip leaves them
     out and counts them; auto: stop, but SQL that does not run is only reported where the data set is known to have it
     (less than 1 in 100 queries of spider, any number in bird, geography and atis)."""
-    preprocessing_num_workers: int = 0
+    preprocessing_num_workers: AtLeast0 = 0
     """Processes that prepare a large source, once, for the cache; 0: one per core."""
-    max_seq_length: int = 768
+    max_seq_length: AtLeast2 = 768
     """Maximum length of prompt and SQL, in tokens; a longer prompt drops the columns that match the question least."""
     schema_in_prompt: bool = True
     """Include the schema in the prompt; without it, a model can answer only about databases it was trained on."""
@@ -53,53 +65,39 @@ class DataSettings:
     schema_style: Literal["auto", "names", "full"] = "auto"
     """Schema in the prompt: names only, or full (with types and keys); auto: full except for demo, geography and
     atis."""
-    schema_samples: int | None = None
+    schema_samples: AtLeast0 | None = None
     """Sample values per column in the prompt; none: 2 in plain prompts, otherwise 0."""
     schema_descriptions: bool = False
     """Include BIRD's column descriptions (database_description/) in the prompt."""
     schema_tokens: bool = False
     """Write tables and columns as tokens (<t0>, <c0>, ...) that the prompt explains; needed for databases not seen in
     training."""
-    question_repeats: int = 1
+    question_repeats: AtLeast1 = 1
     """Copies of the question in the prompt; in the second copy, each word can attend to the whole question."""
-    word_dropout: float = 0.0
+    word_dropout: Share = 0.0
     """Fraction of question words masked in training; above 0, words that occur in one question only are always
     masked."""
-    recombination_prob: float = 0.0
+    recombination_prob: Share = 0.0
     """Fraction of training examples replaced by new pairs that exchange phrases between two pairs."""
-    value_swap_prob: float = 0.0
+    value_swap_prob: Share = 0.0
     """Fraction of training examples whose values are replaced by others of the same column."""
-    augmentation_prob: float = 0.0
+    augmentation_prob: Share = 0.0
     """Fraction of training examples whose question is paraphrased; half of these also get equivalent SQL."""
-    schema_perturbation_prob: float = 0.0
+    schema_perturbation_prob: Share = 0.0
     """Fraction of training examples whose tables and columns are renamed, in schema and SQL."""
 
     def __post_init__(self) -> None:
         from recipes.text2sql.data.questions import SOURCES, WEIGHTED
 
+        check_ranges(self, "data.")
         names = self.source.split(",")
         if self.source != "mix" and names != [n for n in SOURCES if n == self.source] and not set(names) <= {*WEIGHTED}:
             raise ConfigError(
                 f"data.source is {self.source!r}: type --data.source with one of {', '.join(SOURCES)}, with several of "
                 f"{', '.join(WEIGHTED)} (commas between them), or with mix."
             )
-        weights = {name: getattr(self, f"{weight}_weight") for name, weight in WEIGHTED.items()}
-        for name, weight in weights.items():
-            if not 0 <= weight < float("inf"):
-                raise ConfigError(f"data.{WEIGHTED[name]}_weight is {weight}: type a number of at least 0.")
         if not self.sources:
             raise ConfigError(f"The weights of {self.source} are all 0: type a larger --data.spider_weight, for one.")
-        if not self.max_source_epochs >= 0:
-            raise ConfigError(f"data.max_source_epochs is {self.max_source_epochs}: type a number of at least 0.")
-        if self.schema_samples is not None and self.schema_samples < 0:
-            raise ConfigError(f"data.schema_samples is {self.schema_samples}: type a whole number of at least 0.")
-        for name in SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"data.{name} is {getattr(self, name)}: type a number from 0 to 1.")
-        for name, least in (("max_seq_length", 2), ("question_repeats", 1),
-                            ("preprocessing_num_workers", 0)):  # fmt: skip
-            if getattr(self, name) < least:
-                raise ConfigError(f"data.{name} is {getattr(self, name)}: type a whole number of at least {least}.")
 
     @property
     def style(self) -> Style:
@@ -129,10 +127,6 @@ class DataSettings:
         return tuple(name for name in names if getattr(self, f"{WEIGHTED[name]}_weight"))
 
 
-SHARES = ("word_dropout", "recombination_prob", "value_swap_prob", "augmentation_prob", "schema_perturbation_prob")
-"""Settings of `data` that are fractions of the training examples or words."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """The decoder, a mixture of experts."""
@@ -141,65 +135,45 @@ class ModelSettings:
     """Architecture of a fresh model; qwen3_moe also normalises queries and keys."""
     pretrained: str | None = None
     """Folder of a trained decoder, whose dimensions, dropout and tokenizer are used; none: train a fresh model."""
-    hidden_size: int = 128
+    hidden_size: AtLeast1 = 128
     """Width of the residual stream."""
-    num_hidden_layers: int = 2
+    num_hidden_layers: AtLeast1 = 2
     """Number of decoder layers."""
-    num_attention_heads: int = 4
+    num_attention_heads: AtLeast1 = 4
     """Number of query heads."""
-    num_key_value_heads: int = 2
+    num_key_value_heads: AtLeast1 = 2
     """Number of key and value heads."""
-    intermediate_size: int = 128
+    intermediate_size: AtLeast1 = 128
     """Hidden width of each expert."""
-    num_local_experts: int = 4
+    num_local_experts: AtLeast1 = 4
     """Number of experts per layer."""
-    num_experts_per_tok: int = 2
+    num_experts_per_tok: AtLeast1 = 2
     """Number of experts that process each token (top k)."""
-    dropout: float = 0.1
+    dropout: ShareBelow1 = 0.1
     """Dropout rate of embeddings and attention."""
-    expert_dropout: float = 0.0
+    expert_dropout: ShareBelow1 = 0.0
     """Dropout rate inside the experts, between their two matrices."""
-    expert_capacity: float | None = None
+    expert_capacity: Positive | None = None
     """Capacity factor in training: an expert takes at most this many times its equal share of a micro-batch; none: no
     limit."""
-    router_jitter_noise: float = 0.0
+    router_jitter_noise: ShareBelow1 = 0.0
     """In training, multiply the router's input by random numbers between 1 - this and 1 + this."""
     balance: Literal["aux", "bias"] = "aux"
     """Load balancing of experts: aux, by a loss (router_aux_loss_coef); bias, by a bias per expert that follows its
     load."""
     balance_scope: Literal["micro", "global"] = "micro"
     """With balance aux: balance each micro-batch (micro) or the whole step (global, about a third slower)."""
-    balance_bias_rate: float = 0.001
+    balance_bias_rate: NotNegative = 0.001
     """With balance bias: change of the bias per step."""
 
     def __post_init__(self) -> None:
+        check_ranges(self, "model.")
         if self.pretrained is None:
             self._check_dimensions()
-        if self.balance_bias_rate < 0:
-            raise ConfigError(f"model.balance_bias_rate is {self.balance_bias_rate}: type a number of at least 0.")
-        if self.expert_capacity is not None and self.expert_capacity <= 0:
-            raise ConfigError(f"model.expert_capacity is {self.expert_capacity}: type a number above 0, such as 1.25.")
-        if not 0 <= self.expert_dropout < 1 or not 0 <= self.router_jitter_noise < 1:
-            raise ConfigError("model.expert_dropout and model.router_jitter_noise are numbers from 0 to below 1.")
 
     def _check_dimensions(self) -> None:
         """Raise ConfigError where no model can have these dimensions."""
-        for name in DIMENSIONS:
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 1:
-                raise ConfigError(f"model.{name} is {value}: type a whole number of at least 1.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"model.dropout is {self.dropout}: type a number from 0 to below 1.")
-        heads, groups = self.num_attention_heads, self.num_key_value_heads
-        if self.hidden_size % heads or self.hidden_size // heads % 2:
-            raise ConfigError(
-                f"model.hidden_size is {self.hidden_size} and model.num_attention_heads is {heads}: type a hidden size "
-                f"that is a multiple of {2 * heads}, twice the number of heads."
-            )
-        if heads % groups:
-            raise ConfigError(
-                f"model.num_key_value_heads is {groups}: type a number that divides model.num_attention_heads, {heads}."
-            )
+        check_attention(self.hidden_size, self.num_attention_heads, self.num_key_value_heads, rotary=True)
         if self.num_experts_per_tok > self.num_local_experts:
             raise ConfigError(
                 f"model.num_experts_per_tok is {self.num_experts_per_tok}, and model.num_local_experts is "
@@ -221,7 +195,7 @@ class LoraSettings(adapters.LoraSettings):
 class TokenizerSettings:
     """The byte-level BPE tokenizer, trained on the training split."""
 
-    vocab_size: int = 2048
+    vocab_size: AtLeast1 = 2048
     """Vocabulary size in tokens, including special tokens."""
 
 
@@ -229,15 +203,15 @@ class TokenizerSettings:
 class GenerationSettings:
     """How the model generates SQL."""
 
-    max_new_tokens: int = 128
+    max_new_tokens: AtLeast1 = 128
     """Maximum length of the SQL, in tokens."""
-    num_beams: int = 1
+    num_beams: AtLeast1 = 1
     """Beams of the beam search; 1: greedy decoding."""
-    temperature: float = 0.0
+    temperature: NotNegative = 0.0
     """0: greedy decoding or beam search; above 0: sampling. Values below 1 sharpen the distribution."""
-    top_p: float = 1.0
+    top_p: PositiveShare = 1.0
     """Sample from the smallest set of tokens whose total probability is at least this (nucleus sampling)."""
-    num_candidates: int = 1
+    num_candidates: AtLeast1 = 1
     """Candidates to generate when sampling; the first of several is decoded greedily."""
     execution_guided: bool = False
     """Choose the most likely candidate that runs and returns a value."""
@@ -245,17 +219,11 @@ class GenerationSettings:
     """Choose the result that most candidates return."""
     constrained: bool = False
     """Constrained decoding: allow only names of the schema and SQL that can still be completed."""
-    seed: int = 0
+    seed: AtLeast0 = 0
     """Seed of the sampling."""
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"generation.max_new_tokens is {self.max_new_tokens}: type a whole number of at least 1.")
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or min(self.num_beams, self.num_candidates) < 1:
-            raise ConfigError(
-                "Wanted: generation.temperature of at least 0, generation.top_p above 0 up to 1, and "
-                "generation.num_beams and generation.num_candidates of at least 1."
-            )
+        check_ranges(self, "generation.")
         if self.temperature > 0 and self.num_beams > 1:
             raise ConfigError(
                 "Sampling and beam search exclude each other: type --generation.temperature 0 or "

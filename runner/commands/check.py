@@ -20,6 +20,7 @@ import numpy as np
 from runner.commands import split_flags
 from runner.config import Config, Setting, parse, parse_into, settings_of, write_yaml
 from runner.errors import DataError, RelayError
+from runner.parts.setting_types import AtLeast1
 from runner.recipe import Batch, Cursor, Data, Example, Loss, Recipe, Row, Stream
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ TOLERANCE = 1e-4
 class CheckSettings:
     """Settings of the check. The flags of the recipe and of a training may follow."""
 
-    examples: int = 6
+    examples: AtLeast1 = 6
     """Number of training examples to test with, from the smallest to the largest of 32."""
 
 

@@ -13,13 +13,14 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from runner.assembly import open_run
 from runner.commands import split_flags
 from runner.config import Config, parse, parse_into
 from runner.errors import ConfigError, DataError, DivergedError
 from runner.parts.charts import rate_chart
+from runner.parts.setting_types import MOST, Positive, Range
 
 # Weight of earlier losses in the smoothed loss, and the multiple of the lowest loss that ends the test: as in fastai.
 SMOOTHING = 0.98
@@ -30,11 +31,11 @@ DIVERGED = 4.0
 class FindSettings:
     """Settings of the search. Any flag of a training may follow."""
 
-    min: float = 1e-6
+    min: Positive = 1e-6
     """Range test: the learning rate of the first step."""
-    max: float = 1.0
+    max: Positive = 1.0
     """Range test: the learning rate of the last step."""
-    steps: int = 100
+    steps: Annotated[int, Range(3, MOST)] = 100
     """Number of steps of the range test, or of each training of a sweep."""
     sweep: str | None = None
     """Train with each of these learning rates instead, separated by commas: 1e-4,3e-4,1e-3."""
@@ -46,8 +47,6 @@ class FindSettings:
             raise ConfigError(
                 f"min is {self.min} and max is {self.max}; min must be below max: type --min 1e-6 --max 1."
             )
-        if self.steps < 3:
-            raise ConfigError(f"steps is {self.steps}: type --steps with a number of at least 3.")
 
     @property
     def rates(self) -> list[float]:

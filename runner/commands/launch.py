@@ -11,10 +11,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Annotated
 
 from runner.config import parse_into
 from runner.errors import ConfigError
 from runner.parts.installation import ROOT, find_launch_config
+from runner.parts.setting_types import AtLeast0, AtLeast1, Range, check_ranges
 from runner.signals import CAUGHT, REPEAT_SECONDS
 from runner.trials import free_port
 from runner.yaml_file import read_launch_config
@@ -29,19 +31,19 @@ ALIASES = {"--num_processes": "--processes", "--nproc_per_node": "--processes", 
 class LaunchSettings:
     """Settings of the launch; every other flag is one of relay train."""
 
-    processes: int | None = None
+    processes: AtLeast1 | None = None
     """Processes on this machine; none: one per GPU, or one."""
     config_file: str | None = None
     """Configuration of accelerate: a file, or the name of one that Relay brings, such as gpus_fsdp2."""
     cpu: bool = False
     """Train on the CPU, also where there are GPUs."""
-    machines: int = 1
+    machines: AtLeast1 = 1
     """Machines; each starts the same command with its own --machine_rank."""
-    machine_rank: int = 0
+    machine_rank: AtLeast0 = 0
     """The number of this machine, counted from 0."""
     main_process_ip: str | None = None
     """Address of machine 0, where there are several."""
-    main_process_port: int | None = None
+    main_process_port: Annotated[int, Range(1, 65535)] | None = None
     """A free port of machine 0; 29500 where there are several machines, any free one where there is one."""
 
 
@@ -112,15 +114,14 @@ def with_config_file(settings: LaunchSettings) -> tuple[LaunchSettings, dict[str
 
 def count_processes(settings: LaunchSettings) -> int:
     """The processes on this machine. Raises ConfigError for numbers that cannot be."""
-    if settings.machines < 1 or not 0 <= settings.machine_rank < settings.machines:
+    check_ranges(settings)
+    if settings.machine_rank >= settings.machines:
         raise ConfigError(
             f"machine_rank is {settings.machine_rank} of {settings.machines} machines: type --machine_rank with a "
-            f"number from 0 to {max(settings.machines, 1) - 1}."
+            f"number from 0 to {settings.machines - 1}."
         )
     if settings.machines > 1 and not settings.main_process_ip:
         raise ConfigError("Several machines need an address: type --main_process_ip with that of machine 0.")
-    if settings.processes is not None and settings.processes < 1:
-        raise ConfigError(f"processes is {settings.processes}: type --processes with a number of at least 1.")
     gpus = 0 if settings.cpu or os.environ.get("ACCELERATE_USE_CPU") else number_of_gpus()
     processes = settings.processes or max(1, gpus)
     if gpus and processes > gpus:

@@ -13,6 +13,7 @@ from unittest import mock
 from runner.commands import split_flags
 from runner.config import Config, parse, parse_into
 from runner.errors import ConfigError, DataError
+from runner.parts.setting_types import AtLeast0, AtLeast1
 from runner.recipe import Batch, Data, Recipe
 from runner.settings import RunSettings
 from runner.yaml_file import read_launch_config
@@ -32,14 +33,10 @@ class PlanSettings:
 
     accelerate_config: str | None = None
     """The file for accelerate launch. It says how many processes there are, and whether they hold shards."""
-    longest: int = 8
+    longest: AtLeast1 = 8
     """Plan with the longest of this many training examples for each place of the micro-batch."""
-    timed_steps: int = 0
+    timed_steps: AtLeast0 = 0
     """Train this many steps with fresh weights here, to estimate how long the training takes."""
-
-    def __post_init__(self) -> None:
-        if self.timed_steps < 0 or self.longest < 1:
-            raise ConfigError("Wanted: timed_steps of at least 0, and longest of at least 1.")
 
 
 def main(arguments: list[str]) -> None:

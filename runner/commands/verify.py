@@ -20,6 +20,7 @@ from runner import lanes as lanes_module
 from runner.commands import split_flags
 from runner.config import Config, parse, parse_into, settings_of
 from runner.errors import ConfigError, RelayError
+from runner.parts.setting_types import AtLeast0, AtLeast1
 from runner.recipe import Cursor, Data, Recipe, Stream
 from runner.settings import RunSettings
 from runner.trials import PHASES, PLAIN_SUM, Interruption, Trial, preload_for, train
@@ -48,15 +49,15 @@ class VerifySettings:
 
     world: str = "1,2,4"
     """Numbers of processes, separated by commas."""
-    trials: int = 20
+    trials: AtLeast1 = 20
     """Number of trials of elastic and preempt, in each of their modes."""
-    kills: int = 100
+    kills: AtLeast1 = 100
     """Number of saves that torture kills."""
-    flips: int = 200
+    flips: AtLeast1 = 200
     """Number of bits that bitrot flips, one at a time."""
-    steps: int = 12
+    steps: AtLeast1 = 12
     """Number of steps of each training."""
-    random_seed: int = 0
+    random_seed: AtLeast0 = 0
     """Seed of the random choices: where to kill, which bit to flip."""
     keep: bool = False
     """Do not delete the folder of the trainings, and print its path."""

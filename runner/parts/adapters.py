@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
 
 from runner.errors import CheckpointError, ConfigError
-from runner.parts.setting_types import Commas
+from runner.parts.setting_types import AtLeast0, Commas, Positive, ShareBelow1, check_ranges
 
 if TYPE_CHECKING:
     from peft import LoraModel, PeftModel
@@ -25,22 +25,17 @@ if TYPE_CHECKING:
 class LoraSettings:
     """Low-rank adapters on frozen weights."""
 
-    rank: int = 0
+    rank: AtLeast0 = 0
     """Rank of the adapters; 0: all weights train."""
-    alpha: float = 16.0
+    alpha: Positive = 16.0
     """The adapters' output is multiplied by alpha / rank."""
-    dropout: float = 0.0
+    dropout: ShareBelow1 = 0.0
     """Dropout of the adapters' input, as a share."""
     target_modules: Commas | None = None
     """Names of the matrices that get adapters, with commas between them; none: every one but the output."""
 
     def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise ConfigError(f"lora.rank is {self.rank}: type a number of at least 0.")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"lora.dropout is {self.dropout}: type a number from 0 to below 1.")
-        if not self.alpha > 0:
-            raise ConfigError(f"lora.alpha is {self.alpha}: type a number above 0.")
+        check_ranges(self, "lora.")
 
 
 def with_adapters(

@@ -26,7 +26,7 @@ def check_attention(
     if hidden_size % unit:
         lower = hidden_size // unit * unit
         nearest = " or ".join(str(size) for size in (lower, lower + unit) if size)
-        needs = f"twice {heads_name} {heads} (rotary embeddings need heads of an even size)" if rotary else ""
+        needs = f"{unit}, twice {heads_name} {heads} (rotary embeddings need heads of an even size)" if rotary else ""
         raise ConfigError(
             f"{width_name} is {hidden_size}, which is not a multiple of {needs or f'{heads_name} {heads}'}: "
             f"type --{width_name} {nearest}, or change --{heads_name}."

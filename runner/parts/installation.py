@@ -1,5 +1,7 @@
 """Where Relay is installed: from a checkout or from a package, with which extras and launch configurations."""
 
+import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 
 from runner.errors import ConfigError
@@ -21,6 +23,26 @@ def pip_line(extra: str) -> str:
     if not is_checkout():
         return f"pip install '{DISTRIBUTION}[{extra}]'"
     return f"pip install -e '.[{extra}]'{'' if Path.cwd() == ROOT else f' in the folder {ROOT}'}"
+
+
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "skbio": "scikit-bio", "biom": "biom-format"}
+"""Packages that are installed under another name than they are imported by."""
+
+
+def is_installed(name: str) -> bool:
+    """Whether a package is there; it is not imported, as some take seconds."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def require(modules: Iterable[str], purpose: str, extra: str) -> None:
+    """Raise ConfigError with the line that installs what is missing, before anything takes time."""
+    for module in modules:
+        if not is_installed(module):
+            name = DISTRIBUTIONS.get(module, module)
+            raise ConfigError(f"{purpose} needs the package {name}, which is not installed: {pip_line(extra)}")
 
 
 def launch_config_names() -> list[str]:

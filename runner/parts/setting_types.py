@@ -58,10 +58,15 @@ class Position:
 
 AtLeast0 = Annotated[int, Range(0, MOST)]
 AtLeast1 = Annotated[int, Range(1, MOST)]
+AtLeast2 = Annotated[int, Range(2, MOST)]
 NotNegative = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, without=(0,))]
+PositiveShare = Annotated[float, Range(0, 1, without=(0,))]
 Share = Annotated[float, Range(0, 1)]
 ShareBelow1 = Annotated[float, Range(0, 1, without=(1,))]
+LEAST_VOCABULARY, MOST_VOCABULARY = 259, 1_000_000
+"""Byte-level BPE starts with 256 bytes and three special tokens."""
+VocabularySize = Annotated[int, Range(LEAST_VOCABULARY, MOST_VOCABULARY)]
 Commas = Annotated[str, CommaList()]
 
 
@@ -74,6 +79,10 @@ def marks_of(hint: object) -> list[object]:
 def range_of(hint: object) -> Range | None:
     """The range that an annotated type has."""
     return next((mark for mark in marks_of(hint) if isinstance(mark, Range)), None)
+
+
+def _holds_float(hint: object) -> bool:
+    return hint is float or any(_holds_float(part) for part in typing.get_args(hint))
 
 
 def check_ranges(owner: object, prefix: str = "") -> None:
@@ -90,5 +99,5 @@ def check_ranges(owner: object, prefix: str = "") -> None:
         allowed = range_of(hints[field.name])
         if allowed is not None and isinstance(value, (int, float)) and not allowed.holds(value):
             name = prefix + field.name
-            kind = "a number" if float in typing.get_args(hints[field.name]) else "a whole number"
+            kind = "a number" if _holds_float(hints[field.name]) else "a whole number"
             raise ConfigError(f"{name} is {value}: type --{name} with {kind} {allowed}.")

@@ -6,17 +6,25 @@ Run alone: python -m pytest tests/runner/test_command_line.py
 import dataclasses
 import subprocess
 import sys
+import typing
 from pathlib import Path
 from typing import Annotated
 
 import pytest
 
+from recipes.language_model.settings import GenerationRequest
+from runner import registry
 from runner.__main__ import main
+from runner.commands.check import CheckSettings
+from runner.commands.find_lr import FindSettings
+from runner.commands.launch import LaunchSettings
+from runner.commands.plan import PlanSettings
+from runner.commands.verify import VerifySettings
 from runner.config import parse, parse_into
 from runner.errors import ConfigError
 from runner.fields import settings_of
 from runner.other_tools import TABLE, VALUES
-from runner.parts.setting_types import Commas, Position
+from runner.parts.setting_types import Commas, Position, range_of
 from runner.settings import RunSettings
 from tests.launching import REPOSITORY, TOY
 
@@ -361,3 +369,19 @@ def test_a_reader_that_closes_early_sees_no_traceback(words: str, program: str) 
     command = f"{sys.executable} -u {program} {words} | true; {sys.executable} {program} {words} | head -1"
     done = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
     assert done.stdout and not done.stderr, done.stderr
+
+
+def flags_without_range(owner: type) -> list[str]:
+    """The settings of a dataclass that are numbers and have no range."""
+
+    def parts(hint: object) -> set[object]:
+        return {hint}.union(*(parts(part) for part in typing.get_args(hint)))
+
+    numbers = [each for each in settings_of(owner) if parts(each.hint) & {int, float}]
+    return [each.flag for each in numbers if range_of(each.hint) is None]
+
+
+def test_every_number_that_can_be_typed_has_a_range() -> None:
+    owners: list[type] = [RunSettings, *(registry.find(name) for name in registry.names())]
+    owners += [LaunchSettings, VerifySettings, FindSettings, PlanSettings, CheckSettings, GenerationRequest]
+    assert {owner.__name__: flags_without_range(owner) for owner in owners} == {owner.__name__: [] for owner in owners}

@@ -79,17 +79,24 @@ def test_every_reported_name_is_a_setting() -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--model.hidden_size 100 --model.num_attention_heads 3", "hidden_size 100 num_attention_heads 3 multiple 6"),
+        (
+            "--model.hidden_size 100 --model.num_attention_heads 3 --model.num_key_value_heads 1",
+            "hidden_size 100 num_attention_heads 3 multiple 6",
+        ),
+        ("--tokenizer.vocab_size 0", "vocab_size 0 least 1"),
+        ("--generation.seed -1", "generation.seed -1 least 0"),
+        ("--router_aux_loss_coef -0.1", "router_aux_loss_coef -0.1 least 0"),
+        ("--router_z_loss_coef nan", "router_z_loss_coef nan"),
         ("--model.hidden_size 12 --model.num_attention_heads 4", "hidden_size 12 multiple 8"),
-        ("--model.num_attention_heads 4 --model.num_key_value_heads 3", "num_key_value_heads 3 divides 4"),
-        ("--model.num_key_value_heads 8", "num_key_value_heads 8 divides 4"),
+        ("--model.num_attention_heads 4 --model.num_key_value_heads 3", "num_key_value_heads 3 divide 4 1,"),
+        ("--model.num_key_value_heads 8", "num_key_value_heads 8 divide 4 1,"),
         ("--model.num_experts_per_tok 5", "num_experts_per_tok 5 num_local_experts 4"),
         ("--model.num_local_experts 1", "num_experts_per_tok 2 num_local_experts 1"),
         ("--preset mini --model.num_experts_per_tok 9", "num_experts_per_tok 9 num_local_experts 8"),
         ("--model.num_local_experts 0", "num_local_experts 0 least 1"),
         ("--model.hidden_size -64", "hidden_size -64 least 1"),
         ("--model.num_hidden_layers 0", "num_hidden_layers 0 least 1"),
-        ("--model.dropout 1", "model.dropout 1.0 below 1"),
+        ("--model.dropout 1", "model.dropout 1 below 1"),
         ("--model.dropout -0.1", "model.dropout -0.1"),
         ("--model.balance_bias_rate -1", "balance_bias_rate -1"),
         ("--data.word_dropout 1.5", "word_dropout 1.5 from 0 to 1"),
@@ -116,7 +123,7 @@ def test_a_trained_model_brings_its_own_dimensions() -> None:
     [([], 271), (["--data.schema_tokens", "true"], 421), (["--data.word_dropout", "0.1"], 272)],
 )
 def test_a_vocabulary_that_is_too_small_is_refused(flags: list[str], least: int, tmp_path: Path) -> None:
-    for size in (least - 1, 0):
+    for size in (least - 1, 1):
         words = ["--recipe", "text2sql", "--preset", "nano", "--data.source", "spider", *flags]
         recipe = parse([*words, "--tokenizer.vocab_size", str(size)]).recipe
         # No file is read: there is no data.dir.
