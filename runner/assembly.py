@@ -21,8 +21,8 @@ from runner.errors import CheckpointError, ConfigError, DataError
 from runner.fetching import examples_per_epoch, has_own_order, indexed_split, is_stream, order_of, warnings_of
 from runner.hardware import Hardware, open_hardware, seed_everything
 from runner.lanes import Lanes, check_batch, check_world, key, run_length
-from runner.log import Progress
 from runner.parts.fingerprints import digest
+from runner.progress import Progress
 from runner.recipe import Data, Recipe
 from runner.run import Run
 from runner.settings import RunSettings, setting_notes
@@ -212,6 +212,12 @@ def plan_steps(settings: RunSettings, data: Data, state: State) -> tuple[Lanes, 
     if max_steps is None:
         raise ConfigError(
             "The training data are a stream of unknown length: type --max_steps with the number of updates."
+        )
+    by_epoch = [name for name in ("eval_every", "save_every") if getattr(settings, name) == "epoch"]
+    if by_epoch and per_epoch is None:
+        raise ConfigError(
+            f"{by_epoch[0]} is epoch, but the training data are a stream of unknown length: type "
+            f"--{by_epoch[0].replace('every', 'steps')} N with a number of steps, and leave --{by_epoch[0]} out."
         )
     earlier = frozenset(state.excluded)
     if num_examples:

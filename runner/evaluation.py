@@ -30,9 +30,10 @@ def evaluate(
     hardware: Hardware,
     micro_batch_size: int,
     asked_to_stop: Callable[[], bool] = lambda: False,
+    advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float] | None:
     """Mean loss and the recipe's scores over a data set; the same on every process. None where it was stopped."""
-    found = evaluate_rows(recipe, model, dataset, hardware, micro_batch_size, asked_to_stop)
+    found = evaluate_rows(recipe, model, dataset, hardware, micro_batch_size, asked_to_stop, advance=advance)
     return None if found is None else found[0]
 
 
@@ -44,11 +45,13 @@ def evaluate_rows(
     micro_batch_size: int,
     asked_to_stop: Callable[[], bool] = lambda: False,
     shows_progress: bool = False,
+    advance: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[dict[str, float], list[Row]] | None:
     """The scores, on every process, and on the main process what `predict` returned for every example, in order.
 
     `asked_to_stop` says whether this process got a signal; one process is enough to stop all of them, and the result
     is None then. `shows_progress`: a bar, where standard error is a terminal and it takes longer than a second.
+    `advance` is called with the number of batches that are done, and of all.
     The loss is the sum over all scored things divided by their number, added in the data's order, so that it does
     not depend on the number of processes. It is NaN where nothing is scored.
     """
@@ -64,6 +67,7 @@ def evaluate_rows(
         # None: on a terminal only.
         silent = None if shows_progress and hardware.is_main else True
         for turn in tqdm(range(rounds), unit="batch", dynamic_ncols=True, disable=silent, delay=1):
+            advance(turn, rounds)
             is_stopped = hardware.any(is_stopped or asked_to_stop())
             if is_stopped:
                 break
@@ -142,12 +146,12 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 LOWER_IS_BETTER = ("loss", "perplexity", "error", "mae", "mse", "rmse", "per_byte", "per_character", "log_loss")
 
 
-def is_better(name: str, new: float, best: float | None, greater_is_better: bool | None) -> bool:
-    """Whether a score is better than the best one so far. NaN and infinity are never better."""
+def is_better(name: str, new: float, best: float | None, greater_is_better: bool | None, least: float = 0.0) -> bool:
+    """Whether a score is better than the best one so far, by more than `least`. NaN and infinity are never better."""
     if not math.isfinite(new):
         return False
     if best is None:
         return True
     if greater_is_better is None:
         greater_is_better = not name.split("/")[0].endswith(LOWER_IS_BETTER)
-    return new > best if greater_is_better else new < best
+    return new > best + least if greater_is_better else new < best - least

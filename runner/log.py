@@ -1,10 +1,8 @@
-"""The outputs of a run: `metrics.jsonl` and `ledger.jsonl` for programs, progress lines for people."""
+"""The files of a run for programs: `metrics.jsonl` and `ledger.jsonl`; and the speed that is logged."""
 
 import json
 import math
 import os
-import sys
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -120,66 +118,3 @@ class Speed:
             rates["tokens_per_second"] = self.tokens / seconds
         self.__init__()
         return rates
-
-
-class Progress:
-    """Lines or a bar for people; silent on every process but the main one."""
-
-    def __init__(self, is_main: bool, max_steps: int, examples_per_epoch: int | None) -> None:
-        self.is_main = is_main
-        self.max_steps = max_steps
-        self.examples_per_epoch = examples_per_epoch
-        self.started = time.monotonic()
-        self.first_step: int | None = None
-        self.bar: Any = None
-        if is_main and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=max_steps, unit="step", dynamic_ncols=True, smoothing=0.05)
-
-    def print_line(self, text: str) -> None:
-        """Print a line of text, above the bar where there is one."""
-        if not self.is_main:
-            return
-        if self.bar is not None:
-            self.bar.write(text, file=sys.stderr)
-        else:
-            print(text, flush=True)
-
-    def advance(self, step: int) -> None:
-        """Note that `step` updates are done."""
-        if self.first_step is None:
-            self.first_step = step - 1
-        if self.bar is not None:
-            self.bar.update(step - self.bar.n)
-
-    def step(self, step: int, values: Mapping[str, float]) -> None:
-        """Show the numbers of one logged step."""
-        if not self.is_main:
-            return
-        epoch = f"epoch {values['epoch']:.2f}  " if "epoch" in values else ""
-        shown = f"loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}"
-        shown += f"  grad {values['grad_norm']:.2f}  {values['examples_per_second']:,.0f} examples/s"
-        if "tokens_per_second" in values:
-            shown += f"  {values['tokens_per_second']:,.0f} tokens/s"
-        if self.bar is not None:
-            self.bar.set_postfix_str(epoch + shown)
-        else:
-            print(f"{epoch}step {step}/{self.max_steps}  {shown}  left {self._left(step)}", flush=True)
-
-    def evaluation(self, step: int, scores: Mapping[str, float], note: str = "") -> None:
-        """Show the scores of an evaluation."""
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items() if isinstance(value, (int, float)))
-        self.print_line(f"evaluation at step {step}:  {shown}{note}")
-
-    def close(self) -> None:
-        """Leave the bar on the screen as it is."""
-        if self.bar is not None:
-            self.bar.close()
-
-    def _left(self, step: int) -> str:
-        done = step - (self.first_step or 0)
-        seconds = (time.monotonic() - self.started) / max(done, 1) * (self.max_steps - step)
-        minutes, seconds = divmod(round(seconds), 60)
-        hours, minutes = divmod(minutes, 60)
-        return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

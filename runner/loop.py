@@ -4,12 +4,15 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 
+import torch
+
 from runner import memory
 from runner.evaluation import evaluate, is_better
 from runner.fetching import Fetched, batches
 from runner.log import Speed
 from runner.run import Run, save_and_stop
 from runner.schedule import due
+from runner.settings import RunSettings
 from runner.step import Totals, accumulate, sync_step, update
 from runner.tracking import log_step, track
 
@@ -21,6 +24,8 @@ def train(run: Run) -> None:
     after a signal and a complete checkpoint.
     """
     settings, state, speed = run.settings, run.state, Speed()
+    losses: list[torch.Tensor] = []
+    ends_epoch = False
     fetched = fetch_lanes(run)
     while state.evaluation_due or (state.step < run.max_steps and not out_of_patience(run)):
         if not state.evaluation_due:
@@ -33,16 +38,21 @@ def train(run: Run) -> None:
             gradient_norm = update(run, loss, totals)
             record_step(run, lanes, totals)
             speed.add(totals.examples, totals.tokens, time.monotonic() - started)
+            if math.isfinite(gradient_norm):
+                losses.append(loss)
             run.progress.advance(state.step)
             # Once in a while: say how it goes.
             if due(state.step, settings.logging_steps) or state.step == run.max_steps:
-                log_step(run, loss, gradient_norm, logs, speed)
-            state.evaluation_due = due(state.step, settings.eval_steps) or state.step == run.max_steps
+                log_step(run, loss, losses, gradient_norm, logs, speed)
+                losses.clear()
+            state.evaluation_due = run.evaluates_after(state.step, state.examples_seen, totals.examples)
+            ends_epoch = run.ends_epoch(state.examples_seen, totals.examples)
         # Once in a while, and at the end: evaluate, and remember the best.
         is_best = evaluate_and_track_best(run) if state.evaluation_due else False
         finished = state.step >= run.max_steps or out_of_patience(run)
         # Once in a while, at the end, and where it was best: save.
-        if due(state.step, settings.save_steps) or finished or is_best:
+        saves = ends_epoch if settings.save_every == "epoch" else due(state.step, settings.save_steps)
+        if saves or finished or is_best:
             run.saver.save(run, is_best)
         if due(state.step, settings.empty_cache_steps):
             run.hardware.accelerator.clear()
@@ -51,8 +61,8 @@ def train(run: Run) -> None:
         if score is not None:
             best = f"the best was {score:.4f} at step {state.best_step}"
         run.progress.print_line(
-            f"stopping early: {run.best_metric} has not improved for {settings.early_stopping_patience} evaluations; "
-            f"{best}."
+            f"stopping early: {run.best_metric} has not improved{by_least(settings)} for "
+            f"{settings.early_stopping_patience} evaluations; {best}."
         )
     run.saver.wait(run.hardware)
 
@@ -82,10 +92,18 @@ def evaluate_and_track_best(run: Run) -> bool:
 
     A signal interrupts the evaluation; the resumed run does it again.
     """
-    state, name = run.state, run.best_metric
+    state = run.state
     if len(run.eval_data):
         size, signals = run.settings.examples_per_evaluation_batch, run.signals
-        scores = evaluate(run.recipe, run.bare_model, run.eval_data, run.hardware, size, lambda: signals.number > 0)
+        scores = evaluate(
+            run.recipe,
+            run.bare_model,
+            run.eval_data,
+            run.hardware,
+            size,
+            lambda: signals.number > 0,
+            run.progress.evaluating,
+        )
         if scores is None:
             save_and_stop(run, signals.reason if signals.number else "a signal to another process")
             return False
@@ -97,7 +115,8 @@ def evaluate_and_track_best(run: Run) -> bool:
     is_best = note_best(run, scores)
     if run.metrics is not None:
         run.metrics.write(state.step, "eval", scores)
-    run.progress.evaluation(state.step, scores, f"  (best {name} so far)" if is_best else "")
+    run.progress.evaluation(state.step, scores, run.best_metric, comparison(run, is_best))
+    run.progress.best(state.best_score, state.best_step)
     track(run, "eval", scores)
     return is_best
 
@@ -121,13 +140,39 @@ def note_best(run: Run, scores: Mapping[str, float]) -> bool:
         run.lacks_best_metric = True
         return False
     score, loss = scores[name], scores.get("loss", math.nan)
-    improved = is_better(name, score, state.best_score, run.settings.greater_is_better)
+    direction, least = run.settings.greater_is_better, run.settings.early_stopping_min_delta
+    improved = is_better(name, score, state.best_score, direction)
     equals = score == state.best_score and not loss > (math.inf if state.best_loss is None else state.best_loss)
-    state.evaluations_without_improvement = 0 if improved else state.evaluations_without_improvement + 1
+    # Many small improvements that add up to the least one renew the patience too.
+    before = state.best_score if state.patience_score is None else state.patience_score
+    renews = is_better(name, score, before, direction, least)
+    state.evaluations_without_improvement = 0 if renews else state.evaluations_without_improvement + 1
+    if renews or state.patience_score is None:
+        state.patience_score = score if renews else before
     if improved or equals:
         state.best_score, state.best_step = score, state.step
         state.best_loss = loss if math.isfinite(loss) else None
     return improved or equals
+
+
+def comparison(run: Run, is_best: bool) -> str:
+    """How the evaluation that was just noted compares with the best one, in words."""
+    state, settings = run.state, run.settings
+    if is_best:
+        return "new best score: saved"
+    if state.best_score is None or state.best_step is None:
+        return ""
+    waiting = f"best {state.best_score:.4f} at step {state.best_step}"
+    if settings.early_stopping_patience:
+        without = state.evaluations_without_improvement
+        waiting += f", {without} of {settings.early_stopping_patience} evaluations without improvement"
+    return waiting
+
+
+def by_least(settings: RunSettings) -> str:
+    """The least improvement that counts, in words."""
+    least = settings.early_stopping_min_delta
+    return f" by more than {least:g} (early_stopping_min_delta)" if least else ""
 
 
 def out_of_patience(run: Run) -> bool:

@@ -62,16 +62,16 @@ TABLE = [
         "Its values are auto, no, bf16 and fp16.",
     ),
     Elsewhere(
-        "evaluation_strategy eval_strategy val_check_interval check_val_every_n_epoch eval_every eval_interval "
+        "evaluation_strategy eval_strategy val_check_interval check_val_every_n_epoch eval_interval "
         "eval_freq evaluate_every eval_frequency evals_per_epoch validation_steps val_interval do_evaluate",
         "eval_steps",
-        "It is the number of steps between two evaluations; 0: only at the end, as at the end of every run.",
+        "It is the number of steps between two evaluations; 0: only at the end. For epochs type --eval_every epoch.",
     ),
     Elsewhere(
-        "save_strategy save_every save_interval save_freq checkpoint_every checkpointing_steps save_frequency "
+        "save_strategy save_interval save_freq checkpoint_every checkpointing_steps save_frequency "
         "every_n_train_steps saves_per_epoch checkpoint_interval ckpt_every",
         "save_steps",
-        "It is the number of steps between two checkpoints; 0: only at the end.",
+        "It is the number of steps between two checkpoints; 0: only at the end. For epochs type --save_every epoch.",
     ),
     Elsewhere(
         "logging_strategy log_every log_interval log_every_n_steps logging_first_step log_freq log_steps print_every",
@@ -162,10 +162,11 @@ TABLE = [
     ),
     Elsewhere("seed_everything random_seed data_seed random_state manual_seed rng_seed np_seed torch_seed", "seed"),
     Elsewhere(
-        "patience early_stopping early_stop es_patience early_stopping_rounds early_stopping_threshold",
+        "patience early_stopping early_stop es_patience early_stopping_rounds",
         "early_stopping_patience",
         "It counts evaluations without a better score.",
     ),
+    Elsewhere("early_stopping_threshold min_delta early_stopping_delta", "early_stopping_min_delta"),
     Elsewhere("metric monitor best_metric eval_metric", "metric_for_best_model"),
     Elsewhere("maximize metric_mode monitor_mode", "greater_is_better"),
     Elsewhere(

@@ -13,7 +13,8 @@ from runner.errors import Interrupted
 from runner.fetching import Fetched
 from runner.hardware import Hardware
 from runner.lanes import Lanes
-from runner.log import Ledger, Metrics, Progress
+from runner.log import Ledger, Metrics
+from runner.progress import Progress
 from runner.recipe import Data, Example, Recipe
 from runner.settings import RunSettings
 from runner.tree import Tree
@@ -71,6 +72,17 @@ class Run:
         if self.rates is not None:
             return self.rates(step)
         return schedule.learning_rate(self.settings, step, self.max_steps)
+
+    def ends_epoch(self, seen: int, examples: int) -> bool:
+        """Whether an epoch ends in a step of `examples` examples, after which there are `seen` in all."""
+        per_epoch = self.progress.examples_per_epoch
+        return bool(per_epoch) and seen // per_epoch > (seen - examples) // per_epoch
+
+    def evaluates_after(self, step: int, seen: int, examples: int) -> bool:
+        """Whether there is an evaluation after `step` updates; of the last one, see `ends_epoch`."""
+        if self.settings.eval_every == "epoch":
+            return self.ends_epoch(seen, examples) or step == self.max_steps
+        return schedule.due(step, self.settings.eval_steps) or step == self.max_steps
 
     @property
     def share(self) -> range:

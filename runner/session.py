@@ -86,6 +86,7 @@ def _run(config: Config, search: RunSettings, hardware: Hardware, signals: Signa
             pass
         _finish(run, config, output_dir)
     except BaseException:
+        run.progress.close()
         # What was whole before the trouble is to be found after it.
         with contextlib.suppress(Exception):
             run.saver.wait()

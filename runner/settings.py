@@ -95,16 +95,22 @@ class RunSettings:
     """Steps between two log lines."""
     eval_steps: AtLeast0 = 500
     """Steps between two evaluations; 0: only at the end."""
+    eval_every: Literal["steps", "epoch"] = "steps"
+    """epoch: evaluate at the end of each epoch, instead of every eval_steps."""
     eval_batch_size: AtLeast1 | None = None
     """Examples at a time in evaluation, on each process; micro_batch_size when not given."""
     save_steps: AtLeast0 = 500
     """Steps between two checkpoints; 0: only at the end."""
+    save_every: Literal["steps", "epoch"] = "steps"
+    """epoch: save a checkpoint at the end of each epoch, instead of every save_steps."""
     save_in_shards: bool | None = None
     """FSDP: every process writes its own shard of a checkpoint; on from 2 GB of weights when not given."""
     save_total_limit: AtLeast1 | None = None
     """How many of the newest checkpoints to keep, beside the best one; none: all."""
     early_stopping_patience: AtLeast1 | None = None
     """Evaluations in a row without a better metric_for_best_model after which the run ends; none: never."""
+    early_stopping_min_delta: NotNegative = 0.0
+    """Least improvement of metric_for_best_model that early_stopping_patience takes for one."""
     metric_for_best_model: str | None = None
     """Evaluation metric that chooses checkpoint-best; the recipe's own when not given."""
     greater_is_better: bool | None = None
@@ -214,6 +220,9 @@ def setting_notes(settings: RunSettings, changed: frozenset[str]) -> list[str]:
         (("warmup_ratio",), settings.warmup_steps > 0, "warmup_steps is given"),
         (("num_train_epochs",), settings.max_steps is not None, "max_steps is given"),
         (("wandb_project", "wandb_run_name"), settings.report_to != "wandb", f"report_to is {settings.report_to}"),
+        (("eval_steps",), settings.eval_every == "epoch", "eval_every is epoch"),
+        (("save_steps",), settings.save_every == "epoch", "save_every is epoch"),
+        (("early_stopping_min_delta",), settings.early_stopping_patience is None, "early_stopping_patience is not set"),
         (("cloud_region",), settings.upload_to is None, "nothing is uploaded"),
     ]
     return [

@@ -16,7 +16,6 @@ from runner.hardware import seed_everything
 from runner.lanes import key
 from runner.recipe import Batch, Loss
 from runner.run import Run
-from runner.schedule import due
 from runner.tracking import track_histograms
 
 
@@ -252,7 +251,7 @@ def update(run: Run, loss: torch.Tensor, totals: Totals) -> float:
             "\nLower --learning_rate, lengthen --warmup_steps, or go on from the last checkpoint with "
             "--on_bad_step rollback --resume_from_checkpoint auto."
         )
-    if due(state.step + 1, settings.eval_steps) or state.step + 1 == run.max_steps:
+    if run.evaluates_after(state.step + 1, state.examples_seen + totals.examples, totals.examples):
         track_histograms(run)
     run.optimizer.zero_grad()
     return norm

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from runner.config import Config
@@ -12,12 +13,23 @@ from runner.log import Speed
 from runner.run import Run
 
 
-def log_step(run: Run, loss: torch.Tensor, norm: float, logs: list[dict[str, torch.Tensor]], speed: Speed) -> None:
-    """Write and show the numbers of this step: one small all-reduce. A lane's NaN is left out."""
+def log_step(
+    run: Run,
+    loss: torch.Tensor,
+    losses: list[torch.Tensor],
+    norm: float,
+    logs: list[dict[str, torch.Tensor]],
+    speed: Speed,
+) -> None:
+    """Write and show the numbers of this step: one small all-reduce. A lane's NaN is left out.
+
+    `losses` has this process's share of the loss of each step since the last call, for the mean that is shown.
+    """
     step = run.state.step
     names = sorted({name for lane in logs for name in lane})
     device = run.hardware.device
-    packed: list[torch.Tensor] = [loss.reshape(1).float()]
+    together = torch.stack(losses).sum() if losses else loss
+    packed: list[torch.Tensor] = [loss.reshape(1).float(), together.reshape(1).float()]
     shapes = []
     for name in names:
         seen = torch.stack(
@@ -36,7 +48,10 @@ def log_step(run: Run, loss: torch.Tensor, norm: float, logs: list[dict[str, tor
         "grad_norm": norm,
         **epoch_of(run),
         **speed.take(),
+        "memory_gb": memory_bytes(device) / 1e9,
     }
+    mean_loss = numbers.pop(0) / max(len(losses), 1)
+    add_utilisation(run, values)
     for name, shape in zip(names, shapes, strict=True):
         size = math.prod(shape)
         totals, counts, numbers = numbers[:size], numbers[size : 2 * size], numbers[2 * size :]
@@ -49,12 +64,83 @@ def log_step(run: Run, loss: torch.Tensor, norm: float, logs: list[dict[str, tor
         run.metrics.write(step, "train", values)
     if run.ledger is not None:
         run.ledger.flush()
-    run.progress.step(step, values)
+    run.progress.step(step, values, mean_loss, max(len(losses), 1))
     remark = run.recipe.remark(step, values)
     if remark is not None and remark != run.remark:
         run.progress.print_line(remark)
     run.remark = remark
     track(run, "train", values)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """The most memory that tensors took so far on a GPU; on a CPU, what this process takes now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    return psutil.Process().memory_info().rss
+
+
+PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "A10G": 70.0,
+    "A10": 125.0,
+    "A40": 150.0,
+    "A6000": 155.0,
+    "L40S": 362.0,
+    "L40": 181.0,
+    "L4": 121.0,
+    "RTX 4090": 165.0,
+    "RTX 3090": 71.0,
+}
+"""Peak of dense products in bf16 with sums in fp32, in 10^12 operations a second, by a part of the GPU's name; from
+NVIDIA's data sheets. The first that fits counts."""
+
+
+def peak_flops(name: str, precision: str) -> float | None:
+    """The peak operations a second of a device by its name, in 16-bit precision; None where it is not known."""
+    if precision not in ("bf16", "fp16"):
+        return None
+    return next((peak * 1e12 for part, peak in PEAK_TFLOPS.items() if part in name), None)
+
+
+def flops_per_token(model: torch.nn.Module) -> float:
+    """Operations of a training step per token, without those of attention: 6 per trained weight of a matrix, 4 per
+    frozen one, of experts only those that a token visits; lookups in a table cost nothing.
+
+    Source: Chowdhery et al. 2022 (PaLM), arXiv 2204.02311, appendix B.
+    """
+    config = getattr(model, "config", None)
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    visited = getattr(config, "num_experts_per_tok", None)
+    share = visited / experts if visited and experts else 1.0
+    tables = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        # A table that is also the last layer counts as a matrix.
+        if isinstance(module, torch.nn.Embedding) and not getattr(config, "tie_word_embeddings", False)
+    }
+    total = 0.0
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2 and name not in tables:
+            part = share if ".experts." in name else 1.0
+            total += parameter.numel() * part * (6 if parameter.requires_grad else 4)
+    return total
+
+
+def add_utilisation(run: Run, values: dict[str, Any]) -> None:
+    """Add the model FLOPs utilisation, where the device's peak is known and the recipe counts tokens."""
+    device = run.hardware.device
+    if device.type != "cuda" or "tokens_per_second" not in values:
+        return
+    peak = peak_flops(torch.cuda.get_device_name(device), run.hardware.precision)
+    if peak is not None and not run.hardware.is_sharded:
+        flops = flops_per_token(run.bare_model) * values["tokens_per_second"]
+        values["flops_utilisation"] = flops / (peak * run.hardware.num_processes)
 
 
 def epoch_of(run: Run) -> dict[str, float]:

@@ -27,6 +27,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # a file not named here is taken for one of the layer "torch".
 LAYERS = {
     "plain": {"errors", "settings", "config", "recipe", "registry", "lanes", "schedule", "log", "signals", "report"}
+    | {"progress"}
     | {"fields", "command_line", "yaml_file", "other_tools", "help_page"}
     | {"run_folder", "urls", "parts", "checkpoints.state", "checkpoints.pointers", "checkpoints.disk"},
     "torch": {"optim", "tree", "memory", "sharding", "checkpoints.tensors"},
@@ -48,7 +49,7 @@ KNOW_ACCELERATE = {"hardware", "evaluation"}
 PLAIN_EXTRAS = {
     "config": {"tyro", "yaml"},
     "yaml_file": {"yaml"},
-    "log": {"tqdm", "rich"},
+    "progress": {"rich"},
     "registry": {"recipes"},
     "run_folder": {"filelock"},
     "parts.adapters": {"peft", "safetensors", "torch", "xxhash"},

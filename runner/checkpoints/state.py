@@ -26,6 +26,8 @@ class State:
     best_loss: float | None = None
     """The evaluation loss at best_step; it decides between equal scores."""
     evaluations_without_improvement: int = 0
+    patience_score: float | None = None
+    """The score that last renewed the patience of early stopping."""
     trackers: dict[str, str] = dataclasses.field(default_factory=dict)
     """Run ids of the trackers, so that a resumed run continues there."""
     scaler: dict[str, float] | None = None
@@ -62,7 +64,7 @@ class State:
     def forget_best(self, reason: str) -> str | None:
         """Begin the search for the best score again; returns a line about the score that is forgotten."""
         score, step = self.best_score, self.best_step
-        self.best_score = self.best_step = self.best_loss = None
+        self.best_score = self.best_step = self.best_loss = self.patience_score = None
         self.evaluations_without_improvement = 0
         return None if score is None else f"the best score, {score:.4f} at step {step}, is forgotten: it was {reason}."
 
