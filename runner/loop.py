@@ -14,7 +14,7 @@ from runner.run import Run, save_and_stop
 from runner.schedule import due
 from runner.settings import RunSettings
 from runner.step import Totals, accumulate, sync_step, update
-from runner.tracking import log_step, track
+from runner.tracking import epoch_of, log_step, track
 
 
 def train(run: Run) -> None:
@@ -115,7 +115,7 @@ def evaluate_and_track_best(run: Run) -> bool:
     is_best = note_best(run, scores)
     if run.metrics is not None:
         run.metrics.write(state.step, "eval", scores)
-    run.progress.evaluation(state.step, scores, run.best_metric, comparison(run, is_best))
+    run.progress.evaluation(state.step, scores, run.best_metric, comparison(run, is_best), epoch_of(run).get("epoch"))
     run.progress.best(state.best_score, state.best_step)
     track(run, "eval", scores)
     return is_best

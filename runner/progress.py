@@ -67,12 +67,14 @@ class Progress:
         self.activity = f"evaluating {done}/{total}"
         self._refresh()
 
-    def evaluation(self, step: int, scores: Mapping[str, float], name: str, note: str) -> None:
+    def evaluation(
+        self, step: int, scores: Mapping[str, float], name: str, note: str, epoch: float | None = None
+    ) -> None:
         """Show an evaluation: every score, then in one line the losses, the score `name`, and how it compares."""
         self.activity = ""
         shown = GAP.join(f"{each} {value:.4f}" for each, value in scores.items() if isinstance(value, (int, float)))
         self.print_line(f"evaluation at step {step}:  {shown}")
-        words = [f"epoch {self.logged['epoch']:.2f}"] if "epoch" in self.logged else []
+        words = [] if epoch is None else [f"epoch {epoch:.2f}"]
         words += [f"train loss {self.train_loss.take():.4f}"] if self.train_loss.weight else []
         words += [f"validation loss {scores['loss']:.4f}"] if "loss" in scores else []
         words += [f"score {name} {scores[name]:.4f}"] if name in scores and name != "loss" else []

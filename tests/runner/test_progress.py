@@ -62,14 +62,14 @@ def test_a_log_has_plain_lines_and_evaluations_in_plain_words(capsys: pytest.Cap
     progress = Progress(True, 1030, 100)
     progress.step(50, VALUES, mean_loss=0.7, steps=30)
     progress.step(60, VALUES, mean_loss=0.3, steps=10)
-    progress.evaluation(60, {"loss": 0.61, "mae": 2.0}, "mae", "new best score: saved")
+    progress.evaluation(60, {"loss": 0.61, "mae": 2.0}, "mae", "new best score: saved", 0.31)
     lines = capsys.readouterr().out.splitlines()
     expected = (
         r"epoch 0\.30  step 50/1030  loss 0\.5000  lr 1\.00e-03  grad 1\.25  220 examples/s  14,063 tokens/s  left "
     )
     assert re.match(expected, lines[0])
     assert lines[2] == "evaluation at step 60:  loss 0.6100  mae 2.0000"
-    assert lines[3] == "epoch 0.30  train loss 0.6000  validation loss 0.6100  score mae 2.0000  new best score: saved"
+    assert lines[3] == "epoch 0.31  train loss 0.6000  validation loss 0.6100  score mae 2.0000  new best score: saved"
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_on_a_terminal_two_lines_stay_and_the_others_stand_above(tmp_path: Path,
             break
         printed += part
     assert process.wait() == 0, printed
-    text = printed.decode()
+    text = " ".join(printed.decode().split())
     assert "━" in text and "step 24/24" in text and "train loss" in text and "new best score: saved" in text
     # The cursor is never left hidden, even where the program is killed.
     assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l")
