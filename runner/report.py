@@ -1,85 +1,163 @@
-"""`report.html`: one page about a run that needs only a browser."""
+"""`report.html`: one page about a run, or about several beside each other, that needs only a browser."""
 
-import html
+import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from runner.checkpoints.pointers import resolve_pointer
 from runner.log import read_lines
-from runner.parts.charts import STYLE, heat_strip, line_chart, short_number
+from runner.parts.charts import Curve, Page, Points, flat_values
 
 UNITS = {
+    "loss": "loss",
     "learning_rate": "learning rate",
     "grad_norm": "gradient norm",
     "examples_per_second": "examples per second",
     "tokens_per_second": "tokens per second",
     "seconds_per_step": "seconds per step",
+    "memory_gb": "memory in GB",
+    "flops_utilisation": "model FLOPs utilisation (MFU)",
 }
 Event = Mapping[str, Any]
 """One line of metrics.jsonl: its step, its split, and the values that were logged."""
 NOT_CURVES = {"step", "split", "epoch"}
+LINEAR = {"learning_rate", "seconds_per_step", "examples_per_second", "tokens_per_second", "memory_gb"}
+"""Of these the shape counts, which a logarithm bends."""
+NOT_COMPARED = {"output_dir", "resume_from_checkpoint"}
+"""Settings that differ between any two runs."""
 
 
-def write(run: Path) -> Path:
-    """Write `report.html` into a run's folder from what is there; returns its path.
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What a run's folder holds of it."""
 
-    Raises FileNotFoundError where the folder has no metrics.jsonl.
+    name: str
+    train: Sequence[Event]
+    scored: Sequence[Event]
+    config: str
+    """config.yaml, as text."""
+    state: Mapping[str, Any]
+    """state.json of the newest checkpoint; empty before the first one."""
+    starts: Sequence[Mapping[str, Any]]
+    """Where the ledger says that the run was started, or went on."""
+    origin: Mapping[str, Any]
+    """Which evaluation the weights in `final/` are of; empty where there is no `final/`."""
+    samples: Sequence[Mapping[str, Any]]
+    """Answers of the last evaluation, right and wrong ones."""
+
+    @classmethod
+    def of(cls, run: Path) -> "Record":
+        """Read a run's folder. Raises FileNotFoundError where it has no metrics.jsonl."""
+        if not (run / "metrics.jsonl").is_file():
+            raise FileNotFoundError(run / "metrics.jsonl")
+        events = read_lines(run / "metrics.jsonl")
+        config = run / "config.yaml"
+        return cls(
+            run.resolve().name,
+            [event for event in events if event["split"] == "train"],
+            [event for event in events if event["split"] == "eval"],
+            config.read_text(encoding="utf-8") if config.is_file() else "",
+            _json(resolve_pointer(run / "checkpoint-latest") / "state.json", {}),
+            [line["start"] for line in read_lines(run / "ledger.jsonl") if "start" in line],
+            _json(run / "final" / "origin.json", {}),
+            _json(run / "samples.json", []),
+        )
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """Every setting by its flag."""
+        import yaml
+
+        return dict(_flags(yaml.safe_load(self.config) or {}))
+
+
+def write(run: Path, *others: Path, output: Path | None = None) -> Path:
+    """Write the page of a run, or of several, from what is there; returns its path.
+
+    It goes to `output`, else into the run's folder, or for several runs beside the first one's. Raises
+    FileNotFoundError where a folder has no metrics.jsonl.
     """
-    if not (run / "metrics.jsonl").is_file():
-        raise FileNotFoundError(run / "metrics.jsonl")
-    events = read_lines(run / "metrics.jsonl")
-    config = (run / "config.yaml").read_text(encoding="utf-8") if (run / "config.yaml").is_file() else ""
-    target = run / "report.html"
-    target.write_text(page(run.resolve().name, events, config, _state(run), _origin(run)), encoding="utf-8")
+    records = [Record.of(folder) for folder in (run, *others)]
+    target = output or (run.resolve().parent if others else run) / "report.html"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page(records), encoding="utf-8")
     return target
 
 
-def page(name: str, events: Sequence[Event], config: str, state: Mapping[str, Any], origin: str = "") -> str:
-    """The page, from the events of metrics.jsonl, the settings as text, the newest checkpoint's state, and a sentence
-    about the weights in `final/`."""
-    train = [event for event in events if event["split"] == "train"]
-    scored = [event for event in events if event["split"] == "eval"]
-    parts = [f"<h1>{html.escape(name)}</h1>", f'<p class="quiet">{html.escape(_summary(train, state, origin))}</p>']
-    parts += ["<h2>Training</h2>", f'<div class="grid">{"".join(_training_figures(train, scored))}</div>']
-    if scored:
-        parts += ["<h2>Evaluation</h2>", _table(scored, state), f'<div class="grid">{"".join(_scores(scored))}</div>']
-    strips = [heat_strip(metric, train) for metric in _names(train, list)]
-    if strips:
-        parts += ["<h2>By layer</h2>", f'<div class="grid">{"".join(strips)}</div>']
-    parts.append(f"<details><summary>Settings</summary><pre>{html.escape(config)}</pre></details>")
-    body = "\n".join(parts)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(name)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>\n'
-        f"<body>\n{body}\n</body></html>\n"
+def page(records: Sequence[Record]) -> str:
+    """The page, as HTML: curves and tables of one run, or of several beside each other."""
+    records = _with_own_names(records)
+    found = Page(", ".join(record.name for record in records))
+    is_one = len(records) == 1
+    for record in records:
+        found.paragraph(("" if is_one else f"{record.name}: ") + _summary(record), quiet=True)
+    if is_one:
+        marks = _marks(records[0])
+        found.marks = [{"step": step, "label": words.partition(",")[0]} for step, words in marks]
+        if marks:
+            listed = "; ".join(f"step {step:,}: {words}" for step, words in marks)
+            found.paragraph(f"Marked in the charts: {listed}.")
+    found.paragraph(
+        "Drag over a chart to zoom, click twice to see all of it; all charts show the same step.", quiet=True
     )
+    if not is_one:
+        _compare(found, records)
+    found.heading("Training")
+    found.grid([figure for name in _curve_names(records) if (figure := _chart(found, records, name))])
+    if any(record.scored for record in records):
+        found.heading("Evaluation")
+        found.grid(_scores(found, records))
+        for record in records:
+            _score_table(found, record, is_one)
+    for record in records:
+        _samples(found, record, is_one)
+        layers = [_by_layer(found, record, name) for name in _names(record.train, list)]
+        if any(layers):
+            found.heading("By layer" if is_one else f"By layer: {record.name}")
+            found.grid(layers)
+    for record in records:
+        found.folded("Settings" if is_one else f"Settings of {record.name}", record.config)
+    return found.html()
 
 
-def _state(run: Path) -> dict[str, Any]:
-    """state.json of the newest checkpoint; empty before the first one."""
-    path = resolve_pointer(run / "checkpoint-latest") / "state.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _json(path: Path, default: Any) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
 
 
-def _origin(run: Path) -> str:
-    """Which step the weights in `final/` are of; empty where there is no `final/`."""
-    path = run / "final" / "origin.json"
-    if not path.is_file():
-        return ""
-    origin = json.loads(path.read_text(encoding="utf-8"))
-    which = "the best" if origin["is_best"] else "the last"
-    return f"final/ has the weights of step {origin['step']:,}, {which}"
+def _flags(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, object]]:
+    pairs: list[tuple[str, object]] = []
+    for name, value in settings.items():
+        pairs += _flags(value, f"{prefix}{name}.") if isinstance(value, dict) else [(f"{prefix}{name}", value)]
+    return pairs
 
 
-def _summary(train: Sequence[Event], state: Mapping[str, Any], origin: str = "") -> str:
+def _with_own_names(records: Sequence[Record]) -> list[Record]:
+    """The records, with a number behind names that are not the only ones."""
+    names = [record.name for record in records]
+    return [
+        dataclasses.replace(record, name=f"{record.name} ({place})") if names.count(record.name) > 1 else record
+        for place, record in enumerate(records, 1)
+    ]
+
+
+def _summary(record: Record) -> str:
+    train, state, origin = record.train, record.state, record.origin
     words = [f"{state['step']:,} steps of {state['batch_size']} examples"] if state else []
     if train and "epoch" in train[-1]:
         words.append(f"{train[-1]['epoch']:.2f} epochs")
+    seconds = training_seconds(train)
+    words += [f"{_duration(seconds)} of training, without evaluations and saving"] if seconds else []
+    memory = [event["memory_gb"] for event in train if event.get("memory_gb") is not None]
+    words += [f"peak memory {max(memory):.2f} GB"] if memory else []
     if state.get("best_step"):
-        words.append(f"best score {state['best_score']:.4f} at step {state['best_step']:,}")
-    words += [origin] if origin else []
+        metric = record.settings.get("metric_for_best_model") or origin.get("metric") or "score"
+        words.append(f"best {metric} {state['best_score']:.4f} on the validation split at step {state['best_step']:,}")
+    if origin:
+        which = "the best" if origin["is_best"] else "the last"
+        words.append(f"final/ has the weights of step {origin['step']:,}, {which}")
     wrote = state.get("written_by", {})
     if wrote:
         words.append(f"{wrote.get('processes')} process(es) on {wrote.get('machine')}, torch {wrote.get('torch')}")
@@ -88,38 +166,141 @@ def _summary(train: Sequence[Event], state: Mapping[str, Any], origin: str = "")
     return "; ".join(words) or "nothing was logged yet"
 
 
+def training_seconds(train: Sequence[Event]) -> float:
+    """The time that the logged steps took, without evaluations and saving."""
+    total, before = 0.0, 0
+    for event in train:
+        total += (event.get("seconds_per_step") or 0.0) * (event["step"] - before)
+        before = event["step"]
+    return total
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def _marks(record: Record) -> list[tuple[int, str]]:
+    """Where the run went on: after a restart, or on another machine or other processes."""
+    marks: list[tuple[int, str]] = []
+    for before, start in zip(record.starts, record.starts[1:], strict=False):
+        words = ["restart"]
+        if start.get("machine") != before.get("machine"):
+            words = [f"moved to {start.get('machine') or 'another machine'}"]
+        if start.get("hardware") != before.get("hardware") and start.get("hardware"):
+            words.append(str(start["hardware"]))
+        elif start.get("processes") != before.get("processes"):
+            words.append(f"{start.get('processes')} processes")
+        if start.get("set_aside"):
+            words.append("from an older checkpoint")
+        marks.append((start["step"], ", ".join(words)))
+    return marks
+
+
+def _compare(found: Page, records: Sequence[Record]) -> None:
+    """Tables of what differs between runs: settings, last losses and best scores."""
+    names = [record.name for record in records]
+    found.heading("What differs")
+    every = [record.settings for record in records]
+    flags = list(dict.fromkeys(flag for settings in every for flag in settings))
+    rows: list[list[object]] = []
+    for flag in flags:
+        values = [settings.get(flag, "–") for settings in every]
+        if flag not in NOT_COMPARED and any(value != values[0] for value in values):
+            rows.append([flag, *("none" if value is None else str(value) for value in values)])
+    if rows:
+        found.table(["setting", *names], rows)
+    else:
+        found.paragraph("No setting differs.")
+    found.heading("Results")
+    results: list[list[object]] = [
+        ["last step", *(record.train[-1]["step"] if record.train else None for record in records)]
+    ]
+    results.append(["last train loss", *(record.train[-1].get("loss") if record.train else None for record in records)])
+    results.append(["best step", *(record.state.get("best_step") for record in records)])
+    results.append(["best score", *(record.state.get("best_score") for record in records)])
+    for name in _names([event for record in records for event in record.scored], (int, float)):
+        last = [record.scored[-1].get(name) if record.scored else None for record in records]
+        results.append([f"last {'validation loss' if name == 'loss' else name}", *last])
+    found.table(["", *names], results)
+
+
 def _names(events: Sequence[Event], kind: type | tuple[type, ...]) -> list[str]:
     found = {name for event in events for name, value in event.items() if isinstance(value, kind)}
     return sorted(found - NOT_CURVES)
 
 
-def _points(events: Sequence[Event], name: str) -> list[tuple[float, float]]:
-    return [(event["step"], event[name]) for event in events if isinstance(event.get(name), (int, float))]
+def _curve_names(records: Sequence[Record]) -> list[str]:
+    names = _names([event for record in records for event in record.train], (int, float))
+    return [*(name for name in UNITS if name in names), *(name for name in names if name not in UNITS)]
 
 
-def _training_figures(train: Sequence[Event], scored: Sequence[Event]) -> list[str]:
-    curves = {"train": _points(train, "loss"), "eval": _points(scored, "loss")}
-    figures = [line_chart("loss", "loss", {name: points for name, points in curves.items() if points})]
-    names = _names(train, (int, float))
-    for name in [*(name for name in UNITS if name in names), *(n for n in names if n not in UNITS and n != "loss")]:
-        figures.append(line_chart(name, UNITS.get(name, name), {name: _points(train, name)}))
-    return figures
-
-
-def _scores(scored: Sequence[Event]) -> list[str]:
-    if len(scored) < 2:
-        return []
+def _points(events: Sequence[Event], name: str) -> Points:
     return [
-        line_chart(name, name, {name: _points(scored, name)}) for name in _names(scored, (int, float)) if name != "loss"
+        (event["step"], _number(event[name])) for event in events if name in event and not isinstance(event[name], list)
     ]
 
 
-def _table(scored: Sequence[Event], state: Mapping[str, Any]) -> str:
+def _number(value: object) -> float | None:
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _chart(found: Page, records: Sequence[Record], name: str) -> str:
+    """A chart of a number of the training; with the loss, that of the validation."""
+    curves = []
+    for place, record in enumerate(records):
+        own = "" if len(records) == 1 else f"{record.name} "
+        curves.append(
+            Curve(f"{own}train" if name == "loss" else own.strip() or "train", _points(record.train, name), place)
+        )
+        if name == "loss":
+            dashed = len(records) > 1
+            curves.append(Curve(f"{own}validation", _points(record.scored, "loss"), place if dashed else 1, dashed))
+    return found.curves(UNITS.get(name, name), curves, False if name in LINEAR else None)
+
+
+def _scores(found: Page, records: Sequence[Record]) -> list[str]:
+    figures = []
+    for name in _names([event for record in records for event in record.scored], (int, float)):
+        curves = [
+            Curve("validation" if len(records) == 1 else record.name, _points(record.scored, name), place)
+            for place, record in enumerate(records)
+        ]
+        if name != "loss" and any(len(curve.points) > 1 for curve in curves):
+            figures.append(found.curves(name, curves))
+    return [figure for figure in figures if figure]
+
+
+def _score_table(found: Page, record: Record, is_one: bool) -> None:
+    scored = record.scored
+    if not scored:
+        return
+    found.paragraph(
+        ("" if is_one else f"{record.name}: ") + "scores on the validation split; the best in colour.", quiet=True
+    )
     names = ["loss", *(name for name in _names(scored, (int, float)) if name != "loss")]
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("step", *names))
-    rows = []
-    for event in scored:
-        cells = "".join(f"<td>{short_number(event.get(name))}</td>" for name in names)
-        mark = ' class="best"' if event["step"] == state.get("best_step") else ""
-        rows.append(f"<tr{mark}><td>{event['step']:,}</td>{cells}</tr>")
-    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div><p></p>'
+    best = next((place for place, event in enumerate(scored) if event["step"] == record.state.get("best_step")), None)
+    found.table(
+        ["step", *names],
+        [[f"{event['step']:,}", *(_number(event.get(name)) for name in names)] for event in scored],
+        best=best,
+    )
+
+
+def _samples(found: Page, record: Record, is_one: bool) -> None:
+    """Tables of right and of wrong answers of the last evaluation."""
+    for is_right, words in ((True, "Right answers"), (False, "Wrong answers")):
+        chosen = [sample for sample in record.samples if sample.get("right") is is_right]
+        if chosen:
+            found.heading(words if is_one else f"{words}: {record.name}")
+            names = [name for name in chosen[0] if name != "right"]
+            found.table(names, [[sample.get(name, "") for name in names] for sample in chosen], is_text=True)
+
+
+def _by_layer(found: Page, record: Record, name: str) -> str:
+    """A heat map of a metric with a number per layer, or per layer and expert."""
+    logged = [(event["step"], flat_values(event[name])) for event in record.train if isinstance(event.get(name), list)]
+    rows = max((values for _, values in logged), key=len)
+    columns = [(step, [value for _, value in values]) for step, values in logged if len(values) == len(rows)]
+    return found.heat(name, [row for row, _ in rows], columns)

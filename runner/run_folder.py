@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import shutil
 import time
 from collections.abc import Iterator
@@ -152,6 +153,8 @@ def open_metrics(run: Run) -> None:
         "total_examples": lanes.total_examples,
         "excluded": state.excluded,
         "processes": run.hardware.num_processes,
+        "hardware": run.hardware.describe().partition(" (")[0],
+        "machine": platform.node(),
         "data": data_hash(state.data),
     }
     if run.set_aside is not None:

@@ -49,6 +49,7 @@ KNOW_ACCELERATE = {"hardware", "evaluation"}
 PLAIN_EXTRAS = {
     "config": {"tyro", "yaml"},
     "yaml_file": {"yaml"},
+    "report": {"yaml"},
     "progress": {"rich"},
     "registry": {"recipes"},
     "run_folder": {"filelock"},

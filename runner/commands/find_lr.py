@@ -19,7 +19,7 @@ from runner.assembly import open_run
 from runner.commands import split_flags
 from runner.config import Config, parse, parse_into
 from runner.errors import ConfigError, DataError, DivergedError
-from runner.parts.charts import rate_chart
+from runner.parts.rate_chart import rate_chart
 from runner.parts.setting_types import MOST, Positive, Range
 
 # Weight of earlier losses in the smoothed loss, and the multiple of the lowest loss that ends the test: as in fastai.

@@ -1,218 +1,174 @@
-"""Charts as SVG: curves over steps or learning rates, and heat maps of metrics with many values per step."""
+"""Charts of pages that need only a browser: uPlot draws them, from numbers that stand in the page.
 
-import html
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
-
-Place = Callable[[float], float]
-"""From a value to a place on an axis, in pixels."""
-
-
-def rate_chart(curves: dict[str, tuple[Sequence[float], Sequence[float]]], marks: dict[str, float], label: str) -> str:
-    """An SVG file: curves over the logarithm of the learning rate, and marked learning rates."""
-    width, height, left, right, top, bottom = 760, 360, 70, 20, 30, 50
-    across = [math.log10(x) for xs, _ in curves.values() for x in xs]
-    up = [y for _, ys in curves.values() for y in ys]
-    if not across:
-        across, up = [0.0], [0.0]
-    # A loss that diverges at the end would make the rest of the curve flat: it is cut off.
-    ordered = sorted(up)
-    bottom_value, top_value = ordered[0], min(ordered[-1], ordered[len(ordered) // 2] * 1.5 + 1e-9)
-    top_value = max(top_value, bottom_value + 1e-9)
-    low, high = min(across), max(across) if max(across) > min(across) else min(across) + 1
-
-    def x_of(rate: float) -> float:
-        return left + (math.log10(rate) - low) / (high - low) * (width - left - right)
-
-    def y_of(value: float) -> float:
-        share = (min(value, top_value) - bottom_value) / (top_value - bottom_value)
-        return height - bottom - share * (height - top - bottom)
-
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">',
-            f"<style>{html.escape(STYLE, quote=False)} svg {{ background: var(--page); }}</style>",
-            *_axes(low, high, bottom_value, top_value, x_of, y_of, (left, width - right, top, height - bottom)),
-            f'<text x="{(left + width - right) / 2}" y="{height - 10}" text-anchor="middle">learning rate (log scale)'
-            "</text>",
-            f'<text transform="translate(16 {(top + height - bottom) / 2}) rotate(-90)" text-anchor="middle">'
-            f"{html.escape(label)}</text>",
-            *_curves(curves, x_of, y_of, width - right),
-            *_marks(marks, x_of, top, height - bottom),
-            "</svg>",
-        ]
-    )
-
-
-def _axes(
-    low: float, high: float, bottom: float, top: float, x_of: Place, y_of: Place, box: tuple[int, int, int, int]
-) -> Iterator[str]:
-    left, right, upper, lower = box
-    for power in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1):
-        x = x_of(10.0**power)
-        yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{upper}" y2="{lower}" stroke="var(--line)"/>'
-        yield f'<text x="{x:.1f}" y="{lower + 18}" text-anchor="middle">1e{power}</text>'
-    for part in range(5):
-        value = bottom + (top - bottom) * part / 4
-        y = y_of(value)
-        yield f'<line x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>'
-        yield f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>'
-
-
-def _curves(
-    curves: dict[str, tuple[Sequence[float], Sequence[float]]], x_of: Place, y_of: Place, right: int
-) -> Iterator[str]:
-    # The last curve is the one to read: the strongest colour.
-    for number, (name, (xs, ys)) in enumerate(reversed(curves.items())):
-        colour, strength = ("var(--first)", 2) if number == 0 else ("var(--quiet)", 0.8)
-        path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in zip(xs, ys, strict=True))
-        yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{strength}"/>'
-        if len(xs) < 20:
-            for x, y in zip(xs, ys, strict=True):
-                yield f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3.5" fill="{colour}"/>'
-        y = 46 + 16 * number
-        yield f'<text x="{right - 8}" y="{y}" text-anchor="end" style="fill:{colour}">{html.escape(name)}</text>'
-
-
-def _marks(marks: dict[str, float], x_of: Place, top: int, bottom: int) -> Iterator[str]:
-    for number, (name, rate) in enumerate(marks.items()):
-        x = x_of(rate)
-        colour = ("var(--third)", "var(--fourth)", "var(--second)")[number % 3]
-        yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}" stroke="{colour}" stroke-dasharray="5 4"/>'
-        y = bottom - 8 - 16 * number
-        yield f'<text x="{x + 5:.1f}" y="{y}" style="fill:{colour}">{html.escape(name)} {rate:.1e}</text>'
-
-
-WIDTH, HEIGHT = 640, 220
-
-
-LEFT, RIGHT, TOP, BOTTOM = 64, 12, 12, 34
-
-
-COLOURS = ("var(--first)", "var(--second)", "var(--third)", "var(--fourth)")
-
-
-STYLE = """
-:root { color-scheme: light dark; --page: #fff; --ink: #1a1a1a; --quiet: #666; --line: #ddd; --panel: #f6f6f4;
-  --first: #2166ac; --second: #d6604d; --third: #1b7837; --fourth: #762a83; }
-@media (prefers-color-scheme: dark) { :root { --page: #16181c; --ink: #e8e8e6; --quiet: #9a9a98; --line: #3a3d42;
-  --panel: #1f2227; --first: #6baed6; --second: #f4a582; --third: #7fbf7b; --fourth: #c2a5cf; } }
-body { background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; max-width: 1360px;
-  margin: 2rem auto; padding: 0 1.2rem; }
-h1 { font-size: 1.5rem; margin-bottom: 0.2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-p.quiet, figcaption { color: var(--quiet); } figure { margin: 0; background: var(--panel); padding: 0.8rem;
-  border-radius: 6px; } figcaption { font-weight: 600; margin-bottom: 0.3rem; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1rem; }
-svg { width: 100%; height: auto; display: block; } svg text { fill: var(--quiet); font-size: 12px; }
-table { border-collapse: collapse; } th, td { text-align: right; padding: 0.15rem 0.9rem 0.15rem 0;
-  border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums; } th:first-child, td:first-child
-  { text-align: left; } tr.best td { font-weight: 700; } .scroll { overflow-x: auto; } details { margin-top: 1.5rem; }
-pre { background: var(--panel); padding: 0.8rem; overflow-x: auto; border-radius: 6px; }
+uPlot 1.6.32 (MIT licence) lies in `uplot/`, beside the page's own style and script.
 """
 
+from __future__ import annotations
 
-def line_chart(title: str, unit: str, curves: dict[str, list[tuple[float, float]]]) -> str:
-    """A figure with curves over the steps, axes, and a legend if there are several curves."""
-    points = [point for curve in curves.values() for point in curve]
-    caption = f"<figcaption>{html.escape(title)}</figcaption>"
-    if not points:
-        return f"<figure>{caption}<p class='quiet'>not logged</p></figure>"
-    across = _scale([x for x, _ in points], LEFT, WIDTH - RIGHT)
-    values = [y for _, y in points]
-    is_log = min(values) > 0 and max(values) / min(values) > 50
-    up = _scale([math.log10(y) for y in values] if is_log else values, HEIGHT - BOTTOM, TOP)
+import dataclasses
+import html
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
 
-    def place(y: float) -> float:
-        return up(math.log10(y) if is_log else y)
+PARTS = Path(__file__).parent / "uplot"
+MOST_POINTS = 4000
+"""Points of a curve in a page; of more, evenly spread ones are taken."""
 
-    drawn = []
-    for value in _ticks(min(values), max(values), is_log):
-        y = place(value)
-        drawn.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
-        drawn.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{short_number(value)}</text>')
-    for value in _ticks(min(x for x, _ in points), max(x for x, _ in points), False):
-        text = f'<text x="{across(value):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:,.0f}</text>'
-        drawn.append(text)
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    drawn.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 3}" text-anchor="middle">step</text>')
-    label = unit + (" (log scale)" if is_log else "")
-    drawn.append(
-        f'<text transform="translate(12 {middle}) rotate(-90)" text-anchor="middle">{html.escape(label)}</text>'
-    )
-    for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
-        path = " ".join(f"{across(x):.1f},{place(y):.1f}" for x, y in curve)
-        drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
-        if len(curve) < 40:
-            drawn += [f'<circle cx="{across(x):.1f}" cy="{place(y):.1f}" r="2.6" fill="{colour}"/>' for x, y in curve]
-        if len(curves) > 1:
-            y = TOP + 14 + 16 * list(curves).index(name)
-            drawn.append(f'<text x="{WIDTH - RIGHT - 6}" y="{y}" text-anchor="end" style="fill:{colour}">{name}</text>')
-    shape = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)} over the steps">'
-    return f"<figure>{caption}{shape}{''.join(drawn)}</svg></figure>"
+Points = Sequence[tuple[float, float | None]]
+"""(step, value), in the order of the steps."""
 
 
-def heat_strip(name: str, events: Sequence[Mapping[str, Any]]) -> str:
-    """A heat map of a metric with a number per layer (and expert): one column per logged step, darker for more."""
-    logged = [(event["step"], _flat(event[name])) for event in events if isinstance(event.get(name), list)]
-    logged = logged[:: max(1, len(logged) // 120)]
-    rows = max(len(values) for _, values in logged)
-    values = [value for _, row in logged for value in row]
-    low, high = min(values), max(values)
-    cell_width, cell_height = (WIDTH - LEFT - RIGHT) / len(logged), max(6.0, min(18.0, 180 / rows))
-    height = rows * cell_height + BOTTOM
-    cells = []
-    for column, (_, row) in enumerate(logged):
-        for number, value in enumerate(row):
-            share = 0.08 + 0.92 * ((value - low) / (high - low) if high > low else 1.0)
-            x, y = LEFT + column * cell_width, number * cell_height
-            cells.append(
-                f'<rect x="{x:.1f}" y="{y:.1f}" width="{cell_width + 0.4:.1f}" height="{cell_height:.1f}" '
-                f'fill="var(--first)" fill-opacity="{share:.2f}"/>'
-            )
-    cells.append(f'<text x="{LEFT - 6}" y="{cell_height - 3:.1f}" text-anchor="end">0</text>')
-    cells.append(f'<text x="{LEFT - 6}" y="{rows * cell_height - 3:.1f}" text-anchor="end">{rows - 1}</text>')
-    cells.append(f'<text x="{LEFT}" y="{height - 16}">step {logged[0][0]:,}</text>')
-    cells.append(f'<text x="{WIDTH - RIGHT}" y="{height - 16}" text-anchor="end">step {logged[-1][0]:,}</text>')
-    caption = f"{name}: {short_number(low)} (light) to {short_number(high)} (dark), a row per layer or expert"
-    shape = f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{html.escape(name)}">'
-    return f"<figure><figcaption>{html.escape(caption)}</figcaption>{shape}{''.join(cells)}</svg></figure>"
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """A named line of a chart."""
+
+    name: str
+    points: Points
+    colour: int = 0
+    is_dashed: bool = False
 
 
-def _flat(value: object) -> list[float]:
-    """All numbers of nested lists; 0 for what is not a number."""
-    if isinstance(value, list):
-        return [number for each in value for number in _flat(each)]
-    return [float(value) if isinstance(value, (int, float)) else 0.0]
+@dataclasses.dataclass
+class Page:
+    """A page in the making: text and charts in order."""
+
+    title: str
+    parts: list[str] = dataclasses.field(default_factory=list)
+    charts: list[dict[str, object]] = dataclasses.field(default_factory=list)
+    marks: list[dict[str, object]] = dataclasses.field(default_factory=list)
+    """Steps that every chart marks with a dashed line: {"step": 100, "label": "restart"}."""
+
+    def heading(self, text: str) -> None:
+        """A heading of a section."""
+        self.parts.append(f"<h2>{html.escape(text)}</h2>")
+
+    def paragraph(self, text: str, quiet: bool = False) -> None:
+        """A paragraph of plain text."""
+        self.parts.append(f'<p class="quiet">{html.escape(text)}</p>' if quiet else f"<p>{html.escape(text)}</p>")
+
+    def grid(self, figures: Sequence[str]) -> None:
+        """Figures beside each other, as many as the width holds."""
+        if figures:
+            self.parts.append(f'<div class="grid">{"".join(figures)}</div>')
+
+    def table(
+        self, head: Sequence[str], rows: Sequence[Sequence[object]], best: int | None = None, is_text: bool = False
+    ) -> None:
+        """A table, which scrolls sideways where it is wider than the page; the row `best` stands out."""
+        first = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+        lines = []
+        for place, row in enumerate(rows):
+            cells = "".join(f"<td>{html.escape(shown_cell(cell))}</td>" for cell in row)
+            mark = ' class="best"' if place == best else ""
+            lines.append(f"<tr{mark}>{cells}</tr>")
+        kind = ' class="text"' if is_text else ""
+        self.parts.append(f'<div class="scroll"><table{kind}><tr>{first}</tr>{"".join(lines)}</table></div>')
+
+    def folded(self, summary: str, text: str) -> None:
+        """Text that opens with a click."""
+        self.parts.append(f"<details><summary>{html.escape(summary)}</summary><pre>{html.escape(text)}</pre></details>")
+
+    def curves(self, title: str, curves: Sequence[Curve], is_log: bool | None = None) -> str:
+        """A figure with curves over the steps; empty where no curve has a point.
+
+        `is_log`: whether the values' axis is logarithmic; None: where they are positive and spread over more than a
+        factor of 50. A button changes it.
+        """
+        curves = [dataclasses.replace(curve, points=thinned(curve.points)) for curve in curves if curve.points]
+        values = [y for curve in curves for _, y in curve.points if y is not None]
+        if not values:
+            return ""
+        can_be_log = min(values) > 0
+        if is_log is None:
+            is_log = can_be_log and max(values) / min(values) > 50
+        series = [
+            {"x": [x for x, _ in curve.points], "y": [y for _, y in curve.points], "dash": curve.is_dashed}
+            for curve in curves
+        ]
+        spec: dict[str, object] = {"kind": "curves", "title": title, "log": is_log and can_be_log, "series": series}
+        spec |= {"keys": [html.escape(curve.name) for curve in curves], "colours": [curve.colour for curve in curves]}
+        return self._figure(title, spec, can_be_log)
+
+    def heat(self, title: str, rows: Sequence[str], columns: Sequence[tuple[float, Sequence[float]]]) -> str:
+        """A figure with a cell for each step and row, darker for more; a sentence where all values are equal."""
+        columns = thinned(columns, 300)
+        values = [value for _, column in columns for value in column if math.isfinite(value)]
+        if not values:
+            return ""
+        low, high = min(values), max(values)
+        if low == high:
+            text = f"{html.escape(title)}: {short_number(low)} at all steps, in every row"
+            return f"<figure><figcaption><span>{text}</span></figcaption></figure>"
+        spec: dict[str, object] = {
+            "kind": "heat",
+            "title": title,
+            "rows": [html.escape(row) for row in rows],
+            "x": [x for x, _ in columns],
+            "values": [[value if math.isfinite(value) else None for value in column] for _, column in columns],
+            "low": low,
+            "high": high,
+            "keys": [f"{short_number(low)} (light) to {short_number(high)} (dark)"],
+            "colours": [0],
+            "log": False,
+        }
+        return self._figure(title, spec, False)
+
+    def _figure(self, title: str, spec: dict[str, object], can_be_log: bool) -> str:
+        self.charts.append(spec)
+        pressed = "true" if spec["log"] else "false"
+        log = f'<button class="log" aria-pressed="{pressed}">log</button>' if can_be_log else ""
+        half = '<button class="half" aria-pressed="false">last half</button>'
+        return (
+            f'<figure data-chart="{len(self.charts) - 1}"><figcaption><span>{html.escape(title)}</span>{log}{half}'
+            '</figcaption><div class="plot"></div><div class="read"></div></figure>'
+        )
+
+    def html(self) -> str:
+        """The page as a file's text. It fetches nothing."""
+        # "<" as an escape: a text in the data cannot end the script.
+        data = json.dumps({"charts": self.charts, "marks": self.marks, "across": "step"}).replace("<", "\\u003c")
+        style = "\n".join((PARTS / name).read_text(encoding="utf-8") for name in ("uPlot.min.css", "page.css"))
+        scripts = [(PARTS / name).read_text(encoding="utf-8") for name in ("uPlot.iife.min.js", "page.js")]
+        title = html.escape(self.title)
+        return "\n".join(
+            [
+                f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
+                f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{style}</style></head>',
+                f"<body><h1>{title}</h1>",
+                "<noscript><p>The charts need JavaScript; the tables do not.</p></noscript>",
+                *self.parts,
+                f'<script type="application/json" id="data">{data}</script>',
+                *(f"<script>{script}</script>" for script in scripts),
+                "</body></html>\n",
+            ]
+        )
 
 
-def _scale(values: Sequence[float], start: float, end: float) -> Place:
-    """A function from values to pixels, which maps the lowest value to `start` and the highest to `end`."""
-    low, high = min(values), max(values)
-    if high == low:
-        # Half of the value, because adding 0.5 to a number above 2^53 changes nothing.
-        margin = max(0.5, abs(low) / 2)
-        low, high = low - margin, high + margin
-    return lambda value: start + (value - low) / (high - low) * (end - start)
+def thinned(points: Sequence[tuple[float, object]], most: int = MOST_POINTS) -> list:
+    """At most about `most` of the points, evenly spread; the last one is among them."""
+    step = -(-len(points) // most) if points else 1
+    return [point for place, point in enumerate(points) if (len(points) - 1 - place) % step == 0]
 
 
-def _ticks(low: float, high: float, is_log: bool) -> list[float]:
-    """About four round numbers from low to high."""
-    if is_log:
-        first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
-        step = max(1, (last - first) // 4)
-        return [10.0**power for power in range(first, last + 1, step)]
-    if high == low:
-        return [low]
-    rough = (high - low) / 4
-    size = 10 ** math.floor(math.log10(rough))
-    step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough)
-    first = math.ceil(low / step)
-    return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
+def shown_cell(cell: object) -> str:
+    """A cell of a table: numbers in short."""
+    return short_number(cell) if cell is None or isinstance(cell, float) else str(cell)
 
 
 def short_number(value: object) -> str:
     """A number with four digits or thousands separators; a dash for what is not a number."""
-    if not isinstance(value, (int, float)):
-        return "&ndash;"
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        return "–"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def flat_values(value: object, name: str = "") -> list[tuple[str, float]]:
+    """All numbers of nested lists, each with its place in words; not-a-number for what is none."""
+    if isinstance(value, list):
+        kinds = "expert" if name else "layer"
+        return [
+            pair for place, each in enumerate(value) for pair in flat_values(each, f"{name} {kinds} {place}".strip())
+        ]
+    return [(name, float(value) if isinstance(value, (int, float)) else math.nan)]

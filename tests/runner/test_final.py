@@ -19,6 +19,7 @@ from runner.checkpoints.state import State
 from runner.checkpoints.tensors import read_tensors
 from runner.evaluation import numbers_of
 from runner.loop import note_best, out_of_patience
+from runner.settings import RunSettings
 from runner.trials import Interruption
 from tests.launching import interrupted, metrics, output, same_bits, train, weights
 
@@ -31,7 +32,7 @@ def a_run(metric: str = "accuracy", patience: int | None = None) -> Any:
     return SimpleNamespace(
         state=State(),
         best_metric=metric,
-        settings=SimpleNamespace(greater_is_better=None, early_stopping_patience=patience),
+        settings=RunSettings(early_stopping_patience=patience),
         progress=SimpleNamespace(print_line=lines.append, lines=lines),
         lacks_best_metric=False,
     )

@@ -1,0 +1,125 @@
+"use strict";
+// Draws the charts that the page describes. The page's data hold every number; see runner/parts/charts.py.
+(() => {
+  const page = JSON.parse(document.getElementById("data").textContent);
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const number = (value) => value == null ? "–" : value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e7)
+    ? value.toExponential(3) : value.toLocaleString("en", { maximumSignificantDigits: 6 });
+  const short = (value) => value == null ? "" : value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e6)
+    ? value.toExponential(1).replace(".0e", "e") : value.toLocaleString("en", { maximumSignificantDigits: 4 });
+  const charts = (window.relayCharts = []);
+  const marks = page.marks;
+
+  function drawMarks(u) {
+    const { ctx, bbox } = u;
+    ctx.save();
+    for (const mark of marks) {
+      const x = u.valToPos(mark.step, "x", true);
+      if (x < bbox.left - 1 || x > bbox.left + bbox.width + 1) continue;
+      ctx.strokeStyle = colour("--quiet");
+      ctx.setLineDash([4, 4]);
+      ctx.beginPath();
+      ctx.moveTo(x, bbox.top);
+      ctx.lineTo(x, bbox.top + bbox.height);
+      ctx.stroke();
+      ctx.fillStyle = colour("--quiet");
+      ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
+      ctx.textAlign = x > bbox.left + bbox.width * 0.7 ? "right" : "left";
+      const words = ` ${mark.label} `;
+      const space = ctx.textAlign === "right" ? x - bbox.left : bbox.left + bbox.width - x;
+      if (ctx.measureText(words).width < space) ctx.fillText(words, x, bbox.top + 11 * devicePixelRatio);
+    }
+    ctx.restore();
+  }
+
+  function drawCells(u, spec) {
+    const { ctx, bbox } = u;
+    const xs = spec.x, rows = spec.rows.length, span = spec.high - spec.low || 1;
+    ctx.save();
+    ctx.beginPath();
+    ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+    ctx.clip();
+    ctx.fillStyle = colour("--c0");
+    for (let i = 0; i < xs.length; i++) {
+      const before = i ? (xs[i - 1] + xs[i]) / 2 : xs[0] - (xs.length > 1 ? (xs[1] - xs[0]) / 2 : 0.5);
+      const after = i + 1 < xs.length ? (xs[i] + xs[i + 1]) / 2 : 2 * xs[i] - before;
+      const left = u.valToPos(before, "x", true), right = u.valToPos(after, "x", true);
+      for (let row = 0; row < rows; row++) {
+        const value = spec.values[i][row];
+        if (value == null) continue;
+        const top = u.valToPos(rows - row, "y", true), bottom = u.valToPos(rows - row - 1, "y", true);
+        ctx.globalAlpha = 0.06 + 0.94 * (value - spec.low) / span;
+        ctx.fillRect(left, top, right - left + 0.5, bottom - top - (bottom - top > 8 ? 1 : 0));
+      }
+    }
+    ctx.restore();
+  }
+
+  function tell(u, spec, read) {
+    const at = u.cursor.idx, left = u.cursor.left;
+    if (at == null || left == null || left < 0) {
+      read.innerHTML = spec.keys.map((key, i) => `<b style="color:var(--c${spec.colours[i] % 6})">${key}</b>`)
+        .join(" &nbsp; ");
+      return;
+    }
+    let words = `${page.across} ${number(u.data[0][at])}`;
+    if (spec.kind === "heat") {
+      const row = Math.min(spec.rows.length - 1, Math.max(0, Math.floor(spec.rows.length - u.posToVal(u.cursor.top, "y"))));
+      read.innerHTML = `${words} &nbsp; ${spec.rows[row]}: <b>${number(spec.values[at][row])}</b>`;
+      return;
+    }
+    for (let i = 0; i < spec.keys.length; i++) {
+      // A series without a value at this step: the last one before it.
+      let near = at;
+      while (near > 0 && u.data[i + 1][near] == null) near--;
+      const value = u.data[i + 1][near], older = near !== at && value != null ? ` (at ${number(u.data[0][near])})` : "";
+      words += ` &nbsp; <span style="color:var(--c${spec.colours[i] % 6})">${spec.keys[i]} <b>${number(value)}</b>${older}</span>`;
+    }
+    read.innerHTML = words;
+  }
+
+  function draw(figure, spec) {
+    const place = figure.querySelector("div.plot"), read = figure.querySelector(".read");
+    let isLog = spec.log, chart = null;
+    const data = spec.kind === "heat" ? [spec.x, spec.x.map(() => null)] : uPlot.join(spec.series.map((s) => [s.x, s.y]));
+    function make() {
+      const range = chart ? [chart.scales.x.min, chart.scales.x.max] : null;
+      if (chart) { charts.splice(charts.indexOf(chart), 1); chart.destroy(); }
+      const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 },
+        ticks: { stroke: colour("--line"), width: 1 }, font: "12px system-ui, sans-serif" };
+      const heat = spec.kind === "heat";
+      chart = new uPlot({
+        width: place.clientWidth, height: 230, cursor: { sync: { key: "relay" }, drag: { x: true, y: false } },
+        scales: { x: { time: false }, y: heat ? { range: [0, spec.rows.length] }
+          : isLog ? { distr: 3 } : { range: (u, low, high) => fit(low, high) } },
+        axes: [{ ...axis, label: page.across, labelSize: 18, labelFont: "12px system-ui, sans-serif", values: (u, v) => v.map((x) => x % 1 ? "" : short(x)) },
+          { ...axis, size: 62, values: (u, v) => v.map(heat ? (x) => spec.rows[spec.rows.length - x] ? "" : "" : short) }],
+        series: [{}, ...(heat ? [{ show: false }] : spec.series.map((s, i) => ({
+          stroke: colour(`--c${spec.colours[i] % 6}`), width: 1.7, spanGaps: true, dash: s.dash ? [6, 4] : undefined,
+          points: { show: s.x.length < 40, size: 6, fill: colour(`--c${spec.colours[i] % 6}`) } })))],
+        hooks: { draw: [(u) => { if (heat) drawCells(u, spec); drawMarks(u); }], setCursor: [(u) => tell(u, spec, read)] },
+      }, data, place);
+      charts.push(chart);
+      if (range) chart.setScale("x", { min: range[0], max: range[1] });
+      tell(chart, spec, read);
+    }
+    function fit(low, high) {
+      if (low == null) return [0, 1];
+      const margin = low === high ? Math.abs(low) / 2 || 1 : (high - low) * 0.06;
+      return [low >= 0 && low < margin * 2 ? 0 : low - margin, high + margin];
+    }
+    make();
+    const button = figure.querySelector("button.log");
+    if (button) button.onclick = () => { isLog = !isLog; button.setAttribute("aria-pressed", isLog); make(); };
+    const half = figure.querySelector("button.half");
+    if (half) half.onclick = () => {
+      const xs = data[0], first = xs[0], last = xs[xs.length - 1], zoomed = half.getAttribute("aria-pressed") === "true";
+      half.setAttribute("aria-pressed", !zoomed);
+      chart.setScale("x", { min: zoomed ? first : (first + last) / 2, max: last });
+    };
+    new ResizeObserver(() => chart.setSize({ width: place.clientWidth, height: 230 })).observe(place);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", make);
+  }
+
+  document.querySelectorAll("figure[data-chart]").forEach((figure) => draw(figure, page.charts[figure.dataset.chart]));
+})();
