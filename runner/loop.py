@@ -1,15 +1,19 @@
 """The loop: fetch a step's lanes, forward and backward per lane, clip, update; then log, evaluate, save."""
 
+import json
 import math
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 
 from runner import memory
-from runner.evaluation import evaluate, is_better
+from runner.checkpoints.disk import writing
+from runner.evaluation import evaluate_rows, is_better
 from runner.fetching import Fetched, batches
 from runner.log import Speed
+from runner.recipe import Row
 from runner.run import Run, save_and_stop
 from runner.schedule import due
 from runner.settings import RunSettings
@@ -95,30 +99,44 @@ def evaluate_and_track_best(run: Run) -> bool:
     state = run.state
     if len(run.eval_data):
         size, signals = run.settings.examples_per_evaluation_batch, run.signals
-        scores = evaluate(
+        found = evaluate_rows(
             run.recipe,
             run.bare_model,
             run.eval_data,
             run.hardware,
             size,
             lambda: signals.number > 0,
-            run.progress.evaluating,
+            advance=run.progress.evaluating,
         )
-        if scores is None:
+        if found is None:
             save_and_stop(run, signals.reason if signals.number else "a signal to another process")
             return False
+        scores, rows = found
     else:
-        scores = {}
+        scores, rows = {}, []
     state.evaluation_due = False
     if not scores:
         return False
     is_best = note_best(run, scores)
     if run.metrics is not None:
         run.metrics.write(state.step, "eval", scores)
+        write_samples(run, rows, is_best)
     run.progress.evaluation(state.step, scores, run.best_metric, comparison(run, is_best), epoch_of(run).get("epoch"))
     run.progress.best(state.best_score, state.best_step)
     track(run, "eval", scores)
     return is_best
+
+
+def write_samples(run: Run, rows: list[Row], is_best: bool) -> None:
+    """Write what the recipe shows of an evaluation's rows: of the weights that `final/` is to have."""
+    path = Path(run.settings.output_dir or "") / "samples.json"
+    if not (is_best or run.settings.final == "last" or not path.exists()):
+        return
+    samples = run.recipe.samples(rows)
+    if samples:
+        content = {"step": run.state.step, "examples": len(rows), "samples": list(samples)}
+        with writing(path.name, path.parent):
+            path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def note_best(run: Run, scores: Mapping[str, float]) -> bool:

@@ -316,6 +316,11 @@ class Recipe:
         prints it when it changes."""
         return None
 
+    def samples(self, rows: list[Row]) -> Sequence[Mapping[str, object]]:
+        """A few of an evaluation's rows for people, as texts by the name of their column; `right` says whether it is a
+        right answer. The runner writes them into samples.json, for the report. The default shows none."""
+        return ()
+
     def use_precision(self, model: nn.Module, precision: str) -> None:
         """Prepare a model for training in `precision` ("no", "bf16" or "fp16"). The runner calls it once, before the
         first step, on one device: a recipe may hold in bf16 what is frozen. The default changes nothing."""

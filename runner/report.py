@@ -9,7 +9,7 @@ from typing import Any
 
 from runner.checkpoints.pointers import resolve_pointer
 from runner.log import read_lines
-from runner.parts.charts import Curve, Page, Points, flat_values
+from runner.parts.charts import Curve, Page, Points, flat_values, short_number
 
 UNITS = {
     "loss": "loss",
@@ -45,8 +45,8 @@ class Record:
     """Where the ledger says that the run was started, or went on."""
     origin: Mapping[str, Any]
     """Which evaluation the weights in `final/` are of; empty where there is no `final/`."""
-    samples: Sequence[Mapping[str, Any]]
-    """Answers of the last evaluation, right and wrong ones."""
+    answers: Mapping[str, Any]
+    """samples.json: answers of an evaluation, right and wrong ones, with its step and how many it scored."""
 
     @classmethod
     def of(cls, run: Path) -> "Record":
@@ -63,8 +63,12 @@ class Record:
             _json(resolve_pointer(run / "checkpoint-latest") / "state.json", {}),
             [line["start"] for line in read_lines(run / "ledger.jsonl") if "start" in line],
             _json(run / "final" / "origin.json", {}),
-            _json(run / "samples.json", []),
+            _json(run / "samples.json", {}),
         )
+
+    def samples(self, is_right: bool) -> list[Mapping[str, Any]]:
+        """The right answers, or the wrong ones."""
+        return [sample for sample in self.answers.get("samples", []) if sample.get("right") is is_right]
 
     @property
     def settings(self) -> dict[str, object]:
@@ -121,6 +125,24 @@ def page(records: Sequence[Record]) -> str:
     for record in records:
         found.folded("Settings" if is_one else f"Settings of {record.name}", record.config)
     return found.html()
+
+
+def in_words(run: Path) -> str:
+    """A run's scores and answers as text, for a terminal. Raises FileNotFoundError where there is no metrics.jsonl."""
+    record = Record.of(run)
+    lines = [f"{record.name}: {_summary(record)}"]
+    step = record.origin.get("step") or record.state.get("best_step")
+    found = [event for event in record.scored if event["step"] == step] or list(record.scored[-1:])
+    if found:
+        scores = {name: value for name, value in found[-1].items() if name not in ("step", "split")}
+        lines += ["", f"scores on the validation split at step {found[-1]['step']:,}"]
+        width = max(len(name) for name in scores)
+        lines += [f"  {name:{width}}  {short_number(value)}" for name, value in scores.items()]
+    for is_right, words in ((True, "right"), (False, "wrong")):
+        for sample in record.samples(is_right):
+            lines += ["", f"a {words} answer, at step {record.answers['step']:,}"]
+            lines += [f"  {name + ':':10} {text}" for name, text in sample.items() if name != "right"]
+    return "\n".join(lines)
 
 
 def _json(path: Path, default: Any) -> Any:
@@ -291,9 +313,12 @@ def _score_table(found: Page, record: Record, is_one: bool) -> None:
 def _samples(found: Page, record: Record, is_one: bool) -> None:
     """Tables of right and of wrong answers of the last evaluation."""
     for is_right, words in ((True, "Right answers"), (False, "Wrong answers")):
-        chosen = [sample for sample in record.samples if sample.get("right") is is_right]
+        chosen = record.samples(is_right)
         if chosen:
             found.heading(words if is_one else f"{words}: {record.name}")
+            found.paragraph(
+                f"{len(chosen)} of {record.answers['examples']:,}, at step {record.answers['step']:,}.", True
+            )
             names = [name for name in chosen[0] if name != "right"]
             found.table(names, [[sample.get(name, "") for name in names] for sample in chosen], is_text=True)
 

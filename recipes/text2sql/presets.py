@@ -37,7 +37,7 @@ def presets() -> dict[str, dict[str, Any]]:
             "num_train_epochs": 4.0,
             "learning_rate": 2e-3,
             "logging_steps": 50,
-            "eval_steps": 0,
+            "eval_steps": 250,
             "metric_for_best_model": "execution_accuracy/seen",
         },
         "geography": {

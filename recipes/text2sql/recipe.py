@@ -314,6 +314,12 @@ class Recipe(runner.recipe.Recipe):
 
         return score(rows)
 
+    def samples(self, rows: list[dict[str, Any]]) -> list[dict[str, object]]:
+        """Three right and three wrong answers, with the gold query and the rows of both."""
+        from recipes.text2sql.scoring.samples import samples
+
+        return samples(rows)
+
     def answer(self, model: PreTrainedModel, request: Request) -> str:
         """The SQL for each question, and its rows as a table."""
         from recipes.text2sql import answering

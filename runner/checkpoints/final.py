@@ -149,13 +149,35 @@ def _fill_final(
     write_manifest(draft)
 
 
+def _scores_in_words(run: Run, origin: Origin) -> str:
+    """The scores of the weights as a table, with their split and step; a sentence where they were not evaluated."""
+    events = read_lines(Path(run.settings.output_dir or "") / "metrics.jsonl")
+    found = [line for line in events if line["step"] == origin.step and line["split"] == "eval"]
+    if not found:
+        return "These weights were not evaluated.\n\n"
+    scores = {name: value for name, value in found[-1].items() if name not in ("step", "split")}
+    lines = [f"| {name} | {'not a number' if value is None else f'{value:.4f}'} |" for name, value in scores.items()]
+    chosen = (
+        f"The evaluation with the best `{origin.metric}` chose these weights on this split"
+        if origin.is_best
+        else ("The settings may have been chosen on this split")
+    )
+    return (
+        f"## Scores\n\nOn the {len(run.eval_data):,} examples of the validation split, at step {origin.step:,}:\n\n"
+        f"| metric | score |\n| --- | --- |\n{chr(10).join(lines)}\n\n"
+        f"{chosen}: expect lower scores on other data. `relay evaluate --split test` scores a split that chose "
+        "nothing, where the recipe has one.\n\n"
+    )
+
+
 def model_card(run: Run, config: Config, origin: Origin) -> str:
-    """A short README.md for the final model."""
+    """A README.md for the final model: what it is, its scores with metric, split and step, and what they do not say."""
     return (
         f"---\nlibrary_name: transformers\ntags: [relay, {config.recipe_name}]\n---\n\n"
         f"# {Path(run.settings.output_dir or 'model').name}\n\n"
         f"Trained with Relay, recipe `{config.recipe_name}`, preset `{config.preset or 'default'}`, "
         f"{run.state.step} steps of {run.lanes.batch_size} examples.\n\n"
         f"These are the weights of {origin}.\n\n"
+        f"{_scores_in_words(run, origin)}"
         "`config.yaml` repeats the run: `relay train --config config.yaml --output_dir NEW`.\n"
     )

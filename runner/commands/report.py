@@ -18,6 +18,8 @@ class ReportSettings:
     """Folder of a run, such as runs/NAME; it may stand alone, without the flag. Folders of other runs may follow it."""
     output: str | None = None
     """File to write; report.html in the run's folder when not given, or of several runs beside the first one's."""
+    text: bool = False
+    """Print scores, and right and wrong answers, instead of writing a page."""
 
 
 def main(arguments: list[str]) -> None:
@@ -31,6 +33,9 @@ def main(arguments: list[str]) -> None:
     if output is not None and output.is_dir():
         raise ConfigError(f"output is {output}, a folder: type --output with a file that ends in .html.")
     try:
+        if settings.text:
+            print("\n\n".join(report.in_words(Path(folder)) for folder in (settings.run, *others)))
+            return
         print(report.write(Path(settings.run), *map(Path, others), output=output))
     except FileNotFoundError as error:
         raise ConfigError(f"There is no {error.args[0]}: type relay report with the folder of a run.") from None

@@ -108,7 +108,10 @@ def test_final_has_the_best_weights_and_everything_says_so(
     score = metrics(run, "eval")[0]["mae"]
     said = f"step 10 of 24, mae {score:.4f} (the best)"
     assert f"final/ has the weights of {said}" in output(run)
-    assert said in (run / "final" / "README.md").read_text(encoding="utf-8")
+    card = (run / "final" / "README.md").read_text(encoding="utf-8")
+    assert (
+        said in card and f"| mae | {score:.4f} |" in card and "31 examples of the validation split, at step 10" in card
+    )
     assert "final/ has the weights of step 10, the best" in (run / "report.html").read_text(encoding="utf-8")
     assert "final: best" in (run / "config.yaml").read_text(encoding="utf-8")
     for words in (["evaluate", "--checkpoint", str(run)], ["export", "--checkpoint", str(run), "--output", f"{run}-x"]):

@@ -121,7 +121,7 @@ def test_metrics_by_layer_become_cells_and_odd_numbers_do_no_harm(tmp_path: Path
         tmp_path,
         {"step": 1, "split": "train", "loss": 2.0, "load": [[1.0, 2.0], [3.0, None]], "huge": 2e34, "same": [1.0, 1.0]},
         {"step": 2, "split": "train", "loss": None, "load": [[1.0, 2.0], [3.0, 4.0]], "same": [1.0, 1.0]},
-        {"step": 2, "split": "eval", "loss": math.nan, "score<&>": 0.5},
+        {"step": 2, "split": "eval", "loss": math.nan, "score<&>": 0.5, "</script>": 1.0},
         {"step": 3, "split": "eval", "loss": 1.0, "score<&>": 0.5, "</script>": 1.0},
     )  # fmt: skip
     page = report.write(tmp_path).read_text(encoding="utf-8")
@@ -163,10 +163,23 @@ def test_samples_stand_in_tables_right_and_wrong(tmp_path: Path) -> None:
     write_events(tmp_path, {"step": 1, "split": "train", "loss": 2.0})
     samples = [{"right": True, "question": "a < b?", "answer": "yes"}]
     samples += [{"right": False, "question": "c?", "answer": "no"}]
-    (tmp_path / "samples.json").write_text(json.dumps(samples), encoding="utf-8")
+    content = {"step": 1, "examples": 20, "samples": samples}
+    (tmp_path / "samples.json").write_text(json.dumps(content), encoding="utf-8")
     page = report.write(tmp_path).read_text(encoding="utf-8")
     assert "<td>a &lt; b?</td><td>yes</td>" in page.partition("Right answers")[2].partition("Wrong answers")[0]
     assert "<td>c?</td><td>no</td>" in page.partition("Wrong answers")[2]
+    text = report.in_words(tmp_path)
+    assert re.search(r"a right answer, at step 1\n  question:\s+a < b\?\n  answer:\s+yes\n", text)
+    assert re.search(r"a wrong answer, at step 1\n  question:\s+c\?\n  answer:\s+no$", text)
+
+
+def test_text_has_the_scores_of_the_weights_in_final(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(run), "--text"]) == 0
+    printed = capsys.readouterr().out
+    event = metrics(run, "eval")[-1]
+    assert f"scores on the validation split at step {event['step']}" in printed
+    assert re.search(rf"\n  mae\s+{event['mae']:.4g}\n", printed)
+    assert "best mae" in printed
 
 
 def test_the_state_is_found_where_pointers_are_files(tmp_path: Path) -> None:
