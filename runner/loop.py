@@ -35,6 +35,7 @@ def train(run: Run) -> None:
         if not state.evaluation_due:
             started = time.monotonic()
             lanes = run.in_hand = [next(fetched) for _ in run.share]
+            waited = time.monotonic() - started
             totals = sync_step(run, lanes)
             if totals.stop:
                 save_and_stop(run, totals.stop)
@@ -42,6 +43,7 @@ def train(run: Run) -> None:
             gradient_norm = update(run, loss, totals)
             record_step(run, lanes, totals)
             speed.add(totals.examples, totals.tokens, time.monotonic() - started)
+            run.watch.add_step(waited, time.monotonic() - started)
             if math.isfinite(gradient_norm):
                 losses.append(loss)
             run.progress.advance(state.step)
@@ -123,6 +125,9 @@ def evaluate_and_track_best(run: Run) -> bool:
         write_samples(run, rows, is_best)
     run.progress.evaluation(state.step, scores, run.best_metric, comparison(run, is_best), epoch_of(run).get("epoch"))
     run.progress.best(state.best_score, state.best_step)
+    is_sampled = run.settings.max_eval_examples is not None
+    for line in run.watch.after_evaluation(state.step, scores.get("loss", math.nan), len(run.eval_data), is_sampled):
+        run.progress.print_line(f"note: {line}")
     track(run, "eval", scores)
     return is_best
 

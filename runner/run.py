@@ -18,6 +18,7 @@ from runner.progress import Progress
 from runner.recipe import Data, Example, Recipe
 from runner.settings import RunSettings
 from runner.tree import Tree
+from runner.watching import Watch
 
 
 @dataclasses.dataclass
@@ -53,6 +54,8 @@ class Run:
     """With --deterministic: adds up the lanes' gradients, instead of DDP."""
     statistics: torch.Tensor | None = None
     """The sum of `Loss.statistics` over this process's lanes of the current step."""
+    watch: Watch = dataclasses.field(default_factory=Watch)
+    """The curves so far, and what was said about them."""
     remark: str | None = None
     """What the recipe last had to say about its numbers."""
     skipped_in_a_row: int = 0

@@ -11,6 +11,7 @@ import torch
 from runner.config import Config
 from runner.log import Speed
 from runner.run import Run
+from runner.schedule import num_warmup_steps
 
 
 def log_step(
@@ -65,11 +66,33 @@ def log_step(
     if run.ledger is not None:
         run.ledger.flush()
     run.progress.step(step, values, mean_loss, max(len(losses), 1))
+    watch_step(run, mean_loss)
     remark = run.recipe.remark(step, values)
     if remark is not None and remark != run.remark:
         run.progress.print_line(remark)
     run.remark = remark
     track(run, "train", values)
+
+
+def watch_step(run: Run, mean_loss: float) -> None:
+    """Print what the numbers of a logged step show, if it is new."""
+    for lane in run.in_hand:
+        mask = lane.batch.tensors.get("attention_mask")
+        if mask is not None and mask.ndim == 2 and not mask.is_floating_point():
+            run.watch.add_padding(int((mask == 0).sum()), mask.numel())
+    run.watch.warmup_steps = num_warmup_steps(run.settings, run.max_steps)
+    share = memory_share(run.hardware.device)
+    for line in run.watch.after_log(run.state.step, mean_loss, run.settings.num_workers, share):
+        run.progress.print_line(f"note: {line}")
+
+
+def memory_share(device: torch.device) -> float | None:
+    """The share of the memory that is taken: of the GPU's, or of this machine's; None where it is not known."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        # What torch has reserved and does not use is free for it.
+        return 1 - (free + torch.cuda.memory_reserved(device) - torch.cuda.max_memory_allocated(device)) / total
+    return None if device.type == "mps" else psutil.virtual_memory().percent / 100
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # a file not named here is taken for one of the layer "torch".
 LAYERS = {
     "plain": {"errors", "settings", "config", "recipe", "registry", "lanes", "schedule", "log", "signals", "report"}
-    | {"progress"}
+    | {"progress", "watching"}
     | {"fields", "command_line", "yaml_file", "other_tools", "help_page"}
     | {"run_folder", "urls", "parts", "checkpoints.state", "checkpoints.pointers", "checkpoints.disk"},
     "torch": {"optim", "tree", "memory", "sharding", "checkpoints.tensors"},
