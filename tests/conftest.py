@@ -6,9 +6,11 @@ import tempfile
 
 from jaxtyping import install_import_hook
 
-# A shell starts what runs in its background with Ctrl-C ignored, and the trainings of the tests would inherit that.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts what runs in its background with Ctrl-C ignored, and nohup what it starts with SIGHUP ignored. The
+# trainings of the tests would inherit that.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 # Before torch is imported by anything: two threads on two busy cores are many times slower than one.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -80,6 +80,8 @@ class Recipe(runner.recipe.Recipe):
     """Put something into each micro-batch that cannot be sent to another process."""
     broken_process: int = -1
     """The process that meets a row which is broken; -1: none."""
+    num_test_rows: int = 31
+    """Rows of the test split."""
     most_rows: int = 0
     """Rows that fit into the pretended memory; 0: any number."""
     model_settings: ModelSettings = ModelSettings()
@@ -91,7 +93,8 @@ class Recipe(runner.recipe.Recipe):
         if self.num_rows == 0:
             raise DataError("num_rows is 0: type --num_rows with at least 1.")
         generator = torch.Generator().manual_seed(1 if split == "train" else 2)
-        rows = torch.randn(self.num_rows if split == "train" else 31, 4, generator=generator)
+        number_of_rows = {"train": self.num_rows, "test": self.num_test_rows}.get(split, 31)
+        rows = torch.randn(number_of_rows, 4, generator=generator)
         targets = rows.sum(1) ** 2
         if split != "train" and self.nan_from_row >= 0:
             targets[self.nan_from_row :] = torch.nan

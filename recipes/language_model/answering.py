@@ -212,7 +212,8 @@ def changed(request: GenerationRequest, words: list[str]) -> GenerationRequest:
         print(f"Commands: /{' N, /'.join(NUMBERS)} N, /status or /quit.")
         return request
     except ConfigError as error:
-        print(error)
+        # In a conversation, commands take the place of flags.
+        print(str(error).replace("type --", "type /"))
         return request
     print(f"{name} = {getattr(new, name)}")
     return new

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -81,6 +82,31 @@ def test_evaluate_gives_the_scores_of_the_training_and_a_row_per_example(
     for name in ("loss", "mae", "rows"):
         assert math.isclose(float(printed[name]), last[name], abs_tol=1e-4)
     assert len(rows.read_text(encoding="utf-8").splitlines()) == 31
+
+
+def test_a_split_without_examples_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in (run, run / "final", run / "checkpoint-latest"):
+        assert main(["evaluate", str(folder), "--split", "test", "--num_test_rows", "0"]) == 2
+        message = capsys.readouterr().err
+        assert f"The test split of {folder} has no examples" in message and "--split" in message
+    assert main(["evaluate", str(run), "--split", "train", "--streamed", "true"]) == 2
+    assert "is read as a stream, which has no end to score" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_there_is_nothing_to_average_with_fewer_than_two_checkpoints(
+    left: int, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, symlinks=True)
+    folders = sorted(copy.glob("checkpoint-[0-9]*"), key=lambda folder: int(folder.name.split("-")[1]))
+    assert len(folders) > 1
+    for folder in folders[: len(folders) - left]:
+        shutil.rmtree(folder)
+    assert main(["average", str(copy), "--best", "3", "--output", str(tmp_path / "mean")]) == 2
+    message = capsys.readouterr().err
+    wanted = "Only one checkpoint" if left else "There is no checkpoint"
+    assert wanted in message and str(copy) in message and not (tmp_path / "mean").exists()
 
 
 def test_a_reader_that_has_seen_enough_is_no_traceback(run: Path) -> None:

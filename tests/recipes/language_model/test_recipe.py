@@ -532,7 +532,11 @@ def test_a_conversation_changes_its_settings(writer: tuple[Recipe, Any], monkeyp
     shown = capsys.readouterr().out
     greedy = recipe.answer(decoder, request(prompt="Anna", temperature=0.0))
     assert "temperature = 0.5\n" in shown and "temperature = 0.0  top_k = 7  top_p = 1.0" in shown
-    assert "temperature = 0.0" in shown and "top_p above 0" in shown and greedy in shown
+    assert (
+        "temperature = 0.0" in shown
+        and "top_p is 7.0: type /top_p with a number above 0 to 1" in shown
+        and greedy in shown
+    )
 
 
 def test_a_model_that_has_learnt_to_end_stops(tmp_path: Path, stories: Path) -> None:

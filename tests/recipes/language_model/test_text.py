@@ -196,7 +196,10 @@ def test_characters_of_the_validation_text_that_training_lacks_are_told(
 
 @pytest.mark.parametrize("size", ["100", "258", "-5", "0", "two", "1e4", "", "99999999999999999999", "1000001"])
 def test_a_vocabulary_that_cannot_be_is_refused(size: str) -> None:
-    with pytest.raises(ConfigError, match=r"vocab_size is .*type a number from 259 to 1,000,000, or auto"):
+    with pytest.raises(
+        ConfigError,
+        match=r"vocab_size is .*: type --tokenizer.vocab_size with a whole number from 259 to 1000000, or auto",
+    ):
         TokenizerSettings(vocab_size=size)
     assert TokenizerSettings(vocab_size="259").vocab_size == "259"
     wrong: list[dict[str, Any]] = [{"max_vocab_size": 3}, {"train_examples": 0}, {"path": "somewhere"}]

@@ -550,7 +550,7 @@ def test_bias_and_randomness_do_not_know_the_processes_and_are_resumed(data: Pat
 
 @pytest.mark.slow
 def test_a_run_says_that_its_experts_collapse(data: Path, tmp_path: Path) -> None:
-    flags = ("--router_aux_loss_coef", "-3", "--learning_rate", "0.02", "--max_steps", "26", "--max_grad_norm", "0")
+    flags = ("--router_aux_loss_coef", "0", "--learning_rate", "0.3", "--max_steps", "26", "--max_grad_norm", "0")
     train(data, tmp_path / "run", *flags, "--model.num_local_experts", "8", "--model.num_experts_per_tok", "1")
     assert output(tmp_path / "run").count("experts collapse in layer") >= 1
     assert "--router_aux_loss_coef" in output(tmp_path / "run")
