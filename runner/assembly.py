@@ -17,6 +17,7 @@ from runner.checkpoints.state import State
 from runner.checkpoints.tensors import read_tensors
 from runner.checkpoints.trained import copy_assets, find_weights
 from runner.config import Config, yaml_of
+from runner.deferred import Deferred, built
 from runner.errors import CheckpointError, ConfigError, DataError
 from runner.fetching import examples_per_epoch, has_own_order, indexed_split, is_stream, order_of, warnings_of
 from runner.hardware import Hardware, open_hardware, seed_everything
@@ -74,9 +75,15 @@ def build_run(config: Config, hardware: Hardware, signals: Any, found: Path | No
     eval_data = sampled(indexed_split(recipe, "validation"), settings.max_eval_examples)
     lanes, max_steps = plan_steps(settings, train_data, state)
     state.record(lanes)
-    model = first_weights(recipe, settings, fresh=found is None)
+    deferred = None
+    if hardware.is_sharded:
+        model, deferred = deferred_weights(recipe, settings, fresh=found is None)
+    else:
+        model = first_weights(recipe, settings, fresh=found is None)
     recipe.use_precision(model, hardware.precision)
-    run = build_loop_parts(config, hardware, recipe, model, lanes, train_data, eval_data, max_steps, state, signals)
+    run = build_loop_parts(
+        config, hardware, recipe, model, lanes, train_data, eval_data, max_steps, state, signals, deferred
+    )
     if found is not None:
         restore(run, found)
     run.notes = [*data_notes, *warnings_of(train_data, max_steps * lanes.batch_size), *([first] if first else [])]
@@ -97,6 +104,16 @@ def first_weights(recipe: Recipe, settings: RunSettings, fresh: bool = True) -> 
     A model that is not `fresh` gets the weights of a checkpoint afterwards: `init_from` need not be there any more.
     """
     seed_everything(key(settings.seed, "weights"))
+    return _build_first(recipe, settings, fresh)
+
+
+def deferred_weights(recipe: Recipe, settings: RunSettings, fresh: bool = True) -> tuple[nn.Module, Deferred | None]:
+    """The model of `first_weights`, whose large tensors have no content before they are sharded."""
+    seed = key(settings.seed, "weights")
+    return built(lambda: seed_everything(seed), lambda: _build_first(recipe, settings, fresh))
+
+
+def _build_first(recipe: Recipe, settings: RunSettings, fresh: bool) -> nn.Module:
     model = recipe.model()
     if settings.gradient_checkpointing:
         enable_gradient_checkpointing(model)
@@ -283,6 +300,7 @@ def build_loop_parts(
     max_steps: int,
     state: State,
     signals: Any,
+    deferred: Deferred | None = None,
 ) -> Run:
     """Everything that the loop needs, prepared by accelerate."""
     from runner.optim import optimizer as optimizer_of
@@ -298,7 +316,7 @@ def build_loop_parts(
         prepared, optimizer = model.to(hardware.device), optimizer_of(model, settings, hardware.device)
     elif hardware.is_sharded:
         tree = None
-        prepared = shard(model.to(hardware.device), hardware.device.type, hardware.num_processes)
+        prepared = shard(model, hardware.device, hardware.num_processes, hardware.precision, deferred)
         optimizer = optimizer_of(prepared, settings, hardware.device)
     else:
         tree = None
@@ -310,8 +328,7 @@ def build_loop_parts(
     bare_model = cast(nn.Module, accelerator.unwrap_model(prepared, keep_torch_compile=False))
     if settings.torch_compile:
         prepared = cast(nn.Module, torch.compile(prepared))
-    weight_bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    in_shards = weight_bytes >= 2e9 if settings.save_in_shards is None else settings.save_in_shards
+    in_shards = settings.save_in_shards is not False
     best_metric = settings.metric_for_best_model or recipe.best_metric
     return Run(
         settings=settings,

@@ -3,6 +3,7 @@
 It changes nothing in training: every lane seeds its own random numbers, and no order is shared.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from runner.fetching import take
 from runner.hardware import Hardware, seed_everything
 from runner.lanes import key
 from runner.recipe import Batch, Example, Loss, Recipe, Row
-from runner.sharding import whole
+from runner.sharding import in_turns, parts_of, whole
 
 
 class StopEvaluation(Exception):
@@ -63,7 +64,16 @@ def evaluate_rows(
     rows: list[tuple[int, Row]] = []
     sums: list[tuple[int, float, float]] = []
     is_stopped = False
-    with whole(model), torch.no_grad(), hardware.accelerator.autocast():
+    takes_turns = recipe.evaluates_in_shards and bool(parts_of(model)) and not hasattr(model, "peft_config")
+
+    def meet(is_busy: bool) -> bool:
+        busy, asked = hardware.sum([is_busy, asked_to_stop()])
+        if asked:
+            raise StopEvaluation
+        return busy > 0
+
+    gathering = in_turns(model, meet) if takes_turns else whole(model)
+    with gathering as others, torch.no_grad(), hardware.accelerator.autocast():
         # None: on a terminal only.
         silent = None if shows_progress and hardware.is_main else True
         for turn in tqdm(range(rounds), unit="batch", dynamic_ncols=True, disable=silent, delay=1):
@@ -77,11 +87,14 @@ def evaluate_rows(
             seed_everything(key(0, "evaluation", number))
             batch = on_device(recipe.collate(take(dataset, ids)), hardware.device)
             try:
-                with stoppable(asked_to_stop):
+                # A process that takes turns stops where all of them meet.
+                with contextlib.nullcontext() if takes_turns else stoppable(asked_to_stop):
                     loss = Loss.of(recipe.loss(model, batch))
                     batch.outputs = loss.outputs
                     sums.append((number, float(loss.sum), float(batch.weight)))
                     rows += zip(ids, recipe.predict(model, batch), strict=True)
+                    if others is not None:
+                        others()
             except StopEvaluation:
                 is_stopped = True
     model.train()

@@ -183,6 +183,10 @@ class Recipe:
     """Whether the loss of an example depends on the others of its micro-batch (pairwise distances). The runner never
     splits such a micro-batch when memory runs out."""
 
+    evaluates_in_shards: ClassVar[bool] = False
+    """Whether `predict` computes only by calling the whole model, which calls its layers in the same order each time.
+    FSDP then gathers one layer at a time in evaluation; else every process holds the whole model there."""
+
     memory_advice: ClassVar[str] = "Lower --micro_batch_size, or the recipe's length limits (--help)."
     """What to type when memory runs out: the settings of this recipe that memory grows with."""
 

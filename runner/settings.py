@@ -104,7 +104,7 @@ class RunSettings:
     save_every: Literal["steps", "epoch"] = "steps"
     """epoch: save a checkpoint at the end of each epoch, instead of every save_steps."""
     save_in_shards: bool | None = None
-    """FSDP: every process writes its own shard of a checkpoint; on from 2 GB of weights when not given."""
+    """FSDP: every process writes its own shard of a checkpoint; on when not given."""
     save_total_limit: AtLeast1 | None = None
     """How many of the newest checkpoints to keep, beside the best one; none: all."""
     early_stopping_patience: AtLeast1 | None = None

@@ -194,10 +194,8 @@ def mean_logs(parts: Sequence[tuple[float, Mapping[str, Any]]]) -> dict[str, Any
 @contextmanager
 def reduction(run: Run, now: bool) -> Iterator[None]:
     """The context of a backward pass: whether DDP reduces its gradients at the end."""
-    if hasattr(run.model, "set_requires_gradient_sync"):
-        run.model.set_requires_gradient_sync(now)  # type: ignore[operator]
-        yield
-    elif now or run.tree is not None:
+    # FSDP2 reduces each lane's gradients: kept until the last lane, they would be as large as the whole model.
+    if now or run.tree is not None or run.hardware.is_sharded:
         yield
     else:
         with run.hardware.accelerator.no_sync(run.model):

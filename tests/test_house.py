@@ -30,7 +30,7 @@ LAYERS = {
     | {"progress", "watching"}
     | {"fields", "command_line", "yaml_file", "other_tools", "help_page"}
     | {"run_folder", "urls", "parts", "checkpoints.state", "checkpoints.pointers", "checkpoints.disk"},
-    "torch": {"optim", "tree", "memory", "sharding", "checkpoints.tensors"},
+    "torch": {"optim", "tree", "memory", "deferred", "sharding", "checkpoints.tensors"},
     "accelerate": {"hardware", "evaluation", "fetching", "run", "step", "tracking", "loop"}
     | {"checkpoints.folders", "checkpoints.bucket", "checkpoints.saver", "checkpoints.final"},
     "run": {

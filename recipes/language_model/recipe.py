@@ -56,6 +56,7 @@ class Recipe(runner.recipe.Recipe):
     """Folder of the tokenizer; the runner sets it."""
 
     best_metric: ClassVar[str] = "bits_per_byte"
+    evaluates_in_shards: ClassVar[bool] = True
     first_settings: ClassVar[Sequence[str]] = (
         "data.source", "data.max_seq_length", "tokenizer.kind", "model.pretrained", "model.hidden_size"
     )  # fmt: skip

@@ -57,6 +57,7 @@ class Recipe(runner.recipe.Recipe):
 
     Request: ClassVar[type] = Request
     best_metric: ClassVar[str] = "execution_accuracy"
+    evaluates_in_shards: ClassVar[bool] = True
     changeable_settings: ClassVar[frozenset[str]] = frozenset(
         f"data.{name}"
         for name in (

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from runner.errors import CheckpointError
@@ -127,8 +127,12 @@ def save_model(model: nn.Module, folder: Path) -> None:
 
 def _assign(target: torch.Tensor, value: torch.Tensor) -> None:
     if isinstance(target, DTensor):
-        value = distribute_tensor(value.to(target.device, target.dtype), target.device_mesh, target.placements)
-    target.copy_(value)
+        # Every process reads the whole tensor or a part of its file: nothing is sent.
+        shape, at = compute_local_shape_and_global_offset(target.shape, target.device_mesh, target.placements)
+        own = tuple(slice(first, first + size) for first, size in zip(at, shape, strict=True))
+        target.to_local().copy_(value[own])
+    else:
+        target.copy_(value)
 
 
 def _some(names: list[str]) -> str:
