@@ -38,7 +38,6 @@ def presets() -> dict[str, dict[str, Any]]:
             "learning_rate": 2e-3,
             "logging_steps": 50,
             "eval_steps": 250,
-            "metric_for_best_model": "execution_accuracy/seen",
         },
         "geography": {
             **_sizes(192, 3, 6, 6, 4, 192, 1000),

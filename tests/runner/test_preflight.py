@@ -194,12 +194,12 @@ def test_doctor_makes_the_checks_of_a_training(tmp_path: Path, capsys: pytest.Ca
     folder = str(tmp_path / "run")
     assert main(["doctor"]) == 0
     assert main(["doctor", "language_model", "--output_dir", folder]) == 0
-    assert "All 3 checks passed." in capsys.readouterr().out
+    assert "All 7 checks passed." in capsys.readouterr().out
     words = ["--metric_for_best_model", "f1", "--upload_to", f"file://{tmp_path}/bucket"]
     assert main(["doctor", "language_model", "--output_dir", folder, *words]) == 2
     printed = capsys.readouterr().out
     assert "WRONG   metric_for_best_model" in printed and "ok      upload_to" in printed
-    assert "1 of 4 checks failed." in printed
+    assert "1 of 8 checks failed." in printed
 
 
 def test_three_lines_are_the_most(monkeypatch: pytest.MonkeyPatch) -> None:
