@@ -153,10 +153,7 @@ def wrong_processes(limit_seconds: float = 60.0, program: str = PAIR) -> str | N
     from runner.trials import free_port
 
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    environment |= {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-    }
+    environment |= {"OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen(
             [sys.executable, "-c", program],
@@ -176,8 +173,9 @@ def wrong_processes(limit_seconds: float = 60.0, program: str = PAIR) -> str | N
         for process in started:
             if process.poll() is None:
                 process.kill()
-            # Also where it has ended: its pipe is closed.
-            process.communicate()
+                process.wait()
+            if process.stderr is not None:
+                process.stderr.close()
     if all(process.returncode == 0 for process in started):
         return None
     last = next((text.strip().splitlines()[-1] for text in errors if text.strip()), "they added up wrong numbers")
@@ -187,7 +185,7 @@ def wrong_processes(limit_seconds: float = 60.0, program: str = PAIR) -> str | N
 def missing_extras() -> dict[str, list[str]]:
     """The extras that are not installed, with the packages that they lack."""
     lacking = {extra: [name for name in names if not is_installed(name)] for extra, names in EXTRAS.items()}
-    return {extra: [DISTRIBUTIONS.get(name, name) for name in names] for extra, names in lacking.items() if names}
+    return {extra: [DISTRIBUTIONS.get(each) or each for each in names] for extra, names in lacking.items() if names}
 
 
 def extras_in_words(missing: dict[str, list[str]]) -> str:
