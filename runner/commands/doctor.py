@@ -45,12 +45,14 @@ SIDES = {"a small model": 128, "a large model": 1024}
 """Sides of the matrices that the number formats are timed with."""
 
 PAIR = """
-import datetime, sys, torch
+import datetime, os, torch
 import torch.distributed as dist
 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=30))
 total = torch.ones(3)
 dist.all_reduce(total)
-sys.exit(0 if total.tolist() == [2.0] * 3 else 1)
+dist.barrier()
+# At once: threads of the process group that are still there would end the process with an error of their own.
+os._exit(0 if total.tolist() == [2.0] * 3 else 1)
 """
 """What each of the two processes runs."""
 
