@@ -17,6 +17,7 @@ VERBS = {
     "check": "try on a few examples that a recipe keeps the contract",
     "evaluate": "score a trained model on a split, or files of predictions",
     "data": "download the data sets of a recipe",
+    "new": "write a recipe that trains, and its test, to start from",
     "recipes": "list the recipes and their presets",
     "average": "average the weights of a run's best checkpoints",
     "export": "write a trained model as a folder that other tools load",
