@@ -326,8 +326,8 @@ class Recipe:
         return ()
 
     def use_precision(self, model: nn.Module, precision: str) -> None:
-        """Prepare a model for training in `precision` ("no", "bf16" or "fp16"). The runner calls it once, before the
-        first step, on one device: a recipe may hold in bf16 what is frozen. The default changes nothing."""
+        """Prepare a model for training or scoring in `precision` ("no", "bf16" or "fp16"). The runner calls it once,
+        before the first step, on one device: a recipe may hold in bf16 what is frozen. The default changes nothing."""
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """Write the model into `folder` for other tools. The default uses `save_pretrained` where the model has it."""

@@ -16,12 +16,12 @@ from tyro.conf import Suppress
 import runner.recipe
 from recipes.language_model.settings import DataSettings, GenerationRequest, ModelSettings, TokenizerSettings
 from runner.errors import ConfigError, DataError
-from runner.parts.adapters import Base, LoraSettings, check_base, content_of, hold_base_in_bf16, with_adapters
+from runner.parts.adapters import BASE, LoraSettings, find_base, hold_base_in_bf16, record_base, with_adapters
 from runner.parts.cache import cache_folder
+from runner.parts.pretrained import arguments_of, find_pretrained
 from runner.recipe import Batch, Loss
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from recipes.language_model.data import PackedRow, PackedStream
     from recipes.language_model.text import Corpus
 
-BASE = "base.json"
-"""The file in the assets of a run with adapters that says where the weights of its base are."""
 HELD_AT_ONCE = 64_000_000
 """Bytes of data that are tokenised before the first step. Larger data are read as a stream."""
 
@@ -111,16 +109,12 @@ class Recipe(runner.recipe.Recipe):
 
     def _record_base(self, pretrained: str, assets: Path) -> None:
         """Describe the base in the assets: its architecture, or, of a run with adapters, where its weights are."""
-        from recipes.language_model import model
-
-        place = model.find_pretrained(pretrained)
         if self.lora.rank:
-            base = Base(path=pretrained, content=content_of(place))
-            (assets / BASE).write_text(json.dumps(base, indent=1) + "\n", encoding="utf-8")
+            record_base(pretrained, assets)
             return
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(**model.arguments_of(place))
+        config = AutoConfig.from_pretrained(**arguments_of(find_pretrained(pretrained)))
         (assets / "base_config.json").write_text(config.to_json_string(use_diff=False), encoding="utf-8")
 
     def _check_validation(self) -> None:
@@ -143,7 +137,7 @@ class Recipe(runner.recipe.Recipe):
 
     def _fit_tokenizer(self) -> PreTrainedTokenizerFast:
         from recipes.language_model import tokens
-        from recipes.language_model.model import find_pretrained, other_parameters
+        from recipes.language_model.model import other_parameters
 
         model = self.model_settings
         if model.pretrained and self.tokenizer_settings.kind != "path":
@@ -290,20 +284,16 @@ class Recipe(runner.recipe.Recipe):
 
         requested, assets = self.model_settings.pretrained or "", self.assets or Path("nowhere")
         if self.lora.rank and (assets / BASE).is_file():
-            base = Base(**json.loads((assets / BASE).read_text(encoding="utf-8")))
-            place = Path(requested) if model.is_path(requested) else model.find_pretrained(requested)
-            check_base(base, place)
-            return model.pretrained(place)
+            return model.pretrained(find_base(requested, assets))
         kept = assets / "base_config.json"
         if not Path(requested).exists() and kept.is_file():
             # The pretrained folder is gone, but the checkpoint holds its weights.
             return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(kept))
-        return model.pretrained(model.find_pretrained(requested))
+        return model.pretrained(find_pretrained(requested))
 
     def use_precision(self, model: nn.Module, precision: str) -> None:
         """Hold a frozen base in bf16, where products are computed in it."""
-        if precision == "bf16" and getattr(model, "base_is_elsewhere", False):
-            hold_base_in_bf16(cast("PeftModel", model))
+        hold_base_in_bf16(model, precision)
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         """Cross-entropy of the next tokens in nats, summed."""

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from runner.errors import ConfigError, DataError
 from runner.parts import adapters
+from runner.parts.pretrained import arguments_of, find_pretrained, read_pretrained
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -71,9 +72,10 @@ def drop_embeddings(model: "PreTrainedModel", dropout: float) -> None:
 # A model that was trained before -----------------------------------------------------------------------
 
 
-def keep_base(path: str, folder: Path, more_tokens: Sequence[str], is_plain: bool) -> None:
-    """Write the tokenizer of a trained model and its config: what a run's folder needs to say by itself what its model
-    is. Raises DataError where they cannot be read.
+def keep_base(requested: str, folder: Path, more_tokens: Sequence[str], is_plain: bool, has_adapters: bool) -> None:
+    """Write the tokenizer of a trained model, and its config, or, of a run with adapters, where its weights are.
+
+    Raises DataError where they cannot be read.
 
     The tokenizer gets the tokens of Relay's prompts and `more_tokens`; where prompts are plain, only if it has them.
     """
@@ -81,11 +83,13 @@ def keep_base(path: str, folder: Path, more_tokens: Sequence[str], is_plain: boo
 
     from recipes.text2sql.prompts import prompt
 
+    place = find_pretrained(requested)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
+        tokenizer = AutoTokenizer.from_pretrained(**arguments_of(place))
+        config = AutoConfig.from_pretrained(**arguments_of(place))
+    # Readers raise errors of their own.
+    except Exception as error:
+        raise _unreadable(requested, error) from None
     if tokenizer.eos_token_id is None:
         tokenizer.add_special_tokens({"eos_token": "<eos>"})
     if tokenizer.pad_token_id is None:
@@ -94,6 +98,9 @@ def keep_base(path: str, folder: Path, more_tokens: Sequence[str], is_plain: boo
         ours = [token for token in prompt.SPECIAL_TOKENS if token not in ("<pad>", "<eos>")]
         tokenizer.add_tokens([*ours, *more_tokens], special_tokens=True)
     tokenizer.save_pretrained(folder)
+    if has_adapters:
+        adapters.record_base(requested, folder)
+        return
     (folder / "base_config.json").write_text(config.to_json_string(use_diff=False), encoding="utf-8")
 
 
@@ -105,20 +112,19 @@ def _unreadable(path: str, error: Exception) -> DataError:
 
 
 def pretrained(
-    path: str, tokenizer: "PreTrainedTokenizerBase | None", assets: Path | None
+    requested: str, tokenizer: "PreTrainedTokenizerBase | None", assets: Path | None, has_adapters: bool
 ) -> tuple["PreTrainedModel", list[int]]:
     """A trained decoder in fp32, and which tokens it has not seen before. Raises DataError where it cannot be read."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     kept = assets and assets / "base_config.json"
-    try:
-        if not Path(path).exists() and kept and kept.is_file():
-            # The base has been moved away; its weights are in the checkpoint as well.
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(kept))
-        else:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
+    if has_adapters and assets and (assets / adapters.BASE).is_file():
+        model = read_pretrained(adapters.find_base(requested, assets))
+    elif not Path(requested).exists() and kept and kept.is_file():
+        # The base has been moved away; its weights are in the checkpoint as well.
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(kept))
+    else:
+        model = read_pretrained(find_pretrained(requested))
     # Ours is added, per layer and with padding masked.
     if hasattr(model.config, "router_aux_loss_coef"):
         model.config.router_aux_loss_coef = 0.0
@@ -128,10 +134,28 @@ def pretrained(
     assert isinstance(embedding, nn.Embedding)
     known = len(embedding.weight)
     if len(tokenizer) > known:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        _add_rows(model, tokenizer, known)
     for config in (model.config, model.generation_config):
         config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     return model, list(range(known, len(tokenizer)))
+
+
+@torch.no_grad()
+def _add_rows(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", known: int) -> None:
+    """Give each new token the mean of the embeddings of its name's pieces, in both tables.
+
+    So the rows depend on the base alone, and a checkpoint with adapters need not hold those that do not train.
+    """
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    found = [cast(Tensor, module.weight) for module in modules if module is not None]
+    # Input and output may be one matrix.
+    tables = {id(table): table for table in found}.values()
+    for token in range(known, len(tokenizer)):
+        name = str(tokenizer.convert_ids_to_tokens(token)).strip("<>")
+        pieces = [each for each in tokenizer(name, add_special_tokens=False)["input_ids"] if each < known]
+        for table in tables:
+            table[token] = table[pieces].mean(0) if pieces else 0.0
 
 
 def config_of(model: nn.Module) -> "PretrainedConfig":
@@ -139,7 +163,9 @@ def config_of(model: nn.Module) -> "PretrainedConfig":
     return cast("PretrainedConfig", (model if hasattr(model, "config") else model.get_submodule("module")).config)
 
 
-def with_adapters(model: "PreTrainedModel", settings: "LoraSettings", new_tokens: list[int]) -> "PreTrainedModel":
+def with_adapters(
+    model: "PreTrainedModel", settings: "LoraSettings", new_tokens: list[int], base_is_elsewhere: bool
+) -> "PreTrainedModel":
     """Low-rank adapters on a frozen model, of attention and experts alike; the embeddings of new tokens train.
 
     Raises ConfigError where the settings do not fit the model. Source: Hu et al. 2021 (LoRA), arXiv 2106.09685.
@@ -155,7 +181,7 @@ def with_adapters(model: "PreTrainedModel", settings: "LoraSettings", new_tokens
             f"lora.dropout is {settings.dropout}, which adapters of experts and routers cannot have:\n"
             "type --lora.dropout 0, or --lora.experts false and no --lora.router."
         )
-    adapted = adapters.with_adapters(model, settings, _linear(model), parameters, new_tokens)
+    adapted = adapters.with_adapters(model, settings, _linear(model), parameters, new_tokens, base_is_elsewhere)
     # PEFT's class passes on what it does not define itself.
     return cast("PreTrainedModel", adapted)
 
@@ -173,12 +199,17 @@ def _linear(model: "PreTrainedModel") -> list[str]:
 @torch.no_grad()
 def inherit(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put the weights of another stage into the model. Raises ConfigError where they are another model's."""
-    persistent = model.state_dict(keep_vars=True)
+    elsewhere = set()
+    if getattr(model, "base_is_elsewhere", False):
+        elsewhere = {name for name, value in model.named_parameters() if not value.requires_grad}
+    if any(name in tensors or _plain_name(name) in tensors for name in elsewhere):
+        # The weights that are given hold a base of their own, which checkpoints have to hold from now on.
+        model.base_is_elsewhere, elsewhere = False, set()  # type: ignore[assignment]
+    persistent = model.state_dict(keep_vars=True).keys() - elsewhere
     named = [*model.named_parameters(), *model.named_buffers()]
     unused, missing = set(tensors), []
     for name, target in [(name, value) for name, value in named if name in persistent]:
-        plain = name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".token_adapter", "")
-        source = name if name in tensors else plain
+        source = name if name in tensors else _plain_name(name)
         if source in tensors and tensors[source].shape == target.shape:
             target.copy_(tensors[source])
             unused.discard(source)
@@ -191,3 +222,8 @@ def inherit(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             "Give the same model settings; of final/, or of a run with adapters, type relay export, and\n"
             "--model.pretrained with the folder that it wrote."
         )
+
+
+def _plain_name(name: str) -> str:
+    """The name that a parameter has in a model without adapters."""
+    return name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".token_adapter", "")

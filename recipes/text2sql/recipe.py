@@ -31,6 +31,7 @@ from recipes.text2sql.settings import (
     settings_without_effect,
 )
 from runner.errors import ConfigError
+from runner.parts.adapters import BASE, hold_base_in_bf16
 from runner.parts.setting_types import NotNegative
 from runner.recipe import Batch, Loss, Source
 
@@ -121,7 +122,8 @@ class Recipe(runner.recipe.Recipe):
             if self.model_settings.pretrained:
                 from recipes.text2sql.model import keep_base
 
-                keep_base(self.model_settings.pretrained, folder, added_tokens(data), data.prompt != "tokens")
+                is_plain, has_adapters = data.prompt != "tokens", self.lora.rank > 0
+                keep_base(self.model_settings.pretrained, folder, added_tokens(data), is_plain, has_adapters)
             else:
                 vocab_size = self.tokenizer_settings.vocab_size
                 questions = load_questions(data, "train")
@@ -187,7 +189,7 @@ class Recipe(runner.recipe.Recipe):
         settings, tokenizer = self.model_settings, self.tokenizer if self.assets is not None else None
         added = []
         if settings.pretrained:
-            model, added = parts.pretrained(settings.pretrained, tokenizer, self.assets)
+            model, added = parts.pretrained(settings.pretrained, tokenizer, self.assets, self.lora.rank > 0)
         else:
             model = parts.build(
                 settings,
@@ -198,7 +200,15 @@ class Recipe(runner.recipe.Recipe):
             )
             parts.drop_embeddings(model, settings.dropout)
         experts.route(model, settings)
-        return parts.with_adapters(model, self.lora, added) if self.lora.rank else model
+        if not self.lora.rank:
+            return model
+        # Runs of version 0.1 have no record of their base: their checkpoints hold it.
+        is_elsewhere = self.assets is not None and (self.assets / BASE).is_file()
+        return parts.with_adapters(model, self.lora, added, is_elsewhere)
+
+    def use_precision(self, model: nn.Module, precision: str) -> None:
+        """Hold a frozen base in bf16, where products are computed in it."""
+        hold_base_in_bf16(model, precision)
 
     def inherit(self, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         """Load the weights of another stage; adapters and the balance bias start fresh where it has none."""
@@ -209,7 +219,7 @@ class Recipe(runner.recipe.Recipe):
     def export(self, model: PreTrainedModel, folder: Path) -> None:
         """Write the model for `from_pretrained`; the runner has merged adapters into its weights."""
         # Beside merged weights, it would make transformers look for adapters.
-        for name in ("adapter_config.json", "base_config.json"):
+        for name in ("adapter_config.json", "base_config.json", BASE):
             (folder / name).unlink(missing_ok=True)
         model.save_pretrained(folder)
 
@@ -235,16 +245,23 @@ class Recipe(runner.recipe.Recipe):
         routers = experts.routers_of(model)
         config = parts.config_of(model)
         asked = {"output_router_logits": True} if hasattr(config, "output_router_logits") else {}
-        # Prompts are not scored and their logits would take most of the memory: compute only the last positions'.
-        ids, kept = batch["input_ids"], batch["input_ids"].shape[1] - batch.extra.get("prompts", 1) + 1
+        # Prompts are not scored, and their logits would take most of the memory.
+        ids, labels = batch["input_ids"], batch["labels"][:, 1:]
+        if settings.pretrained:
+            # (kept,): positions before a token that some row is scored on.
+            kept = (labels != -100).any(0).nonzero().flatten()
+            labels = labels[:, kept]
+        else:
+            kept = ids.shape[1] - batch.extra.get("prompts", 1) + 1
+            labels = labels[:, 1 - kept :]
         output = model(
             input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False, logits_to_keep=kept, **asked
         )
         # At least fp32, whatever the model computes in.
-        logits = output.logits[:, :-1]  # (batch, kept - 1, vocab)
+        logits = output.logits[:, : labels.shape[1]]  # (batch, kept, vocab)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         total = torch.nn.functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]), batch["labels"][:, 1 - kept :].reshape(-1), ignore_index=-100,
+            logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=-100,
             reduction="sum",
         )  # fmt: skip
         if not asked:

@@ -82,6 +82,7 @@ def _score(recipe: Recipe, model: "nn.Module", settings: ScoringSettings, precis
         )
     data = sampled(split, settings.max_eval_examples)
     hardware = open_hardware(RunSettings(mixed_precision=settings.mixed_precision or precision))
+    recipe.use_precision(model, hardware.precision)
     found = evaluate_rows(
         recipe, model.to(hardware.device), data, hardware, settings.micro_batch_size, shows_progress=True
     )

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
 
 from runner.errors import CheckpointError, ConfigError
+from runner.parts.pretrained import find_pretrained, is_path
 from runner.parts.setting_types import AtLeast0, Commas, Positive, ShareBelow1, check_ranges
 
 if TYPE_CHECKING:
@@ -86,15 +88,20 @@ def with_adapters(
     return adapted
 
 
-def hold_base_in_bf16(model: PeftModel) -> None:
-    """Hold the frozen matrices of a base in bf16 where that changes no result of a training under bf16 autocast.
+def hold_base_in_bf16(model: nn.Module, precision: str) -> None:
+    """Hold the frozen matrices of a base in bf16, if `precision` is bf16 and the base lies elsewhere.
 
-    Autocast rounds the matrices of linear layers at each forward pass. Embeddings are held in bf16 if that is exact, as
-    it is where the base was saved in bf16.
+    It changes no result under bf16 autocast, which rounds the matrices of linear layers at each forward pass.
+    Embeddings are held in bf16 if that is exact, as it is where the base was saved in bf16, and if no tokens of their
+    own train.
     """
     import torch
 
-    embeddings = _tables(model)[0].weight
+    if precision != "bf16" or not getattr(model, "base_is_elsewhere", False):
+        return
+    table = cast("PeftModel", model).get_base_model().get_input_embeddings()  # type: ignore[operator]
+    has_new_tokens = hasattr(table, "token_adapter")
+    embeddings = _tables(cast("PeftModel", model))[0].weight
     for module in model.modules():
         weight = getattr(module, "weight", None)
         if not isinstance(weight, torch.nn.Parameter) or weight.requires_grad or weight.dtype != torch.float32:
@@ -102,7 +109,7 @@ def hold_base_in_bf16(model: PeftModel) -> None:
         half = weight.data.to(torch.bfloat16)
         if isinstance(module, torch.nn.Linear) and weight is not embeddings:
             weight.data = half
-        elif isinstance(module, torch.nn.Embedding) and half.to(weight.dtype).equal(weight.data):
+        elif isinstance(module, torch.nn.Embedding) and not has_new_tokens and half.to(weight.dtype).equal(weight.data):
             weight.data = half
             module.register_forward_hook(_in_fp32)
 
@@ -154,6 +161,10 @@ def adapts_a_table(adapted: PeftModel) -> bool:
     return any(isinstance(table, LoraLayer) for table in (base.get_input_embeddings(), base.get_output_embeddings()))  # type: ignore[operator]
 
 
+BASE = "base.json"
+"""The file in the assets of a run with adapters that says where the weights of its base are."""
+
+
 class Base(TypedDict):
     """The base of a run with adapters, as `base.json` in its assets records it."""
 
@@ -188,6 +199,23 @@ def check_base(base: Base, folder: Path) -> None:
         raise CheckpointError(
             f"{folder} holds other weights (content {found[:12]}) than the base of these adapters:\n{advice}"
         )
+
+
+def record_base(requested: str, assets: Path) -> None:
+    """Write which weights `model.pretrained` means into the assets. Raises DataError where they are nowhere."""
+    base = Base(path=requested, content=content_of(find_pretrained(requested)))
+    (assets / BASE).write_text(json.dumps(base, indent=1) + "\n", encoding="utf-8")
+
+
+def find_base(requested: str, assets: Path) -> Path:
+    """The folder or file of the base that the assets record, looked for where `model.pretrained` says.
+
+    Raises CheckpointError where it is missing or has other weights than it had.
+    """
+    base = Base(**json.loads((assets / BASE).read_text(encoding="utf-8")))
+    place = Path(requested) if is_path(requested) else find_pretrained(requested)
+    check_base(base, place)
+    return place
 
 
 @functools.cache

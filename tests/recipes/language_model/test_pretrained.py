@@ -9,6 +9,7 @@ from recipes.language_model import model
 from recipes.language_model.settings import ModelSettings
 from runner.errors import CheckpointError, DataError
 from runner.parts.adapters import Base, check_base, content_of
+from runner.parts.pretrained import arguments_of, find_pretrained
 
 TINY = ModelSettings(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
 
@@ -24,7 +25,7 @@ def saved(folder: Path) -> Path:
 )
 def test_a_path_where_nothing_is_says_what_to_type(requested: str) -> None:
     with pytest.raises(DataError, match="There is no model at .*: type --model.pretrained") as caught:
-        model.find_pretrained(requested)
+        find_pretrained(requested)
     assert requested in str(caught.value) and len(str(caught.value).splitlines()) == 2
 
 
@@ -42,27 +43,27 @@ def test_an_id_of_the_hub_is_read_from_the_cache_or_says_how_to_get_it(
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    assert model.find_pretrained("owner/cached") == tmp_path and asked == [True]
+    assert find_pretrained("owner/cached") == tmp_path and asked == [True]
     with pytest.raises(DataError) as caught:
-        model.find_pretrained("owner/absent-0.5B")
+        find_pretrained("owner/absent-0.5B")
     assert "hf download owner/absent-0.5B --local-dir FOLDER" in str(caught.value)
     assert asked == [True, True, False] and len(str(caught.value).splitlines()) == 3
 
 
 def test_a_folder_is_found_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = saved(tmp_path / "owner" / "name")
-    assert model.find_pretrained(str(folder)) == folder
+    assert find_pretrained(str(folder)) == folder
     # A folder here comes before the hub.
     monkeypatch.chdir(tmp_path)
-    assert model.find_pretrained("owner/name") == Path("owner/name")
+    assert find_pretrained("owner/name") == Path("owner/name")
     assert model.pretrained(Path("owner/name")).config.hidden_size == 8
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.gguf", b"GGUF damaged"), ("a.gguf", b""), ("a.gguf", b"no model")])
 def test_a_gguf_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    place = model.find_pretrained(str(tmp_path / name))
-    assert model.arguments_of(place) == {"pretrained_model_name_or_path": str(tmp_path), "gguf_file": name}
+    place = find_pretrained(str(tmp_path / name))
+    assert arguments_of(place) == {"pretrained_model_name_or_path": str(tmp_path), "gguf_file": name}
     with pytest.raises(DataError, match=r"a\.gguf") as caught:
         model.pretrained(place)
     assert len(str(caught.value).splitlines()) <= 3

@@ -168,12 +168,12 @@ def test_a_base_in_bf16_gives_the_results_of_one_in_fp32(family: str) -> None:
         # As a folder in bf16 gives them.
         parameter.data.normal_(0, 0.1).copy_(parameter.data.bfloat16())
     # Dropout would differ.
-    first: Any = with_adapters(base, LoraSettings(rank=2)).eval()
+    first: Any = with_adapters(base, LoraSettings(rank=2), base_is_elsewhere=True).eval()
     for parameter in first.parameters():
         if parameter.requires_grad:
             parameter.data.normal_(0, 0.1)
     second: Any = copy.deepcopy(first)
-    hold_base_in_bf16(second)
+    hold_base_in_bf16(second, "bf16")
     ids = torch.randint(3, 64, (2, 12))
     found = []
     for model in (first, second):

@@ -192,3 +192,47 @@ def test_a_model_is_scored_that_no_run_has_touched(tmp_path: Path, capsys: pytes
     assert main(words) == 2 and "--metric" in capsys.readouterr().err
     assert main([*words, "--model.pretrained", str(tmp_path / "none")]) == 2
     assert "model.pretrained" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("prompt", ["plain", "tokens"])
+def test_a_run_with_adapters_holds_its_base_in_bf16_and_not_in_checkpoints(tmp_path: Path, prompt: str) -> None:
+    from typing import Any
+
+    from recipes.text2sql.settings import LoraSettings
+    from runner.checkpoints.tensors import model_tensors
+    from runner.errors import CheckpointError
+
+    write_folder(tmp_path)
+    base = write_base(tmp_path / "base", CHAT)
+    data = DataSettings(source="spider", dir=str(tmp_path), max_seq_length=2000, prompt=prompt)  # type: ignore[arg-type]
+    made = Recipe(data_settings=data, model_settings=ModelSettings(pretrained=str(base)), lora=LoraSettings(rank=2))
+    (tmp_path / "assets").mkdir()
+    made = made.prepare(tmp_path / "assets")
+    model: Any = made.model()
+    names = set(model_tensors(model))
+    assert names and all("lora_" in name or "trainable_tokens" in name for name in names)
+    # What is not in checkpoints depends on the base alone.
+    again: Any = made.model()
+    held = dict(again.named_parameters())
+    assert all(held[name].equal(value) for name, value in model.named_parameters() if not value.requires_grad)
+    batch = made.collate([made.data("train")[number] for number in (0, 1)])
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+    wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum")
+    torch.testing.assert_close(made.loss(model, batch).sum, wanted)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = made.loss(model, batch).sum
+        made.use_precision(model, "bf16")
+        assert made.loss(model, batch).sum.equal(before)
+    assert any(each.dtype == torch.bfloat16 for each in model.parameters())
+    assert all(each.dtype == torch.float32 for each in model.parameters() if each.requires_grad)
+    # Another stage begins from the adapters alone; weights that hold a base are saved with it.
+    tensors = model_tensors(model)
+    made.inherit(again, tensors)
+    assert all(value.equal(tensors[name]) for name, value in model_tensors(again).items())
+    whole = {**tensors, **{name: value.float() for name, value in model.state_dict().items()}}
+    made.inherit(again, {name: value for name, value in whole.items() if name in again.state_dict()})
+    assert len(model_tensors(again)) > len(names)
+    base.rename(tmp_path / "moved")
+    with pytest.raises(CheckpointError, match="is not at .*base"):
+        made.model()
