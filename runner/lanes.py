@@ -56,6 +56,21 @@ def permute(positions: np.ndarray, size: int, permutation_key: int) -> np.ndarra
     return images.astype(np.int64)
 
 
+BLOCK = 1024
+"""Places of the order that are computed at once: one by one, most of the time would go to numpy's calls."""
+
+
+@functools.lru_cache(maxsize=16)
+def _block(num_examples: int, seed: int, number: int) -> list[int]:
+    """The examples at the places from number x BLOCK on, over the ends of epochs."""
+    positions = np.arange(number * BLOCK, (number + 1) * BLOCK, dtype=np.int64)
+    epochs, places = np.divmod(positions, num_examples)
+    ids: list[int] = []
+    for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+        ids += permute(places[epochs == epoch], num_examples, key(seed, "epoch", epoch)).tolist()
+    return ids
+
+
 @dataclasses.dataclass(frozen=True)
 class Lanes:
     """The examples of every (step, lane), for map-style data.
@@ -97,11 +112,10 @@ class Lanes:
         last = first + self.micro_batch_size
         if self.total_examples is not None:
             last = min(last, self.total_examples)
-        positions = np.arange(first, max(first, last), dtype=np.int64)
         ids: list[int] = []
-        for epoch in np.unique(positions // self.num_examples):
-            places = positions[positions // self.num_examples == epoch] % self.num_examples
-            ids += permute(places, self.num_examples, key(self.seed, "epoch", int(epoch))).tolist()
+        for number in range(first // BLOCK, -(-last // BLOCK)):
+            start = number * BLOCK
+            ids += _block(self.num_examples, self.seed, number)[max(first - start, 0) : max(last - start, 0)]
         return ids
 
     def stand_in(self) -> int:

@@ -22,6 +22,7 @@ from typing import Any, cast
 import pytest
 import torch
 
+from runner import recipe as contract
 from runner.assembly import open_run
 from runner.config import Config
 from runner.log import Ledger, Metrics
@@ -65,7 +66,7 @@ class Ends(list[tuple[float, float]]):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(contract.Recipe):
     """Next-token prediction on random characters."""
 
     layers: int = 4
@@ -94,7 +95,7 @@ class Recipe:
         total = torch.nn.functional.cross_entropy(
             logits.reshape(-1, VOCABULARY), ids[:, 1:].reshape(-1), reduction="sum"
         )
-        return Loss(total, batch.weight)
+        return Loss(total)
 
 
 def relay(recipe: Recipe, folder: Path) -> Ends:
@@ -135,7 +136,7 @@ def bare(recipe: Recipe, folder: Path) -> Ends:
     ends = Ends()
     for step, batch in enumerate(loader_of(recipe), 1):
         loss = recipe.loss(model, batch)
-        mean = loss.sum / loss.weight
+        mean = loss.sum / batch.weight
         mean.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -163,8 +164,8 @@ def trainer(recipe: Recipe, folder: Path) -> Ends:
     # Without the mask that its default collator would not make either; with the recipe's own loss.
     class Own(Trainer):
         def compute_loss(self, model: Any, inputs: Any, *rest: Any, **more: Any) -> Any:
-            loss = recipe.loss(model, Batch(dict(inputs), weight=inputs["input_ids"][:, 1:].numel()))
-            return loss.sum / loss.weight
+            batch = Batch(dict(inputs), weight=inputs["input_ids"][:, 1:].numel())
+            return recipe.loss(model, batch).sum / batch.weight
 
     rows = [{"input_ids": window} for window in recipe.data("train")]
     arguments = TrainingArguments(
@@ -191,7 +192,7 @@ def lightning(recipe: Recipe, folder: Path) -> Ends:
 
         def training_step(self, batch: Any, number: int) -> Any:
             loss = recipe.loss(self.model, batch)
-            mean = loss.sum / loss.weight
+            mean = loss.sum / batch.weight
             self.log("loss", mean)
             return mean
 
