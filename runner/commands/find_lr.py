@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median, median_low
 from typing import Annotated, Any
 
 from runner.assembly import open_run
@@ -22,9 +23,11 @@ from runner.errors import ConfigError, DataError, DivergedError
 from runner.parts.rate_chart import rate_chart
 from runner.parts.setting_types import MOST, Positive, Range
 
-# Weight of earlier losses in the smoothed loss, and the multiple of the lowest loss that ends the test: as in fastai.
+# Weight of earlier losses in the smoothed loss, and the multiple of the lowest loss that is a divergence: as in fastai.
 SMOOTHING = 0.98
 DIVERGED = 4.0
+FEWEST_LOSSES = 10
+"""With fewer, nobody knows by how much the losses of batches differ."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,24 +85,20 @@ def main(arguments: list[str]) -> None:
 
 def _test(config: Config, settings: FindSettings) -> str:
     """Run the range test: print its table, return its picture as SVG."""
-    rates, losses = range_test(config, settings.min, settings.max, settings.steps)
+    rates, losses, broken = range_test(config, settings.min, settings.max, settings.steps)
     smoothed = smooth(losses)
-    found = {
-        "valley": valley(rates, smoothed),
-        "steepest": steepest(rates, smoothed),
-        "divergence": divergence(rates, smoothed),
-    }
-    print("  learning rate      loss  smoothed")
+    found = marks_of(rates, losses, broken)
+    print("  learning rate  raw loss  smoothed")
     for place in range(0, len(rates), max(1, len(rates) // 16)):
         print(f"  {rates[place]:13.2e} {losses[place]:9.4f} {smoothed[place]:9.4f}")
     meanings = {
-        "valley": "two thirds into the longest fall of the smoothed loss: a cautious choice",
+        "careful": "two thirds into the longest fall of the smoothed loss (valley), below the steepest place",
         "steepest": "where the smoothed loss falls fastest over log(learning rate)",
-        "divergence": "where the smoothed loss is far above its lowest value: stay well below",
+        "divergence": "where the raw loss is far above its lowest value: stay well below",
     }
     for name, rate in found.items():
         print(f"{name:10} {'not reached' if rate is None else f'{rate:.2e}':>11}  {meanings[name]}")
-    chosen = found["valley"]
+    chosen = found["careful"]
     if chosen is None:
         print("The loss never fell: type a wider range with --min and --max, or more --steps.")
     else:
@@ -107,7 +106,7 @@ def _test(config: Config, settings: FindSettings) -> str:
             f"This is the order of magnitude. To choose, type: --sweep {chosen / 3:.0e},{chosen:.0e},{chosen * 3:.0e}"
         )
     marks = {name: rate for name, rate in found.items() if rate is not None}
-    return rate_chart({"loss": (rates, losses), "smoothed": (rates, smoothed)}, marks, "loss of the step")
+    return rate_chart({"raw loss": (rates, losses), "smoothed": (rates, smoothed)}, marks, "loss of the step")
 
 
 def _sweep(config: Config, rates: Sequence[float], steps: int) -> str:
@@ -141,10 +140,28 @@ def _sweep(config: Config, rates: Sequence[float], steps: int) -> str:
     return rate_chart({"validation loss": curve}, marks, "validation loss")
 
 
-def range_test(config: Config, low: float, high: float, steps: int) -> tuple[list[float], list[float]]:
-    """The learning rates, which grow by a constant factor, and the loss of each step before its update.
+def marks_of(rates: Sequence[float], losses: Sequence[float], broken: float | None) -> dict[str, float | None]:
+    """The careful and the steepest learning rate, and that of the divergence; None where there is none.
 
-    Ends where the smoothed loss is far above its lowest value. Source: Smith 2015, arXiv 1506.01186.
+    `broken`: the rate at which the loss was no number any more. `careful` is below `steepest`, which is below
+    `divergence`.
+    """
+    diverged = divergence(rates, losses)
+    if diverged is None:
+        diverged = broken
+    before = sum(diverged is None or rate < diverged for rate in rates)
+    # What comes after the divergence is no fall of a training.
+    smoothed = smooth(losses[:before])
+    fastest, fallen = steepest(rates[:before], smoothed), valley(rates[:before], smoothed)
+    careful = fallen if fastest is None or fallen is None else min(fallen, fastest / 3)
+    return {"careful": careful, "steepest": fastest, "divergence": diverged}
+
+
+def range_test(config: Config, low: float, high: float, steps: int) -> tuple[list[float], list[float], float | None]:
+    """The learning rates, which grow by a constant factor, and the loss of each step before its update; and the rate
+    at which the loss or the gradient was no number, None where all were.
+
+    Ends where the raw loss has diverged. Source: Smith 2015, arXiv 1506.01186.
     """
     from runner import loop
     from runner.step import accumulate, sync_step, update
@@ -153,6 +170,7 @@ def range_test(config: Config, low: float, high: float, steps: int) -> tuple[lis
     run.rates = lambda step: low * (high / low) ** (step / (steps - 1))
     rates: list[float] = []
     losses: list[float] = []
+    broken: float | None = None
     fetched = loop.fetch_lanes(run)
     for step in range(steps):
         lanes = [next(fetched) for _ in run.share]
@@ -160,17 +178,21 @@ def range_test(config: Config, low: float, high: float, steps: int) -> tuple[lis
         loss, _ = accumulate(run, lanes, totals)
         rates.append(run.learning_rate(step))
         losses.append(float(loss))
-        if not math.isfinite(losses[-1]) or divergence(rates, smooth(losses)) is not None:
+        if not math.isfinite(losses[-1]):
+            broken = rates[-1]
+            break
+        if divergence(rates, losses) is not None:
             break
         try:
             update(run, loss, totals)
         except DivergedError:
+            broken = rates[-1]
             break
         loop.record_step(run, lanes, totals)
     kept = [place for place, loss in enumerate(losses) if math.isfinite(loss)]
     if len(kept) < 3:
         raise DivergedError("The loss is not finite from the first step: check the data, or type a lower --min.")
-    return [rates[place] for place in kept], [losses[place] for place in kept]
+    return [rates[place] for place in kept], [losses[place] for place in kept], broken
 
 
 def train_shortly(config: Config, rate: float, steps: int) -> tuple[float, dict[str, float], str]:
@@ -254,14 +276,31 @@ def steepest(rates: Sequence[float], losses: Sequence[float]) -> float | None:
 
 
 def divergence(rates: Sequence[float], losses: Sequence[float]) -> float | None:
-    """The first rate at which the loss is four times the lowest one before it; None if there is none.
+    """The first rate at which the raw loss is far above its lowest value and stays above it; None if there is none.
 
-    For a loss near or below 0, the fall of the loss so far is the unit.
+    Far: by three times that value, or by half as much again as the loss has fallen, where it has fallen by a tenth or
+    more. For a loss near or below 0, the fall is the unit. And by five times the median step from one loss to the
+    next: so much the batches differ. It stays above where the median of the five losses from there on has lost a
+    quarter of the fall: one high loss may belong to a bad batch. The lowest value is that of means of three losses.
     """
-    lowest = losses[0]
-    for rate, loss in zip(rates, losses, strict=True):
-        lowest = min(lowest, loss)
-        scale = max(abs(lowest), abs(losses[0] - lowest))
-        if loss - lowest > (DIVERGED - 1) * scale:
+    if len(losses) < FEWEST_LOSSES:
+        return None
+    steps = [abs(later - earlier) for earlier, later in zip(losses, losses[1:], strict=False)]
+    lowest = first = mean_of(losses[:3])
+    for place, (rate, loss) in enumerate(zip(rates, losses, strict=True)):
+        if place >= 2:
+            lowest = min(lowest, mean_of(losses[place - 2 : place + 1]))
+        fall = first - lowest
+        limit = (DIVERGED - 1) * max(abs(lowest), abs(fall))
+        if fall > 0.1 * abs(first):
+            limit = min(limit, 1.5 * fall)
+        is_far = 0 < limit < loss - lowest and loss - lowest > 5 * median(steps[: max(1, place)])
+        following = losses[place : place + 5]
+        if is_far and len(following) > 1 and median_low(following) > lowest + fall / 4:
             return rate
     return None
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """The mean of some numbers; there is at least one."""
+    return sum(values) / len(values)

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 Place = Callable[[float], float]
 """From a value to a place on an axis, in pixels."""
 
+ROW, LETTER = 16, 7
+"""Height of a line of text, and width of a letter, in pixels."""
+
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --quiet: #666; --line: #ddd; --first: #2166ac; --second: #d6604d;
   --third: #1b7837; --fourth: #762a83; }
@@ -18,7 +21,9 @@ svg { background: var(--page); } svg text { fill: var(--quiet); font-size: 12px;
 
 def rate_chart(curves: dict[str, tuple[Sequence[float], Sequence[float]]], marks: dict[str, float], label: str) -> str:
     """An SVG file: curves over the logarithm of the learning rate, and marked learning rates."""
-    width, height, left, right, top, bottom = 760, 360, 70, 20, 30, 50
+    # Each label has a row of its own above the curves: those of near rates would lie over each other.
+    width, left, right, bottom, top = 760, 70, 20, 50, 16 + ROW * (1 + len(marks))
+    height = 310 + top
     across = [math.log10(x) for xs, _ in curves.values() for x in xs]
     up = [y for _, ys in curves.values() for y in ys]
     if not across:
@@ -45,8 +50,8 @@ def rate_chart(curves: dict[str, tuple[Sequence[float], Sequence[float]]], marks
             "</text>",
             f'<text transform="translate(16 {(top + height - bottom) / 2}) rotate(-90)" text-anchor="middle">'
             f"{html.escape(label)}</text>",
-            *_curves(curves, x_of, y_of, width - right),
-            *_marks(marks, x_of, top, height - bottom),
+            *_curves(curves, x_of, y_of, left),
+            *_marks(marks, x_of, (left, width - right), height - bottom),
             "</svg>",
         ]
     )
@@ -68,9 +73,10 @@ def _axes(
 
 
 def _curves(
-    curves: dict[str, tuple[Sequence[float], Sequence[float]]], x_of: Place, y_of: Place, right: int
+    curves: dict[str, tuple[Sequence[float], Sequence[float]]], x_of: Place, y_of: Place, left: int
 ) -> Iterator[str]:
-    # The last curve is the one to read: the strongest colour.
+    # The last curve is the one to read: the strongest colour. The names stand in the first row, beside each other.
+    place = float(left)
     for number, (name, (xs, ys)) in enumerate(reversed(curves.items())):
         colour, strength = ("var(--first)", 2) if number == 0 else ("var(--quiet)", 0.8)
         path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in zip(xs, ys, strict=True))
@@ -78,14 +84,17 @@ def _curves(
         if len(xs) < 20:
             for x, y in zip(xs, ys, strict=True):
                 yield f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3.5" fill="{colour}"/>'
-        y = 46 + 16 * number
-        yield f'<text x="{right - 8}" y="{y}" text-anchor="end" style="fill:{colour}">{html.escape(name)}</text>'
+        yield f'<text x="{place:.1f}" y="{ROW}" style="fill:{colour}">{html.escape(name)}</text>'
+        place += LETTER * len(name) + 20
 
 
-def _marks(marks: dict[str, float], x_of: Place, top: int, bottom: int) -> Iterator[str]:
+def _marks(marks: dict[str, float], x_of: Place, sides: tuple[int, int], bottom: int) -> Iterator[str]:
     for number, (name, rate) in enumerate(marks.items()):
-        x = x_of(rate)
+        x, y = x_of(rate), ROW * (2 + number)
         colour = ("var(--third)", "var(--fourth)", "var(--second)")[number % 3]
-        yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}" stroke="{colour}" stroke-dasharray="5 4"/>'
-        y = bottom - 8 - 16 * number
-        yield f'<text x="{x + 5:.1f}" y="{y}" style="fill:{colour}">{html.escape(name)} {rate:.1e}</text>'
+        label = f"{name} {rate:.1e}"
+        # On the side with more space.
+        fits = x + 5 + LETTER * len(label) <= sides[1]
+        anchor, place = ("start", x + 5) if fits else ("end", x - 5)
+        yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y - 10}" y2="{bottom}" stroke="{colour}" stroke-dasharray="5 4"/>'
+        yield f'<text x="{place:.1f}" y="{y}" text-anchor="{anchor}" style="fill:{colour}">{html.escape(label)}</text>'

@@ -243,6 +243,8 @@ def test_the_marks_of_a_range_test() -> None:
     rising = list(range(1, 62))
     assert find_lr.valley(rates, rising) is None and find_lr.steepest(rates, rising) is None
     assert find_lr.divergence(rates, losses[:40] + [2.0] * 21) is None
+    marks = find_lr.marks_of(rates, losses, None)
+    assert (marks["careful"] or 1) < (marks["steepest"] or 0) < (marks["divergence"] or 0)
     assert find_lr.smooth([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])
 
 
