@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from runner import loop, report
-from runner.assembly import build_run, first_weights
+from runner.assembly import build_run, deferred_weights
 from runner.checkpoints.branches import take_over
 from runner.checkpoints.bucket import Uploader
 from runner.checkpoints.disk import naming_full_disks, writing
@@ -17,7 +17,7 @@ from runner.checkpoints.final import ORIGIN, choose_weights, model_card, save_fi
 from runner.checkpoints.recorded import settings_before_the_search
 from runner.checkpoints.resume import find_resume_point, restore, settings_to_go_on_with
 from runner.checkpoints.saver import size_of
-from runner.checkpoints.tensors import load_model, model_tensors
+from runner.checkpoints.tensors import Gathered, load_model, model_parts
 from runner.config import Config, yaml_of
 from runner.errors import BadStep, CheckpointError, DivergedError, UploadError
 from runner.fetching import is_stream
@@ -153,8 +153,9 @@ def go_back(run: Run, wrong: str) -> None:
     if found is not None:
         restore(run, found)
     else:
-        fresh = first_weights(run.recipe, run.settings)
-        load_model(run.bare_model, model_tensors(fresh), "the fresh model")
+        fresh, deferred = deferred_weights(run.recipe, run.settings)
+        tensors = model_parts(fresh) if deferred is None else deferred.tensors(model_parts(fresh))
+        load_model(run.bare_model, tensors, "the fresh model")
     run.saver.saved_step = -1
     open_metrics(run)
 
@@ -212,7 +213,7 @@ def _finish(run: Run, config: Config, output_dir: Path) -> None:
     if run.hardware.is_main:
         files = {"config.yaml": yaml_of(config), "README.md": model_card(run, config, origin)}
         files[ORIGIN] = json.dumps(dataclasses.asdict(origin), indent=1)
-        with writing("final", output_dir, size_of(tensors)):
+        with writing("final", output_dir, size_of(model_parts(run.bare_model))):
             final = save_final(output_dir, run.bare_model, tensors, output_dir / "assets", files)
         with writing("report.html", output_dir):
             page = report.write(output_dir)
@@ -221,6 +222,10 @@ def _finish(run: Run, config: Config, output_dir: Path) -> None:
         print(f"finished at step {run.state.step}: {final}, {page}", flush=True)
         if run.saver.uploader is not None:
             run.saver.uploader.add(final)
+    elif isinstance(tensors, Gathered):
+        for name in tensors:
+            # The main process gets it.
+            tensors[name]
     if run.settings.report_to != "none":
         accelerator.end_training()
     accelerator.wait_for_everyone()

@@ -2,22 +2,25 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from runner.checkpoints.bucket import Remote, download
 from runner.checkpoints.manifest import find_damage, write_manifest
 from runner.checkpoints.pointers import DRAFT, resolve_pointer, write_pointer
 from runner.checkpoints.state import read_state
-from runner.checkpoints.tensors import model_tensors, read_tensors
+from runner.checkpoints.tensors import Gathered, model_parts, model_tensors, read_tensors, write_one_by_one
 from runner.config import Config
 from runner.log import read_lines
 from runner.run import Run
@@ -49,7 +52,7 @@ class Origin:
 def choose_weights(run: Run) -> tuple[Mapping[str, torch.Tensor], Origin]:
     """The weights for `final/` as `--final` asks for them, and their step. Every process must call it.
 
-    Only the main process gets the weights; the others may get an empty mapping.
+    Only the main process gets the weights; the others get an empty mapping, or the tensors that all gather.
     """
     state, output_dir = run.state, run.saver.output_dir
     found, step = None, state.step
@@ -59,9 +62,10 @@ def choose_weights(run: Run) -> tuple[Mapping[str, torch.Tensor], Origin]:
     if found is not None:
         tensors = read_tensors(found / "model.safetensors") if run.hardware.is_main else {}
     else:
-        # Where weights are cut over the processes, all take part in putting them together.
-        is_needed = run.hardware.is_main or run.hardware.is_sharded
-        tensors = model_tensors(run.bare_model) if is_needed else {}
+        tensors = model_tensors(run.bare_model) if run.hardware.is_main and not run.hardware.is_sharded else {}
+        if run.hardware.is_sharded:
+            # All take part in putting together what is cut over the processes.
+            tensors = Gathered(run.bare_model)
     score = score_at(output_dir, step, run.best_metric) if run.hardware.is_main else None
     return tensors, Origin(step, state.step, step == state.best_step, run.best_metric, score)
 
@@ -123,7 +127,7 @@ def save_final(
     final = output_dir / "final"
     draft = output_dir / f"{DRAFT}final-{uuid.uuid4().hex[:8]}"
     try:
-        _fill_final(draft, model, dict(tensors), assets, files)
+        _fill_final(draft, model, tensors, assets, files)
         if final.exists():
             shutil.rmtree(final)
         os.replace(draft, final)
@@ -134,16 +138,18 @@ def save_final(
 
 
 def _fill_final(
-    draft: Path, model: nn.Module, tensors: dict[str, torch.Tensor], assets: Path, files: dict[str, str]
+    draft: Path, model: nn.Module, tensors: Mapping[str, torch.Tensor], assets: Path, files: dict[str, str]
 ) -> None:
     draft.mkdir(parents=True)
     if assets.is_dir():
         shutil.copytree(assets, draft, dirs_exist_ok=True)
-    if hasattr(model, "save_pretrained"):
+    if isinstance(model, FSDPModule) and not hasattr(model, "peft_config"):
+        _write_sharded(draft, model, tensors)
+    elif hasattr(model, "save_pretrained"):
         quiet_transformers()
-        model.save_pretrained(draft, state_dict=tensors)  # type: ignore[operator]
+        model.save_pretrained(draft, state_dict=dict(tensors))  # type: ignore[operator]
     else:
-        save_file(tensors, draft / "model.safetensors", metadata={"format": "pt"})
+        save_file(dict(tensors), draft / "model.safetensors", metadata={"format": "pt"})
     for name, text in files.items():
         (draft / name).write_text(text, encoding="utf-8")
     write_manifest(draft)
@@ -168,6 +174,35 @@ def _scores_in_words(run: Run, origin: Origin) -> str:
         f"{chosen}: expect lower scores on other data. `relay evaluate --split test` scores a split that chose "
         "nothing, where the recipe has one.\n\n"
     )
+
+
+def _write_sharded(folder: Path, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a sharded model as `save_pretrained` does, with one tensor at a time in memory."""
+    is_transformers = hasattr(model, "save_pretrained")
+
+    def converted(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The tensor under the names that transformers gives it; experts become one tensor each."""
+        if not is_transformers:
+            return {name: tensor}
+        from transformers import PreTrainedModel
+        from transformers.core_model_loading import revert_weight_conversion
+
+        return revert_weight_conversion(cast(PreTrainedModel, model), {name: tensor})
+
+    parts = model_parts(model)
+    shapes: dict[str, torch.Tensor] = {}
+    for name in tensors:
+        shapes |= converted(name, torch.empty(parts[name].shape, dtype=parts[name].dtype, device="meta"))
+    contents = (each for name in tensors for each in converted(name, tensors[name]).values())
+    if is_transformers:
+        quiet_transformers()
+        # The settings alone; the files of the weights come from us.
+        model.save_pretrained(folder, state_dict={})  # type: ignore[operator]
+        for path in folder.glob("model*.safetensors"):
+            path.unlink()
+        write_one_by_one(folder, shapes, contents)
+    else:
+        write_one_by_one(folder, shapes, contents, limit_bytes=math.inf)
 
 
 def model_card(run: Run, config: Config, origin: Origin) -> str:

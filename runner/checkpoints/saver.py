@@ -4,7 +4,7 @@ import copy
 import platform
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,10 @@ class Saver:
             # Left by a run that was killed here.
             shutil.rmtree(draft)
         run.hardware.accelerator.wait_for_everyone()
-        model = own_pieces(model_parts(run.bare_model), self.is_main)
-        optimizer = own_pieces(optimizer_parts(run.bare_model, run.optimizer), self.is_main)
+        # A copy takes as much memory as weights and optimiser: where they are on the CPU, training waits instead.
+        waits = run.hardware.device.type == "cpu"
+        model = own_pieces(model_parts(run.bare_model), self.is_main, copies=not waits)
+        optimizer = own_pieces(optimizer_parts(run.bare_model, run.optimizer), self.is_main, copies=not waits)
         process, processes = run.hardware.process, run.hardware.num_processes
 
         def write() -> None:
@@ -131,6 +133,8 @@ class Saver:
                 self._follow_up(complete_draft(draft, self.output_dir, state, files, self.assets), state)
 
         self.pending = self.writer.submit(write)
+        if waits:
+            wait([self.pending])
 
     def _write(self, model: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor], state: State) -> None:
         files = {"config.yaml": self.config_text}

@@ -1,13 +1,14 @@
 """The tensors of a checkpoint: out of model and optimiser by name, and back into them."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -148,9 +149,46 @@ def read_tensors(path: Path) -> Mapping[str, torch.Tensor]:
     """
     try:
         shards = sorted(path.parent.glob(f"{path.stem}.shard-*.safetensors"))
-        return Shards(shards) if shards and not path.exists() else load_file(path)
+        return Shards(shards) if shards and not path.exists() else OneFile(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
+
+
+class OneFile(Mapping[str, torch.Tensor]):
+    """The tensors of a file, each read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = safe_open(path, "pt")
+        self.names = list(self.file.keys())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.file.get_tensor(name)
+
+
+class Gathered(Mapping[str, torch.Tensor]):
+    """The tensors of a sharded model on the CPU, each gathered when it is asked for: every process asks for each, in
+    their order. Those of the largest elements come first, as safetensors aligns them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        parts = model_parts(model)
+        self.parts = {name: parts[name] for name in sorted(parts, key=lambda name: -parts[name].element_size())}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return _full_copy(self.parts[name], None)
 
 
 class Shards(Mapping[str, torch.Tensor]):
@@ -179,10 +217,58 @@ class Shards(Mapping[str, torch.Tensor]):
         return whole
 
 
-def own_pieces(tensors: Mapping[str, torch.Tensor], is_main: bool) -> tuple[dict[str, torch.Tensor], str]:
-    """What this process holds of each tensor, as copies on the CPU, and as JSON where in the whole it belongs.
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+"""The names of types in safetensors."""
 
-    Whole tensors, which every process has, are the main process's to write.
+
+def write_one_by_one(
+    folder: Path,
+    shapes: Mapping[str, torch.Tensor],
+    contents: Iterable[torch.Tensor],
+    limit_bytes: float = 5e9,
+) -> None:
+    """Write model.safetensors, or several files with an index as transformers reads them, holding one tensor at a time.
+
+    `shapes` are tensors without content, by name; `contents` are the tensors in the same order. A file has at most
+    `limit_bytes`, or one tensor. Format: github.com/huggingface/safetensors, section "Format".
+    """
+    files: list[dict[str, torch.Tensor]] = [{}]
+    for name, tensor in shapes.items():
+        if files[-1] and sum(each.nbytes for each in files[-1].values()) + tensor.nbytes > limit_bytes:
+            files.append({})
+        files[-1][name] = tensor
+    names = [f"model-{number + 1:05}-of-{len(files):05}.safetensors" for number in range(len(files))]
+    names = ["model.safetensors"] if len(files) == 1 else names
+    following = iter(contents)
+    for file_name, tensors in zip(names, files, strict=True):
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name, tensor in tensors.items():
+            begin, end = end, end + tensor.nbytes
+            header[name] = {"dtype": DTYPES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [begin, end]}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        with (folder / file_name).open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for tensor in tensors.values():
+                content = next(following).detach().to("cpu", tensor.dtype).contiguous()
+                file.write(content.reshape(-1).view(torch.uint8).numpy().data)
+    if len(files) > 1:
+        places = {name: file_name for file_name, tensors in zip(names, files, strict=True) for name in tensors}
+        index = {"metadata": {"total_size": sum(each.nbytes for each in shapes.values())}, "weight_map": places}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+
+def own_pieces(
+    tensors: Mapping[str, torch.Tensor], is_main: bool, copies: bool = True
+) -> tuple[dict[str, torch.Tensor], str]:
+    """What this process holds of each tensor, on the CPU, and as JSON where in the whole it belongs.
+
+    Whole tensors, which every process has, are the main process's to write. Without `copies`, tensors that are on the
+    CPU are those of the model itself.
     """
     pieces, places = {}, {}
     for name, tensor in tensors.items():
@@ -195,7 +281,7 @@ def own_pieces(tensors: Mapping[str, torch.Tensor], is_main: bool) -> tuple[dict
         else:
             continue
         if local.numel():
-            pieces[name] = local.detach().to("cpu", copy=True).contiguous()
+            pieces[name] = local.detach().to("cpu", copy=copies).contiguous()
             places[name] = {"shape": list(tensor.shape), "at": list(at)}
     return pieces, json.dumps(places)
 

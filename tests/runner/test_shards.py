@@ -1,5 +1,6 @@
 """FSDP2: no process holds the whole model, and the results are those of whole models."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from runner.checkpoints.tensors import write_one_by_one
 from runner.config import parse
 from runner.deferred import Deferred, built
 from runner.hardware import seed_everything
@@ -117,3 +119,51 @@ def test_processes_evaluate_in_turns_as_one_process_does(tmp_path: Path) -> None
         trials.train([*words, "--output_dir", str(folder)], processes, folder.with_suffix(".log"), environment)
     one, two = (metrics(tmp_path / name, "eval") for name in runs)
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-5)
+
+
+def test_the_end_of_a_sharded_run_is_written_one_tensor_at_a_time_as_transformers_writes_it(tmp_path: Path) -> None:
+    from transformers import MixtralForCausalLM
+
+    from runner import trials
+
+    words = [
+        "--recipe",
+        "text2sql",
+        "--preset",
+        "nano",
+        "--max_steps",
+        "1",
+        "--max_eval_examples",
+        "2",
+        "--generation.max_new_tokens",
+        "4",
+    ]
+    words += ["--mixed_precision", "no", "--learning_rate", "1e-30", "--final", "last"]
+    for name, processes, environment in (("one", 1, {}), ("two", 2, SHARDED)):
+        folder = tmp_path / name
+        trials.train([*words, "--output_dir", str(folder)], processes, folder.with_suffix(".log"), environment)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert one.keys() == two.keys()
+    assert all(float((two[name] - value).abs().max()) < 1e-29 for name, value in one.items())
+    names = [sorted(path.name for path in (tmp_path / name / "final").iterdir()) for name in ("one", "two")]
+    assert names[0] == names[1]
+    configs = [(tmp_path / name / "final" / "config.json").read_text(encoding="utf-8") for name in ("one", "two")]
+    assert configs[0] == configs[1]
+    assert MixtralForCausalLM.from_pretrained(tmp_path / "two" / "final").num_parameters() == 755_328
+
+
+@pytest.mark.parametrize(("limit", "files"), [(1e9, 1), (300.0, 2), (1.0, 5)])
+def test_tensors_are_written_one_by_one_into_files_with_an_index(tmp_path: Path, limit: float, files: int) -> None:
+    from safetensors.torch import load_file
+
+    tensors = {f"matrix.{number}": torch.randn(4, 9) for number in range(3)}
+    tensors |= {"half": torch.randn(5, 3).bfloat16(), "flags": torch.tensor([True, False, True])}
+    shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    write_one_by_one(tmp_path, shapes, tensors.values(), limit)
+    paths = sorted(tmp_path.glob("*.safetensors"))
+    assert len(paths) == files
+    found = {name: tensor for path in paths for name, tensor in load_file(path).items()}
+    assert same_bits(found, tensors)
+    if files > 1:
+        places = json.loads((tmp_path / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"]
+        assert all(name in load_file(tmp_path / places[name]) for name in tensors)
