@@ -1,6 +1,7 @@
 # make demo    train the text-to-SQL model on this machine, then answer a question from a real SQLite database
 #              QUESTION="..." asks another one, DB=FILE.sqlite asks another database
 # make test    every test          make check   lint, format and types          make bench   benchmarks
+# make torture DRAWS=20            attacks on trainings, 20 tries of most; writes the table of docs/resume-anywhere.md
 #
 # make PYTHON=/path/to/python      another interpreter (3.10 or newer); VENV=DIR another environment than .venv
 # make TORCH_INDEX=URL             another source of torch, for example https://download.pytorch.org/whl/cpu:
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench
+.PHONY: help demo test check bench torture
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -49,6 +50,11 @@ check: $(VENV)/.tested
 
 bench: $(VENV)/.tested
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks -s -o 'python_files=bench_*.py'
+
+DRAWS ?= 20
+
+torture: $(VENV)/.tested
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture --draws $(DRAWS) --write docs/resume-anywhere.md
 
 # One line where an interpreter is too old: $(call new_enough,python,what to do)
 new_enough = $(1) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \

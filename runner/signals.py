@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import TextIO
 
+from runner.urls import without_secrets
+
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 CAUGHT = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 """What asks a run to save and stop. Windows has two of them."""
@@ -76,7 +78,7 @@ class Signals:
 
 
 class GuardedStream:
-    """An output stream that asks the run to stop, instead of raising, once nobody reads it any more."""
+    """An output stream that hides secrets, and asks the run to stop, instead of raising, once nobody reads it."""
 
     def __init__(self, stream: TextIO, signals: Signals) -> None:
         self._stream = stream
@@ -86,9 +88,10 @@ class GuardedStream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write, or drop the text where the reader is gone."""
+        """Write without secrets, whichever library or traceback they come from; drop it where the reader is gone."""
         try:
-            return self._stream.write(text)
+            self._stream.write(without_secrets(text))
+            return len(text)
         except OSError:
             self._give_up()
             return len(text)

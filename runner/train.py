@@ -3,7 +3,9 @@
 import atexit
 import os
 import sys
+import traceback
 from pathlib import Path
+from types import TracebackType
 
 if __name__ == "__main__":
     # Started as a script, Python puts runner/ first on the path, where log.py or config.py could be taken for a
@@ -33,6 +35,7 @@ def main(arguments: list[str] | None = None, program: str = "relay train") -> in
         session.run(config)
     except RelayError as error:
         if config.run.debug if config is not None else wants_debug(arguments):
+            sys.excepthook = print_traceback
             raise
         say(error)
         if isinstance(error, LostProcess):
@@ -56,6 +59,11 @@ def main(arguments: list[str] | None = None, program: str = "relay train") -> in
         # Not now: a program that calls this function goes on, and what it starts would inherit ignored signals.
         atexit.register(ignore_at_the_end)
     return 0
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, place: TracebackType | None) -> None:
+    """Print what ended the run as Python does, without secrets: libraries put URLs and keys into their messages."""
+    print(without_secrets("".join(traceback.format_exception(kind, error, place))), end="", file=sys.stderr, flush=True)
 
 
 def say(error: RelayError) -> None:

@@ -42,16 +42,25 @@ def check_url(url: str, setting: str = "upload_to") -> None:
 
 def check_no_secret(text: str, setting: str) -> None:
     """Raises ConfigError where the text of a setting has a password, a key or a token in it."""
-    if TOKEN.search(text) or any(_has_user(match) or PAIR.search(match[0]) for match in URL.finditer(text)):
+    if (
+        TOKEN.search(text)
+        or secrets_in(text)
+        or any(_has_user(match) or PAIR.search(match[0]) for match in URL.finditer(text))
+    ):
         raise _secret(text, setting)
 
 
 def without_secrets(text: str) -> str:
     """The text with *** in place of what looks like a secret, and of the secrets in this process's environment."""
-    for name, value in os.environ.items():
-        if SECRET_VARIABLE.search(name) and len(value) >= 8 and value in text and not os.path.exists(value):
-            text = text.replace(value, MASK)
+    for value in secrets_in(text):
+        text = text.replace(value, MASK)
     return TOKEN.sub(MASK, URL.sub(_masked, text))
+
+
+def secrets_in(text: str) -> list[str]:
+    """The secrets of this process's environment that a text repeats: not those of a few letters, nor paths."""
+    values = [value for name, value in os.environ.items() if len(value) >= 8 and SECRET_VARIABLE.search(name)]
+    return [value for value in values if value in text and not os.path.exists(value)]
 
 
 def shown(value: str) -> str:

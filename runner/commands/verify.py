@@ -315,9 +315,9 @@ def check_bitrot(bench: Bench) -> Iterator[Result]:
         name = path.relative_to(newest).as_posix()
         place, bit = bench.random.randrange(path.stat().st_size), 1 << bench.random.randrange(8)
         with path.open("r+b") as file:
-            _flip(file, place, bit)
+            flip_bit(file, place, bit)
             found, skipped = newest_checkpoint(folder)
-            _flip(file, place, bit)
+            flip_bit(file, place, bit)
         named = len(skipped) == 1 and name in skipped[0] and "damaged" in skipped[0]
         found_all.setdefault(name, []).append(found == previous and named)
     for name, results in sorted(found_all.items()):
@@ -326,7 +326,8 @@ def check_bitrot(bench: Bench) -> Iterator[Result]:
     yield Result("all flipped back", f"{found.name if found else None} is complete", found == newest and not skipped)
 
 
-def _flip(file: IO[bytes], place: int, bit: int) -> None:
+def flip_bit(file: IO[bytes], place: int, bit: int) -> None:
+    """Flip a bit of the byte at `place` of an open file."""
     file.seek(place)
     byte = file.read(1)[0]
     file.seek(place)

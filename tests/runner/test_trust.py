@@ -5,6 +5,8 @@ Run alone: python -m pytest tests/runner/test_trust.py
 
 import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from runner.commands import download
 from runner.config import parse
 from runner.errors import ConfigError, DataError
 from runner.urls import check_url, shown, without_secrets
-from tests.launching import TOY, mistaken, train
+from tests.launching import REPOSITORY, SHORT, TOY, mistaken, train
 
 MARK = "RELAY_TEST_MARK"
 
@@ -155,6 +157,58 @@ def test_messages_hide_what_the_environment_keeps_secret(monkeypatch: pytest.Mon
     assert text == "the server says *** and https://***@host/x?sig=***, max_new_tokens=5"
     assert without_secrets("max_tokens=disabled in /a/b@c") == "max_tokens=disabled in /a/b@c"
     assert "hunter2" not in shown("s3://x:hunter2hunter2@y")
+
+
+@pytest.mark.parametrize("flag", ["--wandb_run_name", "--upload_to", "--output_dir"])
+def test_a_setting_that_repeats_a_secret_of_the_environment_is_refused(
+    flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_API_KEY", "hunter2hunter2")
+    with pytest.raises(ConfigError, match=f"{flag.strip('-')} has a secret in it") as error:
+        parse(["--recipe", TOY, flag, "file:///mnt/hunter2hunter2"])
+    assert "hunter2" not in str(error.value)
+
+
+LEAKING = """
+import os, sys, logging, warnings
+from runner.checkpoints import bucket
+from tests.toy_recipe import Recipe as Toy
+import dataclasses
+SECRETS = os.environ["AWS_SECRET_ACCESS_KEY"] + " s3://K:hunter2hunter2@bucket/x https://h/f;token=hunter2hunter2?sig=hunter2"
+def upload(remote, folder):
+    raise PermissionError(f"denied: {SECRETS}")
+bucket.upload = upload
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe(Toy):
+    def collate(self, examples):
+        if int(os.environ["LEAK"]) and examples[0][0] % 5 == 0:
+            raise (RuntimeError, OSError)[int(os.environ["LEAK"]) - 1](f"no answer from {SECRETS}")
+        print(SECRETS)
+        logging.getLogger("library").warning(SECRETS)
+        warnings.warn(SECRETS)
+        return super().collate(examples)
+"""
+
+
+@pytest.mark.parametrize("leak", ["nothing", "a traceback", "an error of the system"])
+@pytest.mark.parametrize("debug", [False, True])
+def test_secrets_reach_no_file_and_no_output(leak: str, debug: bool, tmp_path: Path) -> None:
+    """Whoever puts them into a text: a recipe, a library, the driver of a bucket, a traceback."""
+    (tmp_path / "leaking.py").write_text(LEAKING, encoding="utf-8")
+    number = ("nothing", "a traceback", "an error of the system").index(leak)
+    words = [sys.executable, "-m", "runner", "train", *SHORT, "--recipe", str(tmp_path / "leaking.py")]
+    words += ["--max_steps", "4", "--save_steps", "2", "--output_dir", str(tmp_path / "run"), "--report_to"]
+    words += ["tensorboard", "--upload_to", f"file://{tmp_path}/bucket", *(["--debug"] if debug else [])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "LEAK": str(number)}
+    environment["AWS_SECRET_ACCESS_KEY"] = "hunter2hunter2hunter2"
+    done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 1 and "***" in printed, printed
+    assert ("Traceback" in printed) == (number > 0 or debug), printed
+    assert "hunter2" not in printed, printed
+    (tmp_path / "leaking.py").unlink()
+    leaks = [path for path in tmp_path.rglob("*") if path.is_file() and b"hunter2" in path.read_bytes()]
+    assert not leaks and (tmp_path / "run" / "config.yaml").exists()
 
 
 @pytest.mark.parametrize("kind", ["bytes", "files", "nested"])
