@@ -52,9 +52,10 @@ bench: $(VENV)/.tested
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks -s -o 'python_files=bench_*.py'
 
 DRAWS ?= 20
+SEED ?= 0
 
 torture: $(VENV)/.tested
-	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture --draws $(DRAWS) --write docs/resume-anywhere.md
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture --draws $(DRAWS) --seed $(SEED) --write docs/resume-anywhere.md
 
 # One line where an interpreter is too old: $(call new_enough,python,what to do)
 new_enough = $(1) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \

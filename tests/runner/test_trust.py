@@ -211,6 +211,12 @@ def test_secrets_reach_no_file_and_no_output(leak: str, debug: bool, tmp_path: P
     assert not leaks and (tmp_path / "run" / "config.yaml").exists()
 
 
+def test_a_traceback_of_a_mistake_hides_secrets() -> None:
+    words = [sys.executable, "-m", "runner", "train", "--debug", "--recipe", "s3://K:hunter2hunter2@bucket/recipe"]
+    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True)
+    assert "Traceback" in done.stderr and "***@bucket" in done.stderr and "hunter2" not in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("kind", ["bytes", "files", "nested"])
 def test_an_archive_that_unpacks_to_too_much_is_refused(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

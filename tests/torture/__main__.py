@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         options.json.write_text(json.dumps([dataclasses.asdict(tally) for tally in tallies]), encoding="utf-8")
     if options.write:
-        write_into(options.write, table(tallies, f"make torture DRAWS={options.draws}"))
+        write_into(options.write, table(tallies, f"make torture DRAWS={options.draws} SEED={options.seed}"))
     return 1 if any(tally.wrong for tally in tallies) else 0
 
 
