@@ -27,7 +27,7 @@ def presets() -> dict[str, dict[str, Any]]:
         "weight_decay": 0.1,
     }
     large = {**small, "learning_rate": 3e-4, "adam_beta2": 0.95, "min_lr_ratio": 0.1, "gradient_checkpointing": True,
-             "eval_batch_size": 8}  # fmt: skip
+             "micro_batch_size": 2, "eval_batch_size": 8}  # fmt: skip
     nano = {**_sizes(128, 2, 4, 2, 4, 128, 2048), **small}
     return {
         "default": {

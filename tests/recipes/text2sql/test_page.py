@@ -83,3 +83,10 @@ def test_the_page_has_every_metric() -> None:
     ]
     names += ["router/balance_loss", "router/z_loss", *expert_logs(torch.ones(1, 4))]
     assert [name for name in names if f"`{name}`" not in page] == []
+
+
+def test_the_lanes_of_the_large_presets_fit_up_to_16_processes() -> None:
+    for name in ("small-2b", "medium-8b", "large-24b"):
+        run = parse(["--recipe", "text2sql", "--preset", name]).with_batch(1).run
+        lanes = (run.batch_size or 0) // run.micro_batch_size
+        assert all(lanes % processes == 0 for processes in (1, 2, 4, 8, 16))
