@@ -95,7 +95,13 @@ class Recipe(runner.recipe.Recipe):
         return [f"{name} has no effect {reason}." for name, reason in found if name in changed]
 
     def fresh_start(self) -> str | None:
-        """No line. Raises ConfigError where the prompt's length leaves no token for the schema."""
+        """No line. Raises ConfigError where the prompt's length leaves no token for the schema, or where there is
+        nothing to adapt."""
+        if self.lora.rank and not self.model_settings.pretrained:
+            raise ConfigError(
+                f"lora.rank is {self.lora.rank}, and adapters train on a frozen model: type --model.pretrained FOLDER "
+                "with a trained decoder, or --init_from RUN."
+            )
         longest, written = self.data_settings.max_seq_length, self.generation_settings.max_new_tokens
         if self.data_settings.schema_in_prompt and longest <= written:
             raise ConfigError(

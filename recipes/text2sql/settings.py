@@ -134,7 +134,8 @@ class ModelSettings:
     family: Literal["mixtral", "qwen3_moe"] = "mixtral"
     """Architecture of a fresh model; qwen3_moe also normalises queries and keys."""
     pretrained: str | None = None
-    """Folder of a trained decoder, whose dimensions, dropout and tokenizer are used; none: train a fresh model."""
+    """Folder, .gguf file or hub id of a trained decoder, whose dimensions, dropout and tokenizer are used; none: train
+    a fresh model."""
     hidden_size: AtLeast1 = 128
     """Width of the residual stream."""
     num_hidden_layers: AtLeast1 = 2

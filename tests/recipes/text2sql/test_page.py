@@ -34,7 +34,8 @@ def test_the_presets_are_as_large_as_they_are_called() -> None:
     assert Recipe.presets().keys() >= SIZES.keys()
 
 
-@pytest.mark.parametrize("preset", Recipe.presets())
+# The preset for adapters takes its model from model.pretrained.
+@pytest.mark.parametrize("preset", sorted({*Recipe.presets()} - {"lora"}))
 def test_the_parameters_of_a_preset(preset: str) -> None:
     recipe = parse(["--recipe", "text2sql", "--preset", preset]).recipe
     with torch.device("meta"):

@@ -137,3 +137,18 @@ def test_a_prompt_without_a_place_for_the_schema_is_refused(flags: list[str]) ->
         parse(["--recipe", "text2sql", *flags]).recipe.fresh_start()
     assert parse(["--recipe", "text2sql", "--data.schema_in_prompt", "false", *flags]).recipe.fresh_start() is None
     assert parse(["--recipe", "text2sql"]).recipe.fresh_start() is None
+
+
+@pytest.mark.parametrize("flags", [["--preset", "lora"], ["--lora.rank", "1"]])
+def test_adapters_need_a_model_to_adapt(flags: list[str]) -> None:
+    recipe = parse(["--recipe", "text2sql", *flags]).recipe
+    with pytest.raises(ConfigError, match="lora.rank is .*type --model.pretrained FOLDER") as caught:
+        recipe.fresh_start()
+    assert len(str(caught.value).splitlines()) <= 3
+    assert parse(["--recipe", "text2sql", *flags, "--model.pretrained", "x"]).recipe.fresh_start() is None
+
+
+def test_the_preset_for_adapters_has_a_rate_for_trained_weights() -> None:
+    config = parse(["--recipe", "text2sql", "--preset", "lora", "--model.pretrained", "x"])
+    assert config.run.learning_rate <= 5e-4 and config.recipe.lora.rank > 0  # type: ignore[attr-defined]
+    assert config.run.mixed_precision == "auto"
