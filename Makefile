@@ -1,6 +1,6 @@
 # make demo    train the text-to-SQL model on this machine, then answer a question from a real SQLite database
 #              QUESTION="..." asks another one, DB=FILE.sqlite asks another database
-# make test    every test          make check   lint, format and types          make bench   benchmarks
+# make test    every test          make check   lint, format, types, vulnerabilities    make bench   benchmarks
 # make torture DRAWS=20            attacks on trainings, 20 tries of most; writes the table of docs/resume-anywhere.md
 #
 # make PYTHON=/path/to/python      another interpreter (3.10 or newer); VENV=DIR another environment than .venv
@@ -47,6 +47,8 @@ check: $(VENV)/.tested
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright --pythonpath $(BIN)/python
+	@$(PIP) pip-audit || true
+	@$(BIN)/python .ci/audit.py
 
 bench: $(VENV)/.tested
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks -s -o 'python_files=bench_*.py'
