@@ -77,7 +77,8 @@ class Progress:
         words = [] if epoch is None else [f"epoch {epoch:.2f}"]
         words += [f"train loss {self.train_loss.take():.4f}"] if self.train_loss.weight else []
         words += [f"validation loss {scores['loss']:.4f}"] if "loss" in scores else []
-        words += [f"score {name} {scores[name]:.4f}"] if name in scores and name != "loss" else []
+        label = name if name == "score" else f"score {name}"
+        words += [f"{label} {scores[name]:.4f}"] if name in scores and name != "loss" else []
         self.print_line(GAP.join([*words, note] if note else words))
         if name in scores:
             self.score = f"{'validation loss' if name == 'loss' else name} {scores[name]:.4f}"

@@ -429,7 +429,9 @@ def test_pre_commit_runs_what_make_check_runs() -> None:
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     recipe = re.search(r"^check:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
     assert recipe is not None
-    wanted = [line.strip().removeprefix("@$(BIN)/").partition(" --pythonpath")[0] for line in recipe[1].splitlines()]
+    # What needs the network is for CI alone.
+    lines = [line for line in recipe[1].splitlines() if "audit" not in line]
+    wanted = [line.strip().removeprefix("@$(BIN)/").partition(" --pythonpath")[0] for line in lines]
     hooks = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
     assert [hook["entry"] for hook in hooks] == wanted
     assert all(hook["language"] == "system" for hook in hooks), "a hook of another language is downloaded"
