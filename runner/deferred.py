@@ -72,6 +72,9 @@ class Deferred(TorchDispatchMode):
     def _perform(self, func: torch._ops.OpOverload, args: tuple[object, ...], options: dict[str, object]) -> object:
         if func in FACTORIES and _elements(args[0]) >= LARGE and _is_on_cpu(options):
             options["device"] = torch.device("meta")
+        elif str(options.get("device")) == "meta":
+            # Such as transformers' `from_pretrained`, which fills its tensors by itself.
+            raise NotImplementedError("a model that is built without content by its own code")
         inputs = _meta_tensors((args, options))
         is_random = torch.Tag.nondeterministic_seeded in func.tags and bool(inputs)
         state = torch.get_rng_state() if is_random else None

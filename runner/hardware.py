@@ -262,6 +262,31 @@ def announce_end(rank: int) -> None:
     thread.join(ANSWER_SECONDS + 2)
 
 
+def leave_together(rank: int) -> None:
+    """Leave the group after an error that every process knows: the main process last.
+
+    It holds the store, and what it sent about the error may not have arrived. The others mark that they know.
+    """
+    if not torch.distributed.is_initialized():
+        return
+
+    def leave() -> None:
+        store = torch.distributed.distributed_c10d._get_default_store()
+        if rank != 0:
+            store.set(f"relay-waited-{rank}", "1")
+            return
+        store.set("relay-told", "1")
+        others = set(range(1, torch.distributed.get_world_size()))
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while others and time.monotonic() < deadline:
+            others -= {each for each in others if store.check([f"relay-waited-{each}"])}
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=_suppressed, args=(leave,), daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS + 2)
+
+
 def silent_ranks() -> list[int] | None:
     """The ranks that do not say, within some seconds, that they wait as well; None where nobody can be asked.
 

@@ -41,10 +41,10 @@ def main(arguments: list[str] | None = None, program: str = "relay train") -> in
         if isinstance(error, LostProcess):
             # Leaving the group in order would wait for the processes that do not answer.
             os._exit(error.exit_status)
-        if error.is_of_one_process and "torch" in sys.modules:
-            from runner.hardware import announce_end
+        if "torch" in sys.modules:
+            from runner.hardware import announce_end, leave_together
 
-            announce_end(int(os.environ.get("RANK", "0")))
+            (announce_end if error.is_of_one_process else leave_together)(int(os.environ.get("RANK", "0")))
         return error.exit_status
     except BrokenPipeError:
         if config is not None:

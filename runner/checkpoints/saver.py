@@ -100,7 +100,7 @@ class Saver:
                 pending.result()
         except DiskError as error:
             wrong = error
-        if hardware is not None and not self.in_shards:
+        if hardware is not None and not (hardware.is_sharded and self.in_shards):
             wrong = hardware.from_main(wrong)
             if wrong is not None:
                 wrong.is_of_one_process = False
