@@ -328,7 +328,7 @@ def build_loop_parts(
     bare_model = cast(nn.Module, accelerator.unwrap_model(prepared, keep_torch_compile=False))
     if settings.torch_compile:
         prepared = cast(nn.Module, torch.compile(prepared))
-    in_shards = settings.save_in_shards is not False
+    in_shards = hardware.is_sharded and settings.save_in_shards is not False
     best_metric = settings.metric_for_best_model or recipe.best_metric
     return Run(
         settings=settings,

@@ -249,17 +249,11 @@ def announce_end(rank: int) -> None:
     def announce() -> None:
         store = torch.distributed.distributed_c10d._get_default_store()
         store.set("relay-told", "1")
-        world = torch.distributed.get_world_size()
+        others = set(range(torch.distributed.get_world_size())) - {rank}
         torch.distributed.destroy_process_group()
-        others = {each for each in range(world) if each != rank}
-        deadline = time.monotonic() + ANSWER_SECONDS
-        while others and time.monotonic() < deadline:
-            others -= {each for each in others if store.check([f"relay-waited-{each}"])}
-            time.sleep(0.1)
+        _wait_for_marks(store, others)
 
-    thread = threading.Thread(target=_suppressed, args=(announce,), daemon=True)
-    thread.start()
-    thread.join(ANSWER_SECONDS + 2)
+    _within_limit(announce)
 
 
 def leave_together(rank: int) -> None:
@@ -276,13 +270,22 @@ def leave_together(rank: int) -> None:
             store.set(f"relay-waited-{rank}", "1")
             return
         store.set("relay-told", "1")
-        others = set(range(1, torch.distributed.get_world_size()))
-        deadline = time.monotonic() + ANSWER_SECONDS
-        while others and time.monotonic() < deadline:
-            others -= {each for each in others if store.check([f"relay-waited-{each}"])}
-            time.sleep(0.02)
+        _wait_for_marks(store, set(range(1, torch.distributed.get_world_size())))
 
-    thread = threading.Thread(target=_suppressed, args=(leave,), daemon=True)
+    _within_limit(leave)
+
+
+def _wait_for_marks(store: torch.distributed.Store, others: set[int]) -> None:
+    """Wait until the other processes have marked that they know of the end, or gave up."""
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while others and time.monotonic() < deadline:
+        others = {each for each in others if not store.check([f"relay-waited-{each}"])}
+        time.sleep(0.02)
+
+
+def _within_limit(action: Callable[[], None]) -> None:
+    """Ask the store: behind a cut network it does not answer, and it has no time limit of its own."""
+    thread = threading.Thread(target=_suppressed, args=(action,), daemon=True)
     thread.start()
     thread.join(ANSWER_SECONDS + 2)
 
@@ -306,10 +309,7 @@ def silent_ranks() -> list[int] | None:
             marks.update(each for each in range(world) if store.check([f"relay-waited-{each}"]))
             time.sleep(0.1)
 
-    # A store behind a cut network does not answer, and has no time limit of its own.
-    thread = threading.Thread(target=_suppressed, args=(ask,), daemon=True)
-    thread.start()
-    thread.join(ANSWER_SECONDS + 2)
+    _within_limit(ask)
     if TOLD in marks:
         return [TOLD]
     return sorted(set(range(world)) - marks) if rank in marks else None

@@ -92,12 +92,13 @@ class Progress:
         """Leave the two lines on the screen as they are, and give the terminal back."""
         if self.foot is not None:
             self.activity = f"took {clock(time.monotonic() - self.started)}"
-            self.foot.show(self._first(), self._second(), now=True)
+            self.foot.show(self._first(), self._second())
             self.foot.close()
             self.foot = None
 
     def _refresh(self) -> None:
-        if self.foot is not None:
+        # Every step calls this; the lines are put together only where they are written.
+        if self.foot is not None and self.foot.is_due():
             self.foot.show(self._first(), self._second())
 
     def _first(self) -> list[str]:
@@ -176,9 +177,13 @@ class Foot:
         """Print a line of text above the two lines. Columns are wrapped between words, and a path is not cut."""
         self.console.print(text, markup=False, soft_wrap=GAP not in text)
 
-    def show(self, first: list[str], second: list[str], now: bool = False) -> None:
-        """Write the two lines again, four times a second at most."""
-        if self.live is None or (time.monotonic() - self.last < REFRESH_SECONDS and not now):
+    def is_due(self) -> bool:
+        """Whether the two lines are to be written again: four times a second at most."""
+        return self.live is not None and time.monotonic() - self.last >= REFRESH_SECONDS
+
+    def show(self, first: list[str], second: list[str]) -> None:
+        """Write the two lines again."""
+        if self.live is None:
             return
         self.last = time.monotonic()
         self.live.update(two_lines(first, second, self.console.width), refresh=True)

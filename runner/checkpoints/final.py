@@ -166,7 +166,7 @@ def _scores_in_words(run: Run, origin: Origin) -> str:
     chosen = (
         f"The evaluation with the best `{origin.metric}` chose these weights on this split"
         if origin.is_best
-        else ("The settings may have been chosen on this split")
+        else "The settings may have been chosen on this split"
     )
     return (
         f"## Scores\n\nOn the {len(run.eval_data):,} examples of the validation split, at step {origin.step:,}:\n\n"

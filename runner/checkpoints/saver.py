@@ -65,7 +65,7 @@ class Saver:
         self.saved_step = state.step
         if not self.is_main and not run.hardware.is_sharded:
             return
-        if run.hardware.is_sharded and self.in_shards:
+        if self.in_shards:
             self._save_shards(run, state)
             return
         # The save before is over, so its memory is free to be written over.
@@ -76,7 +76,7 @@ class Saver:
 
     def reserve(self, run: Any) -> None:
         """Take the memory of the copies before training starts: the first touch of fresh pages takes seconds."""
-        if not self.is_main or (run.hardware.is_sharded and self.in_shards):
+        if not self.is_main or self.in_shards:
             return
         is_adam = run.settings.optim == "adamw"
         elsewhere = names_elsewhere(run.bare_model)
@@ -100,7 +100,7 @@ class Saver:
                 pending.result()
         except DiskError as error:
             wrong = error
-        if hardware is not None and not (hardware.is_sharded and self.in_shards):
+        if hardware is not None and not self.in_shards:
             wrong = hardware.from_main(wrong)
             if wrong is not None:
                 wrong.is_of_one_process = False

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.errors import RelayError
-from runner.parts.installation import DISTRIBUTIONS, is_installed, pip_line, shown_launch_config
+from runner.parts.installation import DISTRIBUTIONS, is_installed, pip_line
 
 if TYPE_CHECKING:
     import torch
@@ -146,8 +146,8 @@ def speed_in_words(timed: dict[str, float], precision: str, side: int, model: st
 def how_to_launch(gpus: int) -> str:
     """What to type to train with several processes here."""
     if gpus > 1:
-        return f"accelerate launch --config_file {shown_launch_config('gpus_ddp')} uses the {gpus} GPUs"
-    return f"accelerate launch --config_file {shown_launch_config('cpu_2')} starts as many"
+        return f"relay launch uses the {gpus} GPUs"
+    return "relay launch --processes 2 starts as many"
 
 
 def wrong_processes(limit_seconds: float = 60.0, program: str = PAIR) -> str | None:

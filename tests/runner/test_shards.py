@@ -14,6 +14,7 @@ from runner.deferred import Deferred, built
 from runner.hardware import seed_everything
 from tests.launching import metrics, same_bits, train, weights
 
+NANO = ("--recipe", "text2sql", "--preset", "nano")
 SHARDED = {"ACCELERATE_USE_FSDP": "true"}
 WIDE = ("--model.hidden_size", "70000", "--eval_steps", "0", "--save_steps", "0")
 STILL = (*WIDE, "--max_steps", "1", "--learning_rate", "1e-30")
@@ -101,16 +102,7 @@ def test_a_run_starts_with_the_same_bits_on_any_number_of_processes(
 def test_processes_evaluate_in_turns_as_one_process_does(tmp_path: Path) -> None:
     from runner import trials
 
-    words = [
-        "--recipe",
-        "text2sql",
-        "--preset",
-        "nano",
-        "--max_steps",
-        "3",
-        "--eval_steps",
-        "3",
-    ]
+    words = [*NANO, "--max_steps", "3", "--eval_steps", "3"]
     words += ["--max_eval_examples", "7", "--eval_batch_size", "2", "--generation.max_new_tokens", "12"]
     words += ["--mixed_precision", "no"]
     runs = {"one": (1, {}), "two": (2, SHARDED)}
@@ -126,18 +118,7 @@ def test_the_end_of_a_sharded_run_is_written_one_tensor_at_a_time_as_transformer
 
     from runner import trials
 
-    words = [
-        "--recipe",
-        "text2sql",
-        "--preset",
-        "nano",
-        "--max_steps",
-        "1",
-        "--max_eval_examples",
-        "2",
-        "--generation.max_new_tokens",
-        "4",
-    ]
+    words = [*NANO, "--max_steps", "1", "--max_eval_examples", "2", "--generation.max_new_tokens", "4"]
     words += ["--mixed_precision", "no", "--learning_rate", "1e-30", "--final", "last"]
     for name, processes, environment in (("one", 1, {}), ("two", 2, SHARDED)):
         folder = tmp_path / name
