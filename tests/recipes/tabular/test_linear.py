@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.sparse import csr_matrix
+from sklearn.linear_model import LogisticRegression
 
 from recipes.tabular import linear
 from recipes.tabular.demo import tables
@@ -60,6 +62,22 @@ def test_the_score_of_a_training_row_comes_from_a_fit_without_it() -> None:
     seen = quality(table, own.scores(table, cells(table, frame, Wording())), labels(table, frame))
     unseen = quality(table, own.held_out, labels(table, frame))
     assert seen > 0.75 and abs(unseen - 0.5) < 0.15
+
+
+@pytest.mark.parametrize("classes", [2, 3, 6])
+@pytest.mark.parametrize("penalty", [0.3, 10.0])
+def test_the_fit_of_classes_is_the_logistic_regression_of_scikit_learn(classes: int, penalty: float) -> None:
+    random = np.random.default_rng(classes)
+    dense = random.poisson(0.4, (300, 40)) * random.uniform(0.1, 3, 40)
+    labels = (dense @ random.normal(size=(40, classes)) + random.gumbel(size=(300, classes))).argmax(1)
+    weights, bias = linear._solve(csr_matrix(dense), labels.astype(float), penalty, classes, True)
+    scores = dense @ weights + bias
+    model = LogisticRegression(C=1 / penalty, tol=1e-6, max_iter=5000).fit(dense, labels)
+    # With two classes, scikit-learn has one row of weights, and ours are two with the opposite sign: penalise as ours.
+    if classes == 2:
+        model = LogisticRegression(C=2 / penalty, tol=1e-6, max_iter=5000).fit(dense, labels)
+    wanted, shares = model.predict_proba(dense), np.exp(linear.log_softmax(scores))
+    assert np.abs(shares - wanted).mean() < 0.01
 
 
 def test_a_score_never_depends_on_the_other_rows() -> None:
