@@ -75,6 +75,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	@$(call new_enough,$(BIN)/python,remove the folder $(VENV))
 	@echo "Installing into $(VENV); the first time this takes a few minutes."
 	@$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	@$(if $(HASHES),$(PIP) --require-hashes --no-deps -r $(HASHES))
 	@$(PIP) -e .
 	@touch $@
 

@@ -380,6 +380,38 @@ def no_paths_of_one_machine(root: Path) -> list[str]:
     return wrong
 
 
+def ci_installs_what_is_pinned(root: Path) -> list[str]:
+    """.ci/requirements.txt, with hashes, has the versions of constraints.txt and all that the tests need."""
+    locked, constraints = root / ".ci" / "requirements.txt", root / "constraints.txt"
+    if not constraints.is_file():
+        return []
+    pin = re.compile(r"^([A-Za-z0-9_.-]+)==([^\s;]+)", re.MULTILINE)
+
+    def pins(path: Path) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for name, version in pin.findall(path.read_text(encoding="utf-8") if path.is_file() else ""):
+            found.setdefault(re.sub("[-_.]+", "-", name).lower(), set()).add(version)
+        return found
+
+    wanted, found = pins(constraints), pins(locked)
+    wrong = [
+        f"{name} {', '.join(sorted(wanted[name] - versions))} is in constraints.txt and not in .ci/requirements.txt"
+        for name, versions in sorted(found.items())
+        if not wanted.get(name, set()) <= versions
+    ]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project.get("optional-dependencies", {})
+    own = re.match(r"[\w.-]+\[(.*)\]", next((each for each in extras.get("test", []) if "[" in each), ""))
+    needed = [*project["dependencies"], *extras.get("test", [])]
+    for extra in own.group(1).split(",") if own else ():
+        needed += extras.get(extra, [])
+    for requirement in needed:
+        name = re.sub("[-_.]+", "-", re.split(r"[\[<>=!~; ]", requirement)[0]).lower()
+        if name not in found and name != "torch" and not requirement.startswith(project.get("name", "relay-train")):
+            wrong.append(f"{name} is in pyproject.toml and not in .ci/requirements.txt")
+    return [f"{sentence}: run .ci/lock (pip install uv)" for sentence in wrong]
+
+
 RULES: list[Callable[[Path], list[str]]] = [
     no_import_goes_in_a_circle,
     functions_are_short,
@@ -395,6 +427,7 @@ RULES: list[Callable[[Path], list[str]]] = [
     launch_configs_are_sound,
     imports_are_declared,
     no_paths_of_one_machine,
+    ci_installs_what_is_pinned,
 ]
 
 
@@ -507,6 +540,7 @@ VIOLATIONS = [
         "imports pandas, which pyproject.toml",
     ),
     (no_paths_of_one_machine, "docs/index.md", "cd /" + "work/main", "docs/index.md:1 names a path"),
+    (ci_installs_what_is_pinned, "constraints.txt", "numpy==2.0", "numpy is in pyproject.toml and not in .ci"),
 ]
 
 
