@@ -1,6 +1,7 @@
 # make demo    train the text-to-SQL model on this machine, then answer a question from a real SQLite database
 #              QUESTION="..." asks another one, DB=FILE.sqlite asks another database
 # make test    every test          make check   lint, format, types, vulnerabilities    make bench   benchmarks
+# make docs    the pages as a site, build/docs/index.html; a dead link is an error
 # make torture DRAWS=20            attacks on trainings, 20 tries of most; writes the table of docs/resume-anywhere.md
 #
 # make PYTHON=/path/to/python      another interpreter (3.10 or newer); VENV=DIR another environment than .venv
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench torture
+.PHONY: help demo test check bench docs torture
 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
@@ -52,6 +53,10 @@ check: $(VENV)/.tested
 
 bench: $(VENV)/.tested
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks -s -o 'python_files=bench_*.py'
+
+docs: $(VENV)/.tested
+	@$(BIN)/python -m sphinx -W --keep-going --quiet -b html docs build/docs
+	@echo build/docs/index.html
 
 DRAWS ?= 20
 SEED ?= 0

@@ -47,7 +47,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = [
     REPOSITORY / "README.md",
     REPOSITORY / "CONTRIBUTING.md",
-    *sorted((REPOSITORY / "docs").rglob("*.md")),
+    *sorted(page for page in (REPOSITORY / "docs").rglob("*.md") if "_generated" not in page.parts),
     *sorted((REPOSITORY / "recipes").glob("*/README.md")),
 ]
 LAUNCH_CONFIGS = sorted((REPOSITORY / "accelerate_configs").glob("*.yaml"))
