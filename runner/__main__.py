@@ -14,6 +14,7 @@ VERBS = {
     "predict": "answer one request with a trained model",
     "plan": "parameters, memory and steps of a training, before it is started",
     "find-lr": "find a learning rate: a range test, or a short sweep",
+    "sweep": "train with different settings, and find the best ones",
     "check": "try on a few examples that a recipe keeps the contract",
     "evaluate": "score a trained model on a split, or files of predictions",
     "data": "download the data sets of a recipe",
@@ -47,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except RelayError as error:
-        print(f"error: {without_secrets(str(error))}", file=sys.stderr)
+        kind = "" if error.exit_status == 75 else "error: "
+        print(f"{kind}{without_secrets(str(error))}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

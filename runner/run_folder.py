@@ -82,9 +82,13 @@ def remove_drafts(output_dir: Path) -> None:
 
 def choose_output_dir(config: Config, hardware: Hardware) -> str:
     """The run's folder, the same on every process."""
+    return hardware.from_main(config.run.output_dir or choose_output_name(config))
+
+
+def choose_output_name(config: Config, prefix: str = "") -> str:
+    """A new folder below `runs`, named after the recipe and the time."""
     name = Path(config.recipe_name).stem if config.recipe_name.endswith(".py") else config.recipe_name
-    chosen = config.run.output_dir or f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    return hardware.from_main(chosen)
+    return f"runs/{prefix}{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 ASSETS_MARK = ".assets"

@@ -168,7 +168,11 @@ def follow_launcher() -> None:
     accelerate's launcher of one process passes no signal on, and torchrun dies of some without ending its processes.
     """
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "LOCAL_RANK" in os.environ
-    if not launched or sys.platform != "linux":
-        return
+    if launched and sys.platform == "linux":
+        end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Ask the kernel to send this process SIGTERM when its parent dies, also after it has become another program."""
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)

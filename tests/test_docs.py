@@ -163,7 +163,7 @@ def check_verb(rest: list[str]) -> None:
     with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):
         module.main(["--help"])
     known = set(re.findall(r"--([a-z][a-z0-9_.-]*)", shown.getvalue()))
-    if verb in ("plan", "check", "find-lr", "evaluate", "verify", "doctor", "launch"):
+    if verb in ("plan", "check", "find-lr", "sweep", "evaluate", "verify", "doctor", "launch"):
         # These take the settings of a training beside their own.
         owners = (RunSettings, *(registry.find(name) for name in registry.names()))
         known |= {"recipe", "preset", "config"} | {setting.flag for owner in owners for setting in settings_of(owner)}

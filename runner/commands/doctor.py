@@ -36,6 +36,7 @@ EXTRAS = {
     "azure": ("adlfs",),
     "tensorboard": ("tensorboard",),
     "trackio": ("trackio",),
+    "sweep": ("optuna",),
     "tabular": ("charset_normalizer", "openpyxl", "pandas", "pyarrow", "sklearn", "scipy"),
     "microbiome": ("biom", "h5py", "pandas", "skbio", "sklearn", "scipy"),
 }

@@ -30,6 +30,20 @@ class Curve:
     is_dashed: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class Cloud:
+    """A named group of points."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    labels: Sequence[str] = ()
+    """What the page shows of each point under the pointer; its two numbers where there are none."""
+    colour: int = 0
+    is_hollow: bool = False
+    is_line: bool = False
+    """Whether a line connects the points."""
+
+
 @dataclasses.dataclass
 class Page:
     """A page in the making: text and charts in order."""
@@ -115,11 +129,49 @@ class Page:
         }
         return self._figure(title, spec, False)
 
-    def _figure(self, title: str, spec: dict[str, object], can_be_log: bool) -> str:
+    def points(
+        self,
+        title: str,
+        clouds: Sequence[Cloud],
+        axes: tuple[str, str],
+        names: Sequence[str] = (),
+        is_log: bool = False,
+        is_square: bool = False,
+    ) -> str:
+        """A figure with points; empty where there are none.
+
+        `axes`: what lies across and up. `names`: what the whole numbers across stand for. `is_log`: whether the axis
+        across is logarithmic. `is_square`: whether both axes span the same values, with a line where they are equal.
+        """
+        clouds = [dataclasses.replace(cloud, points=finite(cloud.points)) for cloud in clouds]
+        xs = [x for cloud in clouds for x, _ in cloud.points]
+        ys = [y for cloud in clouds for _, y in cloud.points]
+        if not xs:
+            return ""
+        if is_square:
+            xs = ys = [*xs, *ys]
+        across = (-0.5, len(names) - 0.5) if names else spread(min(xs), max(xs), is_log)
+        spec: dict[str, object] = {"kind": "points", "title": title, "log": False, "logAcross": is_log}
+        spec |= {"axes": list(axes), "names": [html.escape(name) for name in names], "square": is_square}
+        spec |= {"across": list(across), "up": list(spread(min(ys), max(ys)))}
+        spec["series"] = [
+            {
+                "x": [x for x, _ in cloud.points],
+                "y": [y for _, y in cloud.points],
+                "labels": [html.escape(label) for label in cloud.labels],
+                "hollow": cloud.is_hollow,
+                "line": cloud.is_line,
+            }
+            for cloud in clouds
+        ]
+        spec |= {"keys": [html.escape(cloud.name) for cloud in clouds], "colours": [cloud.colour for cloud in clouds]}
+        return self._figure(title, spec, False, has_half=False)
+
+    def _figure(self, title: str, spec: dict[str, object], can_be_log: bool, has_half: bool = True) -> str:
         self.charts.append(spec)
         pressed = "true" if spec["log"] else "false"
         log = f'<button class="log" aria-pressed="{pressed}">log</button>' if can_be_log else ""
-        half = '<button class="half" aria-pressed="false">last half</button>'
+        half = '<button class="half" aria-pressed="false">last half</button>' if has_half else ""
         return (
             f'<figure data-chart="{len(self.charts) - 1}"><figcaption><span>{html.escape(title)}</span>{log}{half}'
             '</figcaption><div class="plot"></div><div class="read"></div></figure>'
@@ -150,6 +202,20 @@ def thinned(points: Sequence[tuple[float, object]], most: int = MOST_POINTS) -> 
     """At most about `most` of the points, evenly spread; the last one is among them."""
     step = -(-len(points) // most) if points else 1
     return [point for place, point in enumerate(points) if (len(points) - 1 - place) % step == 0]
+
+
+def finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points whose numbers are finite."""
+    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+
+
+def spread(low: float, high: float, is_log: bool = False) -> tuple[float, float]:
+    """The ends of an axis, with a margin beside the lowest and the highest value."""
+    if is_log:
+        margin = (high / low) ** 0.05 if high > low else 2.0
+        return low / margin, high * margin
+    margin = (high - low) * 0.05 or abs(low) / 2 or 1.0
+    return low - margin, high + margin
 
 
 def shown_cell(cell: object) -> str:

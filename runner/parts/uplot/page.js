@@ -7,6 +7,7 @@
     ? value.toExponential(3) : value.toLocaleString("en", { maximumSignificantDigits: 6 });
   const short = (value) => value == null ? "" : value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e6)
     ? value.toExponential(1).replace(".0e", "e") : value.toLocaleString("en", { maximumSignificantDigits: 4 });
+  const isRound = (x) => [1, 2, 5].some((first) => Math.abs(Math.log10(x / first) - Math.round(Math.log10(x / first))) < 1e-9);
   const charts = (window.relayCharts = []);
   const marks = page.marks;
 
@@ -55,10 +56,64 @@
     ctx.restore();
   }
 
+  function drawPoints(u, spec) {
+    const { ctx, bbox } = u, size = 4 * devicePixelRatio;
+    ctx.save();
+    ctx.lineWidth = 1.5 * devicePixelRatio;
+    if (spec.square) {
+      ctx.strokeStyle = colour("--quiet");
+      ctx.setLineDash([4, 4]);
+      ctx.beginPath();
+      ctx.moveTo(u.valToPos(spec.across[0], "x", true), u.valToPos(spec.across[0], "y", true));
+      ctx.lineTo(u.valToPos(spec.across[1], "x", true), u.valToPos(spec.across[1], "y", true));
+      ctx.stroke();
+      ctx.setLineDash([]);
+    }
+    ctx.beginPath();
+    ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
+    ctx.clip();
+    spec.series.forEach((s, i) => {
+      ctx.strokeStyle = ctx.fillStyle = colour(`--c${spec.colours[i] % 6}`);
+      const at = s.x.map((x, j) => [u.valToPos(x, "x", true), u.valToPos(s.y[j], "y", true)]);
+      if (s.line) {
+        ctx.beginPath();
+        at.forEach(([x, y], j) => j ? ctx.lineTo(x, y) : ctx.moveTo(x, y));
+        ctx.stroke();
+      }
+      ctx.globalAlpha = s.x.length > 100 ? 0.5 : 0.9;
+      for (const [x, y] of at) {
+        ctx.beginPath();
+        ctx.arc(x, y, size, 0, 2 * Math.PI);
+        s.hollow ? ctx.stroke() : ctx.fill();
+      }
+      ctx.globalAlpha = 1;
+    });
+    ctx.restore();
+  }
+
+  function nearest(u, spec) {
+    let found = null, least = 40 ** 2;
+    spec.series.forEach((s, i) => s.x.forEach((x, j) => {
+      const far = (u.valToPos(x, "x") - u.cursor.left) ** 2 + (u.valToPos(s.y[j], "y") - u.cursor.top) ** 2;
+      if (far < least) { least = far; found = [i, j]; }
+    }));
+    return found;
+  }
+
   function tell(u, spec, read) {
     const at = u.cursor.idx, left = u.cursor.left;
-    if (at == null || left == null || left < 0) {
-      read.innerHTML = spec.keys.map((key, i) => `<b style="color:var(--c${spec.colours[i] % 6})">${key}</b>`)
+    if (spec.kind === "points" && left != null && left >= 0) {
+      const found = nearest(u, spec);
+      if (found) {
+        const [i, j] = found, s = spec.series[i], across = spec.names[s.x[j]] ?? number(s.x[j]);
+        const words = s.labels[j] ?? `${spec.axes[0]} ${across}, ${spec.axes[1]} ${number(s.y[j])}`;
+        read.innerHTML = `<span style="color:var(--c${spec.colours[i] % 6})">${words}</span>`;
+        return;
+      }
+    }
+    if (spec.kind === "points" || at == null || left == null || left < 0) {
+      // One curve needs no key: the title names it.
+      read.innerHTML = spec.keys.length === 1 && spec.kind !== "heat" ? "" : spec.keys.map((key, i) => `<b style="color:var(--c${spec.colours[i] % 6})">${key}</b>`)
         .join(" &nbsp; ");
       return;
     }
@@ -81,23 +136,28 @@
   function draw(figure, spec) {
     const place = figure.querySelector("div.plot"), read = figure.querySelector(".read");
     let isLog = spec.log, chart = null;
-    const data = spec.kind === "heat" ? [spec.x, spec.x.map(() => null)] : uPlot.join(spec.series.map((s) => [s.x, s.y]));
+    const cloud = spec.kind === "points";
+    const data = cloud ? [spec.across, [null, null]] : spec.kind === "heat" ? [spec.x, spec.x.map(() => null)] : uPlot.join(spec.series.map((s) => [s.x, s.y]));
     function make() {
       const range = chart ? [chart.scales.x.min, chart.scales.x.max] : null;
       if (chart) { charts.splice(charts.indexOf(chart), 1); chart.destroy(); }
       const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 },
         ticks: { stroke: colour("--line"), width: 1 }, font: "12px system-ui, sans-serif" };
-      const heat = spec.kind === "heat";
+      const heat = spec.kind === "heat", label = { labelSize: 18, labelFont: "12px system-ui, sans-serif" };
+      const named = cloud && spec.names.length;
       chart = new uPlot({
-        width: place.clientWidth, height: 230, cursor: { sync: { key: "relay" }, drag: { x: true, y: false } },
-        scales: { x: { time: false }, y: heat ? { range: [0, spec.rows.length] }
+        width: place.clientWidth, height: 230,
+        cursor: { sync: cloud ? undefined : { key: "relay" }, drag: { x: true, y: false }, points: { show: !cloud } },
+        scales: { x: { time: false, ...(cloud ? { distr: spec.logAcross ? 3 : 1, auto: false, range: (u, low, high) => low == null || low === high ? spec.across : [low, high] } : {}) },
+          y: heat ? { range: [0, spec.rows.length] } : cloud ? { range: spec.up }
           : isLog ? { distr: 3 } : { range: (u, low, high) => fit(low, high) } },
-        axes: [{ ...axis, label: page.across, labelSize: 18, labelFont: "12px system-ui, sans-serif", values: (u, v) => v.map((x) => x % 1 ? "" : short(x)) },
-          { ...axis, size: 62, values: (u, v) => v.map(heat ? (x) => spec.rows[spec.rows.length - x] ? "" : "" : short) }],
-        series: [{}, ...(heat ? [{ show: false }] : spec.series.map((s, i) => ({
+        axes: [{ ...axis, ...label, label: cloud ? spec.axes[0] : page.across, ...(named ? { splits: () => spec.names.map((_, i) => i) } : {}),
+          values: (u, v) => v.map((x) => named ? spec.names[x] ?? "" : !cloud && x % 1 || spec.logAcross && !isRound(x) ? "" : short(x)) },
+          { ...axis, ...(cloud ? { ...label, label: spec.axes[1] } : {}), size: 62, values: (u, v) => v.map(heat ? (x) => spec.rows[spec.rows.length - x] ? "" : "" : short) }],
+        series: [{}, ...(heat || cloud ? [{ show: false }] : spec.series.map((s, i) => ({
           stroke: colour(`--c${spec.colours[i] % 6}`), width: 1.7, spanGaps: true, dash: s.dash ? [6, 4] : undefined,
           points: { show: s.x.length < 40, size: 6, fill: colour(`--c${spec.colours[i] % 6}`) } })))],
-        hooks: { draw: [(u) => { if (heat) drawCells(u, spec); drawMarks(u); }], setCursor: [(u) => tell(u, spec, read)] },
+        hooks: { draw: [(u) => { if (cloud) return drawPoints(u, spec); if (heat) drawCells(u, spec); drawMarks(u); }], setCursor: [(u) => tell(u, spec, read)] },
       }, data, place);
       charts.push(chart);
       if (range) chart.setScale("x", { min: range[0], max: range[1] });
