@@ -1,0 +1,38 @@
+"""FSDP2: what each process holds of a model, in bytes."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from runner.config import parse
+from tests import shard_memory
+
+TINY = ["--recipe", "text2sql", "--preset", "nano"]
+DEEP = ["--recipe", "text2sql", "--preset", "tiny", "--model.num_hidden_layers", "20"]
+SHORT = ["--mixed_precision", "no", "--batch_size", "2", "--micro_batch_size", "1", "--logging_steps", "1"]
+SHORT += ["--eval_steps", "1", "--max_eval_examples", "2", "--eval_batch_size", "1", "--generation.max_new_tokens", "2"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_holds_its_shard_and_two_layers(tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    tiny = [*TINY, *SHORT, "--max_steps", "1", "--output_dir", str(tmp_path / "tiny" / "run")]
+    constant = max(max(each.values()) for each in shard_memory.train(tiny, 2, tmp_path / "tiny"))
+    with torch.device("meta"):
+        model = parse(DEEP).recipe.model()
+    (layers,) = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    layer = 4 * sum(parameter.numel() for parameter in layers[0].parameters())
+    # Weights, gradients and two moments in fp32.
+    state = 16 * sum(parameter.numel() for parameter in model.parameters()) / 2
+    assert state > 250e6 and layer < 10e6
+    limit = constant + 1.25 * state + 2 * layer
+    deep = [*DEEP, *SHORT, "--output_dir", str(tmp_path / "run")]
+    for words in (["--max_steps", "1"], ["--max_steps", "2", "--resume_from_checkpoint", "auto"]):
+        for rank, found in enumerate(shard_memory.train([*deep, *words], 2, tmp_path)):
+            assert {"start", "train", "evaluate", "save", "end"} <= found.keys()
+            above = {phase: f"{size / 1e6:.0f}" for phase, size in found.items() if size > limit}
+            assert not above, f"rank {rank}, MB: {above}; the limit is {limit / 1e6:.0f}, a tiny model {constant}"
