@@ -104,6 +104,17 @@ class Hardware:
         torch.distributed.all_gather_object(together, own)
         return {name: value for each in together for name, value in each.items()}
 
+    def post(self, note: str) -> None:
+        """Leave a note for all processes, without waiting for them."""
+        if torch.distributed.is_initialized():
+            torch.distributed.distributed_c10d._get_default_store().set(note, "1")
+
+    def is_posted(self, note: str) -> bool:
+        """Whether a process has left this note."""
+        if not torch.distributed.is_initialized():
+            return False
+        return torch.distributed.distributed_c10d._get_default_store().check([note])
+
     @torch.no_grad()
     def mean_gradients(self, model: nn.Module) -> None:
         """Average the gradients over the processes, as DDP does inside backward."""

@@ -2,13 +2,12 @@
 
 import os
 import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from runner.checkpoints.folders import list_checkpoints, remove
+from runner.checkpoints.folders import list_checkpoints
 from runner.checkpoints.manifest import find_damage
-from runner.checkpoints.pointers import BEST, DRAFT, LATEST, flush, step_of, write_pointer
+from runner.checkpoints.pointers import BEST, LATEST, draft_beside, flush, remove, step_of, write_pointer
 from runner.checkpoints.state import State
 
 HISTORY = ("metrics.jsonl", "ledger.jsonl")
@@ -80,9 +79,9 @@ def _link_or_copy(folder: Path, target: Path) -> None:
     """Copy a checkpoint, at once or not at all; without using disk space where the file system can."""
     if target.exists():
         return
-    draft = target.with_name(f"{DRAFT}{target.name}-{uuid.uuid4().hex[:8]}")
-    shutil.copytree(folder, draft, copy_function=_link_or_copy_file)
-    os.replace(draft, target)
+    with draft_beside(target) as draft:
+        shutil.copytree(folder, draft, copy_function=_link_or_copy_file)
+        os.replace(draft, target)
 
 
 def _link_or_copy_file(source: str, target: str) -> None:

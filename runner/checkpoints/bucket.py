@@ -10,10 +10,8 @@ import dataclasses
 import json
 import os
 import queue
-import shutil
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from urllib.parse import urlsplit
 
 from runner.checkpoints.folders import publish
 from runner.checkpoints.manifest import MANIFEST, find_damage
-from runner.checkpoints.pointers import DRAFT, step_of
+from runner.checkpoints.pointers import draft_beside, step_of
 from runner.errors import CheckpointError, ConfigError
 from runner.parts.installation import pip_line
 
@@ -154,22 +152,21 @@ def upload(remote: Remote, folder: Path) -> None:
 def download(remote: Remote, step: int, output_dir: Path) -> Path:
     """Copy a checkpoint here, check it and give it its name. Raises CheckpointError where it is damaged."""
     name = f"checkpoint-{step}"
-    draft = output_dir / f"{DRAFT}{name}-{uuid.uuid4().hex[:8]}"
-    for file in remote.listed(name):
-        if ".." in Path(file).parts or Path(file).is_absolute():
-            raise CheckpointError(f"{remote.url}/{name} is skipped: its manifest lists {file}.")
-        # What is missing is found below.
-        with contextlib.suppress(FileNotFoundError):
-            remote.get(f"{name}/{file}", draft / file)
-    wrong = find_damage(draft, step)
-    if wrong is not None:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise CheckpointError(f"{remote.url}/{name} is skipped: {wrong}.")
-    for file in FOLLOWING:
-        if remote.exists(file) and not (output_dir / file).exists():
-            remote.get(file, output_dir / file)
     folder = output_dir / name
-    publish(draft, folder)
+    with draft_beside(folder) as draft:
+        for file in remote.listed(name):
+            if ".." in Path(file).parts or Path(file).is_absolute():
+                raise CheckpointError(f"{remote.url}/{name} is skipped: its manifest lists {file}.")
+            # What is missing is found below.
+            with contextlib.suppress(FileNotFoundError):
+                remote.get(f"{name}/{file}", draft / file)
+        wrong = find_damage(draft, step)
+        if wrong is not None:
+            raise CheckpointError(f"{remote.url}/{name} is skipped: {wrong}.")
+        for file in FOLLOWING:
+            if remote.exists(file) and not (output_dir / file).exists():
+                remote.get(file, output_dir / file)
+        publish(draft, folder)
     return folder
 
 

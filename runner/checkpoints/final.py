@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 import sys
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -18,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from runner.checkpoints.bucket import Remote, download
 from runner.checkpoints.manifest import find_damage, write_manifest
-from runner.checkpoints.pointers import DRAFT, resolve_pointer, write_pointer
+from runner.checkpoints.pointers import draft_beside, resolve_pointer, write_pointer
 from runner.checkpoints.state import read_state
 from runner.checkpoints.tensors import Gathered, model_parts, model_tensors, read_tensors, write_one_by_one
 from runner.config import Config
@@ -125,15 +124,11 @@ def save_final(
     `tensors` are the model's, gathered from all processes.
     """
     final = output_dir / "final"
-    draft = output_dir / f"{DRAFT}final-{uuid.uuid4().hex[:8]}"
-    try:
+    with draft_beside(final) as draft:
         _fill_final(draft, model, tensors, assets, files)
         if final.exists():
             shutil.rmtree(final)
         os.replace(draft, final)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
     return final
 
 

@@ -19,14 +19,25 @@ import json
 import os
 import shutil
 import time
-import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 from runner.checkpoints.manifest import SCHEMA_VERSION, find_damage, layout, read_headers, write_manifest
-from runner.checkpoints.pointers import BEST, DRAFT, FOLDER, LATEST, flush, step_of, step_of_state, write_pointer
+from runner.checkpoints.pointers import (
+    BEST,
+    DRAFT,
+    FOLDER,
+    LATEST,
+    draft_beside,
+    flush,
+    remove,
+    step_of,
+    step_of_state,
+    write_pointer,
+)
 from runner.checkpoints.state import State
 from runner.errors import CheckpointError
 
@@ -43,16 +54,11 @@ def write_checkpoint(
 
     `files` are further text files by name.
     """
-    draft = output_dir / f"{DRAFT}checkpoint-{state.step}-{uuid.uuid4().hex[:8]}"
-    try:
+    with draft_beside(output_dir / f"checkpoint-{state.step}") as draft:
         draft.mkdir(parents=True)
         save_file(model, draft / "model.safetensors", metadata={"format": "pt"})
         save_file(optimizer, draft / "optimizer.safetensors")
         return complete_draft(draft, output_dir, state, files, assets)
-    except BaseException:
-        # On a full disk the draft would take the space that is missing.
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
 
 
 def write_shard(draft: Path, kind: str, process: int, pieces: dict[str, torch.Tensor], places: str) -> None:
@@ -64,13 +70,18 @@ def write_shard(draft: Path, kind: str, process: int, pieces: dict[str, torch.Te
     os.replace(hidden, draft / f"{kind}.shard-{process}.safetensors")
 
 
-def wait_for_shards(draft: Path, processes: int, limit_seconds: float) -> None:
-    """Wait until every process's shards are there. Raises CheckpointError where one does not come."""
+def wait_for_shards(draft: Path, processes: int, limit_seconds: float, has_failed: Callable[[], bool]) -> None:
+    """Wait until every process's shards are there.
+
+    Raises CheckpointError where one does not come, or as soon as `has_failed` says that a process could not write.
+    """
     wanted = [
         draft / f"{kind}.shard-{rank}.safetensors" for kind in ("model", "optimizer") for rank in range(processes)
     ]
     deadline = time.monotonic() + limit_seconds
     while missing := [path.name for path in wanted if not path.exists()]:
+        if has_failed():
+            raise CheckpointError("Another process could not write its shards.")
         if time.monotonic() > deadline:
             raise CheckpointError(
                 f"{missing[0]} did not come within {limit_seconds:.0f} s: is {draft.parent} a folder that all machines "
@@ -150,11 +161,3 @@ def prune_checkpoints(output_dir: Path, keep: int | None, best_step: int | None,
     for folder in [folder for folder in list_checkpoints(output_dir) if step_of(folder) <= newest][:-keep]:
         if step_of(folder) != best_step:
             remove(folder)
-
-
-def remove(path: Path) -> None:
-    """Remove a folder, a file or a link, but not what a link leads to."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -4,11 +4,13 @@ Copying a run can turn a pointer into something else: a full copy of the folder,
 nothing at all. Reading and writing pointers work with all of these.
 """
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 DRAFT = ".draft-"
@@ -17,15 +19,37 @@ FOLDER = re.compile(r"checkpoint-(\d+)")
 LATEST, BEST = "checkpoint-latest", "checkpoint-best"
 
 
+@contextlib.contextmanager
+def draft_beside(target: Path) -> Iterator[Path]:
+    """A path beside `target` to write before it is renamed to `target`. Where that fails, nothing of it is left.
+
+    On a full disk the draft would take the space that is missing.
+    """
+    draft = target.with_name(f"{DRAFT}{target.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        yield draft
+    except BaseException:
+        remove(draft)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Remove a folder, a file or a link, but not what a link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_pointer(link: Path, folder: Path) -> None:
     """Make `link` lead to `folder` beside it, at once: a symbolic link, or a file with its name."""
-    draft = link.with_name(f"{DRAFT}{link.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        draft.symlink_to(folder.name, target_is_directory=True)
-    except OSError:
-        draft.write_text(folder.name, encoding="utf-8")
-    remove_copied_folder(link)
-    os.replace(draft, link)
+    with draft_beside(link) as draft:
+        try:
+            draft.symlink_to(folder.name, target_is_directory=True)
+        except OSError:
+            draft.write_text(folder.name, encoding="utf-8")
+        remove_copied_folder(link)
+        os.replace(draft, link)
     flush(link.parent)
 
 

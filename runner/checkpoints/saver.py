@@ -13,7 +13,7 @@ import torch
 from runner.checkpoints.bucket import Uploader
 from runner.checkpoints.disk import writing
 from runner.checkpoints.folders import complete_draft, prune_checkpoints, wait_for_shards, write_checkpoint, write_shard
-from runner.checkpoints.pointers import DRAFT, write_pointer
+from runner.checkpoints.pointers import DRAFT, remove, write_pointer
 from runner.checkpoints.state import State
 from runner.checkpoints.tensors import (
     clean_name,
@@ -24,7 +24,7 @@ from runner.checkpoints.tensors import (
     optimizer_tensors,
     own_pieces,
 )
-from runner.errors import DiskError
+from runner.errors import CheckpointError, DiskError, RelayError
 from runner.hardware import Hardware
 
 
@@ -98,14 +98,27 @@ class Saver:
             if self.pending is not None:
                 pending, self.pending = self.pending, None
                 pending.result()
-        except DiskError as error:
+        except (DiskError, CheckpointError) as error:
             wrong = error
-        if hardware is not None and not self.in_shards:
-            wrong = hardware.from_main(wrong)
-            if wrong is not None:
-                wrong.is_of_one_process = False
+        if hardware is not None:
+            wrong = self._agreed(hardware, wrong)
         if wrong is not None:
             raise wrong
+
+    def _agreed(self, hardware: Hardware, wrong: RelayError | None) -> RelayError | None:
+        """What went wrong in the last save, the same on every process: on the writing one, or with shards on any."""
+        if self.in_shards:
+            all_wrong = [each for each in hardware.merged({str(hardware.process): wrong}).values() if each is not None]
+            # That a process could not write says more than that another one waited for its file.
+            wrong = min(all_wrong, key=lambda each: not isinstance(each, DiskError), default=None)
+            if wrong is not None and self.is_main:
+                for draft in self.output_dir.glob(f"{DRAFT}*"):
+                    remove(draft)
+        else:
+            wrong = hardware.from_main(wrong)
+        if wrong is not None:
+            wrong.is_of_one_process = False
+        return wrong
 
     def _save_shards(self, run: Any, state: State) -> None:
         """Each process copies and writes what it holds; the main one waits for the files and completes the folder."""
@@ -120,15 +133,21 @@ class Saver:
         optimizer = own_pieces(optimizer_parts(run.bare_model, run.optimizer), self.is_main, copies=not waits)
         process, processes = run.hardware.process, run.hardware.num_processes
 
+        failed = f"checkpoint-{state.step}-failed"
+
         def write() -> None:
-            with writing(f"checkpoint-{state.step}", self.output_dir, size_of(model[0]) + size_of(optimizer[0])):
-                write_all()
+            try:
+                with writing(f"checkpoint-{state.step}", self.output_dir, size_of(model[0]) + size_of(optimizer[0])):
+                    write_all()
+            except BaseException:
+                run.hardware.post(failed)
+                raise
 
         def write_all() -> None:
             write_shard(draft, "model", process, *model)
             write_shard(draft, "optimizer", process, *optimizer)
             if self.is_main:
-                wait_for_shards(draft, processes, limit_seconds=600.0)
+                wait_for_shards(draft, processes, 600.0, lambda: run.hardware.is_posted(failed))
                 files = {"config.yaml": self.config_text}
                 self._follow_up(complete_draft(draft, self.output_dir, state, files, self.assets), state)
 

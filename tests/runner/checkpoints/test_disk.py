@@ -4,21 +4,25 @@ Run alone: python -m pytest tests/runner/checkpoints/test_disk.py
 """
 
 import errno
+import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
-from runner.checkpoints import disk
+from runner.checkpoints import disk, pointers
 from runner.checkpoints.disk import describe, error_number, naming_full_disks, writing
 from runner.checkpoints.folders import newest_checkpoint, write_checkpoint
+from runner.checkpoints.pointers import write_pointer
 from runner.checkpoints.state import State
 from runner.errors import DataError, DiskError
 from runner.log import Ledger, Metrics
-from runner.trials import Trial
-from tests.launching import SHORT, train
+from runner.trials import Trial, free_port
+from tests.launching import REPOSITORY, SHORT, train
 
 
 @pytest.fixture
@@ -30,6 +34,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting a small disk is not permitted here")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.fixture
+def faults(tmp_path: Path) -> dict[str, str]:
+    """The variables that let calls fail in a training (tests/torture/faults.c)."""
+    library, compiler = tmp_path / "faults.so", shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    source = REPOSITORY / "tests" / "torture" / "faults.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+    return {"LD_PRELOAD": str(library), "FAULT_AFTER": "0", "FAULT_MARK": str(tmp_path / "mark")}
 
 
 def drafts(run: Path) -> list[Path]:
@@ -113,12 +128,63 @@ def test_a_run_whose_folder_changes_under_it(tmp_path: Path, where: str) -> None
             write()
 
 
+@pytest.mark.parametrize(
+    ("call", "file"), [("rename", "model.shard-1"), ("rename", "optimizer.shard-0"), ("open", "state.json")]
+)
+def test_a_process_that_cannot_write_its_shards_ends_all(
+    call: str, file: str, tmp_path: Path, faults: dict[str, str]
+) -> None:
+    run = tmp_path / "run"
+    words = [*SHORT, "--output_dir", str(run), "--save_steps", "2"]
+    # All of the first checkpoint can be written.
+    fault = {**faults, "FAULT_CALL": call, "FAULT_PATH": f"-4-shards/{file}", "FAULT_ERRNO": str(errno.ENOSPC)}
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    # Not through Trial: its processes are forked from one that has not loaded the library.
+    command = [sys.executable, "-m", "runner", "train", *words]
+    with (tmp_path / "log").open("wb") as log:
+        processes = [
+            subprocess.Popen(
+                command, cwd=REPOSITORY, stdout=log, stderr=log,
+                env={**os.environ, **fault, **group, "ACCELERATE_USE_FSDP": "true", "RANK": rank, "LOCAL_RANK": rank},
+            )
+            for rank in ("0", "1")
+        ]  # fmt: skip
+        try:
+            statuses = [process.wait(120) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+    printed = (tmp_path / "log").read_text(encoding="utf-8")
+    assert statuses == [2, 2], printed
+    message = printed[printed.index("error: ") :]
+    assert "Traceback" not in printed and message.count("error: ") == 1, message
+    assert f"checkpoint-4 cannot be written into {run}: the disk is full" in message
+    found, skipped = newest_checkpoint(run)
+    assert found == run / "checkpoint-2" and not skipped and not drafts(run)
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_pointer_that_cannot_be_written_leaves_no_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: bool
+) -> None:
+    def full(*arguments: object, **others: object) -> None:
+        raise OSError(errno.ENOSPC, "no")
+
+    (tmp_path / "checkpoint-5").mkdir()
+    if not link:
+        monkeypatch.setattr(Path, "symlink_to", full)
+    monkeypatch.setattr(pointers.os, "replace", full)
+    with pytest.raises(OSError):
+        write_pointer(tmp_path / "checkpoint-latest", tmp_path / "checkpoint-5")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+
+
 def test_a_draft_that_cannot_be_completed_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     from runner.checkpoints import folders
 
-    def full(*arguments: object) -> None:
+    def full(*arguments: object, **others: object) -> None:
         raise OSError(errno.ENOSPC, "no")
 
     monkeypatch.setattr(folders, "write_manifest", full)
