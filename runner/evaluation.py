@@ -73,7 +73,7 @@ def evaluate_rows(
         return busy > 0
 
     gathering = in_turns(model, meet) if takes_turns else whole(model)
-    with gathering as others, torch.no_grad(), hardware.accelerator.autocast():
+    with gathering as others, torch.no_grad(), hardware.autocast():
         # None: on a terminal only.
         silent = None if shows_progress and hardware.is_main else True
         for turn in tqdm(range(rounds), unit="batch", dynamic_ncols=True, disable=silent, delay=1):

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -116,14 +116,18 @@ def batches(
         # Worker k prepares every num_workers-th micro-batch: a lane stays with one worker only where that divides.
         workers = max(size for size in divisors(len(share)) if size <= max(1, num_workers)) if num_workers else 0
         source: MapReader | StreamReader = StreamReader(recipe, data, lanes, share, steps, cursors)
+        fetched: Iterable[Fetched] = source
     else:
         workers, source = num_workers, MapReader(recipe, data, lanes)
         options["sampler"] = Places(steps, share)
+        fetched = map(source.__getitem__, options["sampler"])
     if workers:
+        # In this process alone, torch's loader would only take time.
         poll_seconds = min(POLL_SECONDS, timeout_seconds or POLL_SECONDS)
         options |= {"num_workers": workers, "worker_init_fn": prepare_worker, "timeout": poll_seconds}
+        fetched = _fetch(torch.utils.data.DataLoader(source, **options), timeout_seconds)
     try:
-        yield from _fetch(torch.utils.data.DataLoader(source, **options), timeout_seconds)
+        yield from fetched
     except UserError as error:
         error.is_of_one_process = True
         # torch puts the worker's traceback in front of the message.
@@ -141,7 +145,7 @@ POLL_SECONDS = 5
 
 
 def _fetch(loader: "torch.utils.data.DataLoader[Fetched]", timeout_seconds: float) -> Iterator[Fetched]:
-    """What the loader yields. Raises RuntimeError where its workers die, or give nothing for `timeout_seconds`.
+    """What a loader yields. Raises RuntimeError where its workers die, or give nothing for `timeout_seconds`.
 
     torch looks whether the workers live at the end of its own time-out alone, so that one is short and asked again.
     torch's handler of SIGCHLD is taken away: it raises wherever the main process happens to be, which ends in a
@@ -149,7 +153,7 @@ def _fetch(loader: "torch.utils.data.DataLoader[Fetched]", timeout_seconds: floa
     """
     on_child = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
     iterator = iter(loader)
-    if loader.num_workers and on_child is not None and threading.current_thread() is threading.main_thread():
+    if on_child is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, on_child)
     waited = 0.0
     while True:

@@ -10,7 +10,8 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -125,19 +126,26 @@ class Hardware:
                 torch.distributed.all_reduce(parameter.grad)
                 parameter.grad /= self.num_processes
 
+    def autocast(self) -> AbstractContextManager[None]:
+        """The context in which a model computes in this run's precision."""
+        # Accelerate's own looks up its state at every call.
+        return nullcontext() if self.precision == "no" else self.accelerator.autocast()
+
     def backward(self, loss: torch.Tensor) -> None:
-        """Gradients of a loss; scaled where fp16 needs it."""
+        """Gradients of a loss; scaled where fp16 needs it. If the loss is not finite, all of them are NaN."""
+        # Zero times infinity is NaN. So this is 1 for a finite loss, and no process waits for the device to tell.
+        first = 0 * loss.detach() + 1
         # Accelerate's own looks for installed packages at every call, and divides by what the lanes have counted.
         if self.accelerator.scaler is not None:
-            self.accelerator.backward(loss)
+            self.accelerator.backward(loss, gradient=first)
         else:
-            loss.backward()
+            loss.backward(first)
 
-    def clip_gradients(self, model: nn.Module, limit: float) -> float:
+    def clip_gradients(self, parameters: Sequence[nn.Parameter], limit: float) -> float:
         """Scale the gradients down to a norm of at most `limit`; returns the norm that they had."""
         if self.accelerator.scaler is not None:
             self.accelerator.unscale_gradients()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
+        norm = nn.utils.clip_grad_norm_(parameters, limit)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def describe(self) -> str:

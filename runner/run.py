@@ -1,6 +1,7 @@
 """A run: everything that the loop works with."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -69,6 +70,11 @@ class Run:
     """The folder with the checkpoints of another branch, if this start has set some aside."""
     notes: list[str] = dataclasses.field(default_factory=list)
     """Warnings to print before the first step."""
+
+    @functools.cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """The model's parameters, which are looked up once: the way through all modules takes long."""
+        return list(self.model.parameters())
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of update number `step`, counted from 0."""

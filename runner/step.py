@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -104,7 +104,7 @@ def statistics_pass(run: Run, lanes: list[Fetched]) -> torch.Tensor | None:
     try:
         for lane in lanes:
             for _, batch, _ in parts_of(run, lane):
-                with torch.no_grad(), run.hardware.accelerator.autocast():
+                with torch.no_grad(), run.hardware.autocast():
                     add_statistics(run, lane, Loss.of(run.recipe.loss(run.bare_model, batch)).statistics)
     except RuntimeError as error:
         # The others wait for this process's statistics.
@@ -153,19 +153,19 @@ def backward(
     logs_of_parts: list[tuple[float, Mapping[str, Any]]] = []
     for is_last, batch, fraction in parts_of(run, lane):
         batch.step_statistics = whole_step
-        with reduction(run, reduces and is_last), hardware.accelerator.autocast():
+        with reduction(run, reduces and is_last), hardware.autocast():
             loss = Loss.of(run.recipe.loss(run.model, batch))
             add_statistics(run, lane, loss.statistics)
             # An empty lane takes part, so that every process reduces, and counts nothing.
             share = loss.sum / totals.weight if not lane.is_empty and totals.weight else loss.sum * 0
-            whole = share * ranks
+            whole = share * ranks if ranks > 1 else share
             if loss.auxiliary is not None:
                 scale = 0.0 if lane.is_empty else ranks * fraction / totals.lanes
                 whole = whole + loss.auxiliary * scale
             if loss.step_auxiliary is not None:
                 whole = whole + loss.step_auxiliary * (0.0 if lane.is_empty else ranks)
             # A loss that is not finite makes every gradient so, and with it the norm on every process.
-            hardware.backward(whole * torch.where(whole.detach().isfinite(), 1.0, torch.nan))
+            hardware.backward(whole)
         total += share.detach()
         logs_of_parts.append((fraction, loss.logs))
     if run.tree is not None:
@@ -191,15 +191,12 @@ def mean_logs(parts: Sequence[tuple[float, Mapping[str, Any]]]) -> dict[str, Any
     return means
 
 
-@contextmanager
-def reduction(run: Run, now: bool) -> Iterator[None]:
+def reduction(run: Run, now: bool) -> AbstractContextManager[None]:
     """The context of a backward pass: whether DDP reduces its gradients at the end."""
     # FSDP2 reduces each lane's gradients: kept until the last lane, they would be as large as the whole model.
-    if now or run.tree is not None or run.hardware.is_sharded:
-        yield
-    else:
-        with run.hardware.accelerator.no_sync(run.model):
-            yield
+    if now or run.tree is not None or run.hardware.is_sharded or run.hardware.num_processes == 1:
+        return nullcontext()
+    return run.hardware.accelerator.no_sync(run.model)
 
 
 def split_lanes(run: Run) -> None:
@@ -224,7 +221,7 @@ def update(run: Run, loss: torch.Tensor, totals: Totals) -> float:
     learning_rate = run.learning_rate(state.step)
     beta1 = schedule.adam_beta1(settings, state.step, run.max_steps)
     optim.set_step(run.optimizer, learning_rate, beta1)
-    norm = run.hardware.clip_gradients(run.model, settings.max_grad_norm or math.inf)
+    norm = run.hardware.clip_gradients(run.parameters, settings.max_grad_norm or math.inf)
     wrong = find_bad_step(run, norm)
     if wrong is None:
         # A step of which every example was left out has nothing to teach.
