@@ -133,6 +133,11 @@ def parse(arguments: Sequence[str], program: str = "relay train", of_run: bool =
     _check_names(usual, known, f"the preset {preset or 'default'}")
     filed = _yaml_words(from_yaml, known, renamed, chosen.get("config", ""))
     reading = read_words(words, known, renamed)
+    given = frozenset(flag for flag, value in [*filed.items(), *reading.values] if value not in (["None"], ["none"]))
+    filed = {flag: value for flag, value in filed.items() if flag not in recipe_class.unmeant_settings(given, False)}
+    unmeant = recipe_class.unmeant_settings(given, True)
+    preset_values = {flag: value for flag, value in preset_values.items() if flag not in unmeant}
+    usual = {flag: value for flag, value in usual.items() if flag not in unmeant}
     if reading.help == "help":
         print_help(program, name, preset, recipe_class, usual)
         sys.stdout.flush()
@@ -163,8 +168,13 @@ def recorded_config(text: str, source: str, recipe_name: str, recipe_class: type
     content.pop("recipe", None)
     known = {setting.flag: setting for owner in (RunSettings, recipe_class) for setting in settings_of(owner)}
     renamed = {**RENAMED, **recipe_class.renamed_settings}
+    filed = {renamed.get(name, name): value for name, value in flatten(content)}
+    named = frozenset(name for name, value in filed.items() if value is not None)
+    unmeant = recipe_class.unmeant_settings(named, True)
     values = dict(recipe_class.presets().get(str(preset or "default"), {}))
-    values |= {renamed.get(name, name): value for name, value in flatten(content)}
+    values = {name: value for name, value in values.items() if name not in unmeant}
+    unmeant = recipe_class.unmeant_settings(named, False)
+    values |= {name: value for name, value in filed.items() if name not in unmeant}
     given = {name: as_flags(known[name], _words_of(value), source) for name, value in values.items() if name in known}
     settings = _ask_tyro(_combined(recipe_class), [word for words in given.values() for word in words], source)
     preset = None if preset is None else str(preset)

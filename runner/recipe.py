@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -207,6 +207,14 @@ class Recipe:
     Files: ClassVar[type | None] = None
     """A dataclass with a field `output: str | None`: the flags that `relay evaluate --recipe NAME` accepts to score
     predictions from a file instead of a model. None: the recipe scores no files."""
+
+    @classmethod
+    def unmeant_settings(cls, given: Set[str], of_preset: bool) -> Set[str]:
+        """Settings whose value in a preset, or in the config.yaml of an older version, must not count.
+
+        `given`: what the user gave a value, by file or flag. Such a setting has its default then.
+        """
+        return frozenset()
 
     # Required -------------------------------------------------------------------------------------
 

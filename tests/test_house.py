@@ -55,6 +55,7 @@ PLAIN_EXTRAS = {
     "run_folder": {"filelock"},
     "parts.adapters": {"peft", "safetensors", "torch", "xxhash"},
     "parts.pretrained": {"huggingface_hub", "torch", "transformers"},
+    "parts.upcycling": {"torch", "transformers"},
     "parts.fingerprints": {"fsspec", "xxhash"},
 }
 # The defaults of the contract load and write weights, with what only those who call them have imported.

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from runner.errors import ConfigError, DataError
 from runner.parts import adapters
 from runner.parts.pretrained import arguments_of, find_pretrained, read_pretrained
+from runner.parts.upcycling import is_to_be_upcycled, upcycled
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -51,7 +52,7 @@ def build(
         "bos_token_id": None,
         "eos_token_id": eos,
     }
-    experts, width = settings.num_local_experts, settings.intermediate_size
+    experts, width = settings.num_fresh_experts, settings.intermediate_size
     if settings.family == "mixtral":
         return transformers.MixtralForCausalLM(
             transformers.MixtralConfig(**shape, num_local_experts=experts, intermediate_size=width, sliding_window=None)
@@ -72,10 +73,12 @@ def drop_embeddings(model: "PreTrainedModel", dropout: float) -> None:
 # A model that was trained before -----------------------------------------------------------------------
 
 
-def keep_base(requested: str, folder: Path, more_tokens: Sequence[str], is_plain: bool, has_adapters: bool) -> None:
+def keep_base(
+    settings: "ModelSettings", folder: Path, more_tokens: Sequence[str], is_plain: bool, has_adapters: bool
+) -> None:
     """Write the tokenizer of a trained model, and its config, or, of a run with adapters, where its weights are.
 
-    Raises DataError where they cannot be read.
+    Raises DataError where they cannot be read, and ConfigError where the model cannot become a mixture of experts.
 
     The tokenizer gets the tokens of Relay's prompts and `more_tokens`; where prompts are plain, only if it has them.
     """
@@ -83,6 +86,7 @@ def keep_base(requested: str, folder: Path, more_tokens: Sequence[str], is_plain
 
     from recipes.text2sql.prompts import prompt
 
+    requested = settings.pretrained or ""
     place = find_pretrained(requested)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**arguments_of(place))
@@ -90,6 +94,7 @@ def keep_base(requested: str, folder: Path, more_tokens: Sequence[str], is_plain
     # Readers raise errors of their own.
     except Exception as error:
         raise _unreadable(requested, error) from None
+    is_to_be_upcycled(config, settings.num_local_experts)
     if tokenizer.eos_token_id is None:
         tokenizer.add_special_tokens({"eos_token": "<eos>"})
     if tokenizer.pad_token_id is None:
@@ -112,11 +117,15 @@ def _unreadable(path: str, error: Exception) -> DataError:
 
 
 def pretrained(
-    requested: str, tokenizer: "PreTrainedTokenizerBase | None", assets: Path | None, has_adapters: bool
-) -> tuple["PreTrainedModel", list[int]]:
-    """A trained decoder in fp32, and which tokens it has not seen before. Raises DataError where it cannot be read."""
+    settings: "ModelSettings", tokenizer: "PreTrainedTokenizerBase | None", assets: Path | None, has_adapters: bool
+) -> tuple["PreTrainedModel", list[int], bool]:
+    """A trained decoder in fp32, which tokens it has not seen before, and whether it has been upcycled.
+
+    Raises DataError where it cannot be read.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    requested = settings.pretrained or ""
     kept = assets and assets / "base_config.json"
     if has_adapters and assets and (assets / adapters.BASE).is_file():
         model = read_pretrained(adapters.find_base(requested, assets))
@@ -125,11 +134,13 @@ def pretrained(
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(kept))
     else:
         model = read_pretrained(find_pretrained(requested))
+    is_upcycled = is_to_be_upcycled(model.config, settings.num_local_experts)
+    model = upcycled(model, settings)
     # Ours is added, per layer and with padding masked.
     if hasattr(model.config, "router_aux_loss_coef"):
         model.config.router_aux_loss_coef = 0.0
     if tokenizer is None:
-        return model, []
+        return model, [], is_upcycled
     embedding = model.get_input_embeddings()
     assert isinstance(embedding, nn.Embedding)
     known = len(embedding.weight)
@@ -137,7 +148,7 @@ def pretrained(
         _add_rows(model, tokenizer, known)
     for config in (model.config, model.generation_config):
         config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
-    return model, list(range(known, len(tokenizer)))
+    return model, list(range(known, len(tokenizer))), is_upcycled
 
 
 @torch.no_grad()

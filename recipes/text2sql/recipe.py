@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -73,6 +73,14 @@ class Recipe(runner.recipe.Recipe):
     ) | {"model.pretrained", "model.balance", "model.balance_scope"}
     first_settings: ClassVar[Sequence[str]] = ("data.source", "data.dir", "model.pretrained", "model.hidden_size")
 
+    @classmethod
+    def unmeant_settings(cls, given: Set[str], of_preset: bool) -> Set[str]:
+        """The number of experts beside model.pretrained: of a preset, and of a run before there was upcycling."""
+        # A run writes all settings into its config.yaml.
+        is_old_file = "model.balance_bias_rate" in given and "model.upcycling_noise" not in given
+        is_meant = "model.pretrained" not in given or not (of_preset or is_old_file)
+        return frozenset() if is_meant else frozenset({"model.num_local_experts"})
+
     @staticmethod
     def presets() -> Mapping[str, Mapping[str, Any]]:
         """Named settings."""
@@ -129,7 +137,7 @@ class Recipe(runner.recipe.Recipe):
                 from recipes.text2sql.model import keep_base
 
                 is_plain, has_adapters = data.prompt != "tokens", self.lora.rank > 0
-                keep_base(self.model_settings.pretrained, folder, added_tokens(data), is_plain, has_adapters)
+                keep_base(self.model_settings, folder, added_tokens(data), is_plain, has_adapters)
             else:
                 vocab_size = self.tokenizer_settings.vocab_size
                 questions = load_questions(data, "train")
@@ -193,9 +201,9 @@ class Recipe(runner.recipe.Recipe):
         from recipes.text2sql import model as parts
 
         settings, tokenizer = self.model_settings, self.tokenizer if self.assets is not None else None
-        added = []
+        added, has_new_routers = [], False
         if settings.pretrained:
-            model, added = parts.pretrained(settings.pretrained, tokenizer, self.assets, self.lora.rank > 0)
+            model, added, has_new_routers = parts.pretrained(settings, tokenizer, self.assets, self.lora.rank > 0)
         else:
             model = parts.build(
                 settings,
@@ -210,7 +218,8 @@ class Recipe(runner.recipe.Recipe):
             return model
         # Runs of version 0.1 have no record of their base: their checkpoints hold it.
         is_elsewhere = self.assets is not None and (self.assets / BASE).is_file()
-        return parts.with_adapters(model, self.lora, added, is_elsewhere)
+        lora = dataclasses.replace(self.lora, router=True) if has_new_routers else self.lora
+        return parts.with_adapters(model, lora, added, is_elsewhere)
 
     def use_precision(self, model: nn.Module, precision: str) -> None:
         """Hold a frozen base in bf16, where products are computed in it."""

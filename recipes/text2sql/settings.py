@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from runner.errors import ConfigError
 from runner.parts import adapters
-from runner.parts.dimensions import check_attention
+from runner.parts.dimensions import check_attention, check_experts
 from runner.parts.setting_types import (
     AtLeast0,
     AtLeast1,
@@ -146,10 +146,17 @@ class ModelSettings:
     """Number of key and value heads."""
     intermediate_size: AtLeast1 = 128
     """Hidden width of each expert."""
-    num_local_experts: AtLeast1 = 4
-    """Number of experts per layer."""
+    num_local_experts: AtLeast1 | None = None
+    """Number of experts per layer; none: 4 in a fresh model. With model.pretrained and a dense decoder of the kinds
+    llama, mistral, qwen2 or qwen3: make each feed-forward block so many experts (upcycling); none: it stays dense."""
     num_experts_per_tok: AtLeast1 = 2
     """Number of experts that process each token (top k)."""
+    upcycling_noise: NotNegative = 0.0
+    """Upcycling: noise on each expert's weights, as a share of their standard deviation; 0: all experts begin as exact
+    copies, and the model computes what the dense one does."""
+    upcycling_drop: Share = 0.0
+    """Upcycling: share of each expert's hidden units that begin with random weights, other units in each expert
+    (drop-upcycling; its authors use 0.5); 0: none."""
     dropout: ShareBelow1 = 0.1
     """Dropout rate of embeddings and attention."""
     expert_dropout: ShareBelow1 = 0.0
@@ -170,16 +177,15 @@ class ModelSettings:
     def __post_init__(self) -> None:
         check_ranges(self, "model.")
         if self.pretrained is None:
-            self._check_dimensions()
+            check_attention(self.hidden_size, self.num_attention_heads, self.num_key_value_heads, rotary=True)
+        experts = self.num_local_experts if self.pretrained else self.num_fresh_experts
+        if experts is not None:
+            check_experts(self.num_experts_per_tok, experts)
 
-    def _check_dimensions(self) -> None:
-        """Raise ConfigError where no model can have these dimensions."""
-        check_attention(self.hidden_size, self.num_attention_heads, self.num_key_value_heads, rotary=True)
-        if self.num_experts_per_tok > self.num_local_experts:
-            raise ConfigError(
-                f"model.num_experts_per_tok is {self.num_experts_per_tok}, and model.num_local_experts is "
-                f"{self.num_local_experts}: a token cannot be sent to more experts than there are."
-            )
+    @property
+    def num_fresh_experts(self) -> int:
+        """Experts per layer of a model from random weights."""
+        return 4 if self.num_local_experts is None else self.num_local_experts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,7 +195,7 @@ class LoraSettings(adapters.LoraSettings):
     experts: bool = True
     """Also adapt the experts' matrices, where the model has experts."""
     router: bool = False
-    """Also adapt the routers."""
+    """Also adapt the routers; those of an upcycled model always are, as they are new."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -240,7 +246,7 @@ class GenerationSettings:
 
 
 DIMENSIONS = ("family", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-              "intermediate_size", "num_local_experts", "num_experts_per_tok", "dropout")  # fmt: skip
+              "intermediate_size", "dropout")  # fmt: skip
 """Settings of a fresh model, which a pretrained one brings itself."""
 
 
@@ -256,11 +262,16 @@ def settings_without_effect(
     if model.pretrained:
         reason = "beside model.pretrained: the trained model brings its own"
         yield from ((name, reason) for name in (*(f"model.{name}" for name in DIMENSIONS), "tokenizer.vocab_size"))
+        if model.num_local_experts is None:
+            yield "model.num_experts_per_tok", reason
         if data.prompt != "tokens":
             names = ("schema_tokens", "word_dropout", "question_repeats")
             yield from ((f"data.{name}", "in plain prompts: type --data.prompt tokens") for name in names)
     elif data.prompt == "plain":
         yield "data.prompt", "without model.pretrained: a model from random weights uses Relay's tokens"
+    if not model.pretrained or model.num_local_experts is None:
+        reason = "without upcycling: type --model.pretrained with a dense decoder and --model.num_local_experts 4"
+        yield from ((f"model.{name}", reason) for name in ("upcycling_noise", "upcycling_drop"))
     if model.balance == "bias":
         yield "model.balance_scope", "with model.balance bias"
         yield "router_aux_loss_coef", "with model.balance bias"

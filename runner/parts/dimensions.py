@@ -33,6 +33,15 @@ def check_attention(
         )
 
 
+def check_experts(per_token: int, experts: int) -> None:
+    """Raise ConfigError where a token would be sent to more experts than a layer has."""
+    if per_token > experts:
+        raise ConfigError(
+            f"model.num_experts_per_tok is {per_token}, and model.num_local_experts is {experts}: a token cannot be "
+            "sent to more experts than there are."
+        )
+
+
 def check_positive(sizes: dict[str, int | None]) -> None:
     """Raise ConfigError for a size below 1; None is a size that is not given."""
     for name, size in sizes.items():

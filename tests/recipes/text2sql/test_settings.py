@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from recipes.text2sql.recipe import Recipe
 from recipes.text2sql.settings import settings_without_effect
-from runner.config import parse, settings_of
+from runner.config import Config, parse, recorded_config, settings_of, yaml_of
 from runner.errors import ConfigError
 
 
@@ -115,7 +116,45 @@ def test_what_no_model_can_have_is_refused_before_data_are_read(flags: str, word
 
 
 def test_a_trained_model_brings_its_own_dimensions() -> None:
-    parse(["--recipe", "text2sql", "--model.pretrained", "x", "--model.num_local_experts", "1"])
+    parse(["--recipe", "text2sql", "--model.pretrained", "x", "--model.num_attention_heads", "7"])
+
+
+def experts_of(config: Config) -> int | None:
+    settings = config.recipe.model_settings  # type: ignore[attr-defined]
+    return settings.num_local_experts
+
+
+@pytest.mark.parametrize("preset", [[], ["--preset", "nano"], ["--preset", "tiny"], ["--preset", "lora"]])
+def test_a_trained_model_becomes_a_mixture_only_where_the_user_says_so(preset: list[str], tmp_path: Path) -> None:
+    words = ["--recipe", "text2sql", *preset, "--model.pretrained", "x"]
+    assert experts_of(parse(words)) is None
+    assert experts_of(parse([*words, "--model.num_local_experts", "4"])) == 4
+    with pytest.raises(ConfigError, match="num_experts_per_tok is 2, and model.num_local_experts is 1"):
+        parse([*words, "--model.num_local_experts", "1"])
+    # By a file as by a flag, and so it is recorded.
+    (tmp_path / "own.yaml").write_text("recipe: text2sql\nmodel: {pretrained: x, num_local_experts: 4}\n")
+    config = parse(["--config", str(tmp_path / "own.yaml"), *preset])
+    assert experts_of(config) == 4
+    assert experts_of(recorded_config(yaml_of(config), "it", "text2sql", Recipe)) == 4
+    (tmp_path / "recorded.yaml").write_text(yaml_of(config))
+    assert experts_of(parse(["--config", str(tmp_path / "recorded.yaml")])) == 4
+
+
+@pytest.mark.parametrize("pretrained", [None, "x"])
+def test_the_experts_that_an_older_version_recorded_are_those_of_a_fresh_model(
+    pretrained: str | None, tmp_path: Path
+) -> None:
+    new = ["--model.pretrained", pretrained] if pretrained else []
+    nested = parse(["--recipe", "text2sql", *new, "--model.num_local_experts", "4"]).nested()
+    for name in ("upcycling_noise", "upcycling_drop"):
+        del nested["model"][name]
+    text = yaml.safe_dump(nested)
+    (tmp_path / "old.yaml").write_text(text)
+    wanted = None if pretrained else 4
+    assert experts_of(recorded_config(text, "it", "text2sql", Recipe)) == wanted
+    assert experts_of(parse(["--config", str(tmp_path / "old.yaml")])) == wanted
+    # A model that is typed beside it was dense too.
+    assert experts_of(parse(["--config", str(tmp_path / "old.yaml"), "--model.pretrained", "y"])) is None
 
 
 @pytest.mark.parametrize(
