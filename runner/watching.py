@@ -48,10 +48,12 @@ class Watch:
     def after_log(self, step: int, loss: float, num_workers: int, memory_share: float | None) -> Iterator[str]:
         """What a logged step shows."""
         self.losses.append((step, loss))
-        yield from self._once(
-            "not falling", not_falling([point for point in self.losses if point[0] > self.warmup_steps])
-        )
-        yield from self._once("oscillation", oscillation(self.losses))
+        # The curve is looked at again after each hundredth of it, so that a long run does not slow down.
+        if len(self.losses) % max(1, len(self.losses) // 100) == 0:
+            yield from self._once(
+                "not falling", not_falling([point for point in self.losses if point[0] > self.warmup_steps])
+            )
+            yield from self._once("oscillation", oscillation(self.losses))
         if self.steps >= FEWEST_STEPS:
             yield from self._once("starved", starved(self.waiting_seconds, self.seconds, num_workers))
             yield from self._once("padding", padding_waste(self.padded, self.places))

@@ -138,6 +138,31 @@ def test_steps_of_the_warm_up_do_not_count() -> None:
         assert len([line for step, loss in level for line in watch.after_log(step, loss, 0, None)]) == count
 
 
+@pytest.mark.parametrize("logged", [200, 2_000, 8_000])
+def test_a_logged_step_of_a_long_run_costs_what_one_of_a_short_run_costs(
+    logged: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = 0
+
+    def counted(curve: watching.Curve) -> None:
+        nonlocal read
+        read += len(curve)
+
+    monkeypatch.setattr(watching, "not_falling", counted)
+    monkeypatch.setattr(watching, "oscillation", counted)
+    watch = Watch()
+    for step in range(logged):
+        assert list(watch.after_log(step + 1, 1.0, 0, None)) == []
+    assert 0 < read / logged < 400
+
+
+def test_a_loss_that_rises_late_in_a_long_run_is_still_seen() -> None:
+    watch = Watch()
+    losses = [5 / (1 + number / 10) for number in range(500)] + [number / 50 for number in range(700)]
+    found = [number for number, loss in enumerate(losses) for _ in watch.after_log(10 * number, loss, 0, None)]
+    assert len(found) == 1 and found[0] > 500
+
+
 def test_a_few_steps_prove_nothing() -> None:
     assert watching.not_falling([(step, 2.0) for step in range(1, 40)]) is None
     assert watching.not_falling([(step, 2.0) for step in range(1, 100)]) is not None
