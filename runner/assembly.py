@@ -23,6 +23,7 @@ from runner.fetching import examples_per_epoch, has_own_order, indexed_split, is
 from runner.hardware import Hardware, open_hardware, seed_everything
 from runner.lanes import Lanes, check_batch, check_world, key, run_length
 from runner.parts.fingerprints import digest
+from runner.precision import measured_precision
 from runner.progress import Progress
 from runner.recipe import Data, Recipe
 from runner.run import Run
@@ -31,13 +32,17 @@ from runner.sharding import shard
 from runner.tree import Tree
 
 
-def open_run(config: Config) -> Run:
-    """A run as a training builds it, without the parts that write files.
+def open_run(config: Config, hardware: Hardware | None = None) -> Run:
+    """A run as a training builds it, without the parts that write files; on `hardware`, or on what the settings open.
 
     Raises ConfigError if several processes were started.
     """
     config = config.with_batch(1)
-    hardware = open_hardware(config.run)
+    if hardware is None:
+        hardware = open_hardware(config.run)
+    else:
+        hardware.accelerator.free_memory()
+        config = config.with_run(mixed_precision=hardware.precision)
     if hardware.num_processes > 1:
         raise ConfigError("relay find-lr runs on one process: type relay find-lr without accelerate launch.")
     run = build_run(config, hardware, NoSignals(), None, State())
@@ -80,6 +85,10 @@ def build_run(config: Config, hardware: Hardware, signals: Any, found: Path | No
         model, deferred = deferred_weights(recipe, settings, fresh=found is None)
     else:
         model = first_weights(recipe, settings, fresh=found is None)
+    if found is None:
+        hardware = measured_precision(hardware, settings, recipe, model, train_data, lanes)
+        # The run keeps the choice for its life: config.yaml and the checkpoints record it.
+        config = config.with_run(mixed_precision=hardware.precision)
     recipe.use_precision(model, hardware.precision)
     run = build_loop_parts(
         config, hardware, recipe, model, lanes, train_data, eval_data, max_steps, state, signals, deferred

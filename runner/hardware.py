@@ -148,6 +148,12 @@ class Hardware:
         norm = nn.utils.clip_grad_norm_(parameters, limit)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
+    def in_fp32(self, reason: str) -> "Hardware":
+        """This hardware, where the model that follows computes in fp32 and not in bf16."""
+        # The accelerator's state cannot be changed; this is what its autocast and its `prepare` ask.
+        self.accelerator.native_amp = False
+        return dataclasses.replace(self, precision="no", reason=reason)
+
     def describe(self) -> str:
         """One line for people: device, processes, precision."""
         processes = "1 process" if self.num_processes == 1 else f"{self.num_processes} processes"
@@ -380,21 +386,22 @@ def best_device_type() -> str:
 
 
 def choose_precision(requested: str, device_type: str) -> tuple[str, str]:
-    """The precision for the requested one, and the reason.
+    """The precision for the requested one, and the reason. `runner/precision.py` measures that of `auto` on a CPU.
 
     Raises ConfigError for fp16 on a CPU: accelerate would silently use fp32.
     """
     if requested == "fp16" and device_type == "cpu":
         raise ConfigError("fp16 was asked for, but a CPU has no fp16 training: type --mixed_precision bf16 or no.")
+    # The two instruction sets that multiply bf16 without converting; torch has no public question for them.
+    is_native = device_type != "cpu" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     if requested != "auto":
-        return requested, "as asked"
+        is_slow = requested == "bf16" and not is_native
+        return requested, "as asked; this CPU has no native bf16: --mixed_precision no" if is_slow else "as asked"
     if device_type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16", "the GPU computes in it natively") if native else ("no", "the GPU has no native bf16")
     if device_type == "cpu":
-        # The two instruction sets that multiply bf16 without converting; torch has no public question for them.
-        native = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        return ("bf16", "the CPU computes in it natively") if native else ("no", "the CPU has no native bf16")
+        return ("bf16", "the CPU computes in it natively") if is_native else ("no", "the CPU has no native bf16")
     return "no", "bf16 on MPS is not native on every chip; --mixed_precision bf16 turns it on"
 
 

@@ -43,6 +43,8 @@ def run(config: Config) -> None:
 def _open_and_run(config: Config, before: Config, signals: Signals) -> None:
     """Open the hardware and the folder. `before` has the settings that these need."""
     hardware = open_hardware(before.run)
+    if before.run.mixed_precision != config.run.mixed_precision:
+        hardware = dataclasses.replace(hardware, reason="as the run recorded it")
     output_dir = choose_output_dir(config, hardware)
     config, search = config.with_run(output_dir=output_dir), before.run
     if search.cloud_region:
@@ -62,6 +64,7 @@ def _run(config: Config, search: RunSettings, hardware: Hardware, signals: Signa
     if hardware.is_main and not settings.dry_run:
         empty_assets(output_dir)
     run = build_run(config, hardware, signals, found, state)
+    config = dataclasses.replace(config, run=run.settings)
     _introduce(run, config, found)
     if settings.dry_run:
         _try_one_step(run)

@@ -84,7 +84,7 @@ class RunSettings:
     lr_gamma: NotNegative = 0.1
     """Schedule "step": factor of each drop."""
     mixed_precision: Precision = "auto"
-    """Number format of the arithmetic; auto: bf16 where the hardware computes in it natively, else no (fp32)."""
+    """Number format of the arithmetic; auto: bf16 where the hardware has it, if a CPU measures it as faster."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them: less memory, more time."""
     torch_compile: bool = False

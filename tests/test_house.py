@@ -26,12 +26,24 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # The layers of runner/, lowest first: a file imports its own layer and those below. A folder stands for all its files;
 # a file not named here is taken for one of the layer "torch".
 LAYERS = {
-    "plain": {"errors", "settings", "config", "recipe", "registry", "lanes", "schedule", "log", "signals", "report"}
-    | {"progress", "watching"}
+    "plain": {
+        "errors",
+        "energy",
+        "settings",
+        "config",
+        "recipe",
+        "registry",
+        "lanes",
+        "schedule",
+        "log",
+        "signals",
+        "report",
+    }
+    | {"progress", "watching", "energy"}
     | {"fields", "command_line", "yaml_file", "other_tools", "help_page"}
     | {"run_folder", "urls", "parts", "checkpoints.state", "checkpoints.pointers", "checkpoints.disk"},
     "torch": {"optim", "tree", "memory", "deferred", "sharding", "checkpoints.tensors"},
-    "accelerate": {"hardware", "evaluation", "fetching", "run", "step", "tracking", "loop"}
+    "accelerate": {"hardware", "precision", "evaluation", "fetching", "run", "step", "tracking", "loop"}
     | {"checkpoints.folders", "checkpoints.bucket", "checkpoints.saver", "checkpoints.final"},
     "run": {
         "assembly",
@@ -47,6 +59,7 @@ LAYERS = {
 KNOW_ACCELERATE = {"hardware", "evaluation"}
 # What a plain file may import beyond the standard library and numpy, and then only inside a function.
 PLAIN_EXTRAS = {
+    "energy": {"pynvml", "torch"},
     "config": {"tyro", "yaml"},
     "yaml_file": {"yaml"},
     "report": {"yaml"},

@@ -105,6 +105,9 @@ def typed_names(config: Config, recorded: Config) -> frozenset[str]:
     if typed & BUCKET:
         # They say one thing together.
         typed |= BUCKET
+    if config.run.mixed_precision == "auto" and recorded.run.mixed_precision in ("no", "bf16"):
+        # The run has chosen, for its life: another machine would choose otherwise.
+        typed -= {"mixed_precision"}
     epochs = "num_train_epochs"
     if epochs in typed and config.run.num_train_epochs != recorded.run.num_train_epochs:
         # A new length in epochs replaces the recorded one in steps.

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,9 +77,11 @@ def main(arguments: list[str]) -> int:
     print(f"GPUs          {gpus}")
     print(f"memory        {memory_in_words(gpus)}")
     print(f"disk          {shutil.disk_usage(Path.cwd()).free / 1e9:,.1f} GB free in this folder")
-    print(f"precision     {precision}: {reason}")
+    is_open = kind == "cpu" and precision == "bf16"
+    also = "; auto measures at the start of a training whether it is faster" if is_open else ""
+    print(f"precision     {precision}: {reason}{also}")
     for model, side in SIDES.items():
-        timed = {name: seconds_of_products(torch.device(kind), dtype, side) for name, dtype in formats(kind).items()}
+        timed = seconds_of_products(torch.device(kind), formats(kind), side)
         print(f"              {speed_in_words(timed, precision, side, model)}", flush=True)
     wrong = wrong_processes()
     if wrong is None:
@@ -117,19 +119,23 @@ def formats(kind: str) -> dict[str, torch.dtype]:
     return {**found, "fp16": torch.float16} if kind == "cuda" else found
 
 
-def seconds_of_products(device: torch.device, dtype: torch.dtype, side: int, limit_seconds: float = 0.25) -> float:
-    """The shortest time of a product of two matrices, of as many as fit into the limit."""
+def seconds_of_products(
+    device: torch.device, dtypes: Mapping[str, torch.dtype], side: int, limit_seconds: float = 0.5
+) -> dict[str, float]:
+    """The shortest time of a product of two matrices in each number format, by its name.
+
+    The formats take turns until the limit is over: what else this machine does slows all of them down.
+    """
     import torch
 
-    left = torch.ones(side, side, dtype=dtype, device=device)
-    shortest, end = float("inf"), time.monotonic() + limit_seconds
-    while True:
-        started = time.monotonic()
+    from runner.precision import shortest_in_turns
+
+    def product(matrix: torch.Tensor) -> Callable[[], float]:
         # One number is read, so that a GPU has finished.
-        float((left @ left)[0, 0])
-        shortest = min(shortest, time.monotonic() - started)
-        if time.monotonic() > end:
-            return shortest
+        return lambda: float((matrix @ matrix)[0, 0])
+
+    matrices = {name: torch.ones(side, side, dtype=dtype, device=device) for name, dtype in dtypes.items()}
+    return shortest_in_turns({name: product(matrix) for name, matrix in matrices.items()}, limit_seconds)
 
 
 def speed_in_words(timed: dict[str, float], precision: str, side: int, model: str) -> str:

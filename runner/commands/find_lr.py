@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median, median_low
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from runner.assembly import open_run
 from runner.commands import split_flags
@@ -22,6 +22,9 @@ from runner.config import Config, parse, parse_into
 from runner.errors import ConfigError, DataError, DivergedError
 from runner.parts.rate_chart import rate_chart
 from runner.parts.setting_types import MOST, Positive, Range
+
+if TYPE_CHECKING:
+    from runner.hardware import Hardware
 
 # Weight of earlier losses in the smoothed loss, and the multiple of the lowest loss that is a divergence: as in fastai.
 SMOOTHING = 0.98
@@ -113,13 +116,15 @@ def _sweep(config: Config, rates: Sequence[float], steps: int) -> str:
     """Train shortly with each learning rate: print the table, return the picture as SVG."""
     from runner.evaluation import is_better
 
+    # All rates are compared in one number format.
+    hardware = open_run(config).hardware
     results = []
     best: int | None = None
     metric = ""
     print(f"  learning rate  {'train loss':>10}  validation, after {steps} steps")
     for rate in rates:
         started = time.monotonic()
-        loss, scores, metric = train_shortly(config, rate, steps)
+        loss, scores, metric = train_shortly(config, rate, steps, hardware)
         seconds = time.monotonic() - started
         results.append((loss, scores))
         shown = "  ".join(f"{name} {value:.4f}" for name, value in scores.items()) or "diverged"
@@ -195,12 +200,13 @@ def range_test(config: Config, low: float, high: float, steps: int) -> tuple[lis
     return [rates[place] for place in kept], [losses[place] for place in kept], broken
 
 
-def train_shortly(config: Config, rate: float, steps: int) -> tuple[float, dict[str, float], str]:
+def train_shortly(config: Config, rate: float, steps: int, hardware: "Hardware") -> tuple[float, dict[str, float], str]:
     """The last training loss, the validation scores (none if it diverged) and the metric to choose by."""
     from runner import loop
     from runner.evaluation import evaluate
 
-    run = open_run(config.with_run(learning_rate=rate, max_steps=steps, logging_steps=steps, eval_steps=0))
+    changes = {"learning_rate": rate, "max_steps": steps, "logging_steps": steps, "eval_steps": 0}
+    run = open_run(config.with_run(**changes), hardware)
     if not len(run.eval_data):
         raise DataError("The recipe has no validation split to choose by: leave --sweep out, or give it one.")
     eval_data, run.eval_data = run.eval_data, []

@@ -55,7 +55,8 @@ def test_the_faster_number_format_is_named(timed: dict[str, float], precision: s
 
 
 def test_a_product_takes_some_time() -> None:
-    assert 0 < doctor.seconds_of_products(torch.device("cpu"), torch.float32, 64, 0.01) < 60
+    found = doctor.seconds_of_products(torch.device("cpu"), {"no": torch.float32, "bf16": torch.bfloat16}, 64, 0.01)
+    assert found.keys() == {"no", "bf16"} and all(0 < seconds < 60 for seconds in found.values())
 
 
 def test_every_extra_is_known_and_a_missing_one_has_its_line(
