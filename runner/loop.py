@@ -1,5 +1,6 @@
 """The loop: fetch a step's lanes, forward and backward per lane, clip, update; then log, evaluate, save."""
 
+import dataclasses
 import json
 import math
 import time
@@ -126,20 +127,22 @@ def evaluate_and_track_best(run: Run) -> bool:
     run.progress.evaluation(state.step, scores, run.best_metric, comparison(run, is_best), epoch_of(run).get("epoch"))
     run.progress.best(state.best_score, state.best_step)
     is_sampled = run.settings.max_eval_examples is not None
-    for line in run.watch.after_evaluation(state.step, scores.get("loss", math.nan), len(run.eval_data), is_sampled):
+    loss, examples = scores.get("loss", math.nan), len(run.eval_data)
+    for line in run.watch.after_evaluation(state.step, loss, examples, is_sampled, scores):
         run.progress.print_line(f"note: {line}")
     track(run, "eval", scores)
     return is_best
 
 
 def write_samples(run: Run, rows: list[Row], is_best: bool) -> None:
-    """Write what the recipe shows of an evaluation's rows: of the weights that `final/` is to have."""
+    """Write what the recipe shows and draws of an evaluation's rows: of the weights that `final/` is to have."""
     path = Path(run.settings.output_dir or "") / "samples.json"
     if not (is_best or run.settings.final == "last" or not path.exists()):
         return
-    samples = run.recipe.samples(rows)
-    if samples:
-        content = {"step": run.state.step, "examples": len(rows), "samples": list(samples)}
+    samples, figures = list(run.recipe.samples(rows)), list(run.recipe.figures(rows))
+    if samples or figures:
+        content = {"step": run.state.step, "examples": len(rows), "samples": samples}
+        content |= {"figures": [dataclasses.asdict(figure) for figure in figures]} if figures else {}
         with writing(path.name, path.parent):
             path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
 

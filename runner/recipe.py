@@ -18,6 +18,8 @@ from runner.errors import ConfigError, warn
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from runner.parts.figures import Figure
+
 # What only the recipe looks into. The runner passes these on, so their types are the recipe's choice.
 Example = Any
 """One example: whatever the recipe's data hold and its `collate` takes."""
@@ -331,6 +333,11 @@ class Recipe:
     def samples(self, rows: list[Row]) -> Sequence[Mapping[str, object]]:
         """A few of an evaluation's rows for people, as texts by the name of their column; `right` says whether it is a
         right answer. The runner writes them into samples.json, for the report. The default shows none."""
+        return ()
+
+    def figures(self, rows: list[Row]) -> Sequence[Figure]:
+        """What the report draws of an evaluation's rows, such as predicted against true numbers: see
+        `runner.parts.figures`. The runner writes it into samples.json. The default draws nothing."""
         return ()
 
     def use_precision(self, model: nn.Module, precision: str) -> None:

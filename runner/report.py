@@ -9,7 +9,7 @@ from typing import Any
 
 from runner.checkpoints.pointers import resolve_pointer
 from runner.log import read_lines
-from runner.parts.charts import Curve, Page, Points, flat_values, short_number
+from runner.parts.charts import Cloud, Curve, Page, Points, flat_values, short_number
 
 UNITS = {
     "loss": "loss",
@@ -19,6 +19,7 @@ UNITS = {
     "tokens_per_second": "tokens per second",
     "seconds_per_step": "seconds per step",
     "memory_gb": "memory in GB",
+    "energy_joules": "energy between two log lines, in joules",
     "flops_utilisation": "model FLOPs utilisation (MFU)",
 }
 Event = Mapping[str, Any]
@@ -118,6 +119,7 @@ def page(records: Sequence[Record]) -> str:
             _score_table(found, record, is_one)
     for record in records:
         _samples(found, record, is_one)
+        _figures(found, record, is_one)
         layers = [_by_layer(found, record, name) for name in _names(record.train, list)]
         if any(layers):
             found.heading("By layer" if is_one else f"By layer: {record.name}")
@@ -172,6 +174,8 @@ def _summary(record: Record) -> str:
         words.append(f"{train[-1]['epoch']:.2f} epochs")
     seconds = training_seconds(train)
     words += [f"{_duration(seconds)} of training, without evaluations and saving"] if seconds else []
+    joules = sum(event.get("energy_joules") or 0.0 for event in train)
+    words += [f"{_energy(joules)} by the processors of the main process's machine"] if joules else []
     memory = [event["memory_gb"] for event in train if event.get("memory_gb") is not None]
     words += [f"peak memory {max(memory):.2f} GB"] if memory else []
     if state.get("best_step"):
@@ -195,6 +199,10 @@ def training_seconds(train: Sequence[Event]) -> float:
         total += (event.get("seconds_per_step") or 0.0) * (event["step"] - before)
         before = event["step"]
     return total
+
+
+def _energy(joules: float) -> str:
+    return f"{joules / 3.6e6:.2f} kWh" if joules >= 3.6e5 else f"{joules / 3600:.3g} Wh"
 
 
 def _duration(seconds: float) -> str:
@@ -321,6 +329,28 @@ def _samples(found: Page, record: Record, is_one: bool) -> None:
             )
             names = [name for name in chosen[0] if name != "right"]
             found.table(names, [[sample.get(name, "") for name in names] for sample in chosen], is_text=True)
+
+
+def _figures(found: Page, record: Record, is_one: bool) -> None:
+    """What the recipe draws of the rows of an evaluation."""
+    figures = record.answers.get("figures", [])
+    if not figures:
+        return
+    found.heading("Predictions" if is_one else f"Predictions: {record.name}")
+    found.paragraph(f"Of {record.answers['examples']:,} validation examples at step {record.answers['step']:,}.", True)
+    charts = []
+    for figure in figures:
+        if figure["kind"] == "scatter":
+            clouds = [
+                Cloud(name, points, colour=place, is_line=figure["is_line"])
+                for place, (name, points) in enumerate(figure["groups"].items())
+            ]
+            charts.append(found.points(figure["title"], clouds, figure["axes"], is_square=figure["is_square"]))
+    found.grid([chart for chart in charts if chart])
+    for figure in figures:
+        if figure["kind"] == "table":
+            found.paragraph(figure["title"])
+            found.table(figure["head"], figure["rows"])
 
 
 def _by_layer(found: Page, record: Record, name: str) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 
 from runner import schedule
 from runner.checkpoints.state import State
+from runner.energy import Meter
 from runner.errors import Interrupted
 from runner.fetching import Fetched
 from runner.hardware import Hardware
@@ -57,6 +58,8 @@ class Run:
     """The sum of `Loss.statistics` over this process's lanes of the current step."""
     watch: Watch = dataclasses.field(default_factory=Watch)
     """The curves so far, and what was said about them."""
+    meter: Meter | None = None
+    """Counts energy, on the main process; None before the first log line."""
     remark: str | None = None
     """What the recipe last had to say about its numbers."""
     skipped_in_a_row: int = 0

@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from runner.config import Config
+from runner.energy import Meter
 from runner.log import Speed
 from runner.run import Run
 from runner.schedule import num_warmup_steps
@@ -53,6 +54,7 @@ def log_step(
     }
     mean_loss = numbers.pop(0) / max(len(losses), 1)
     add_utilisation(run, values)
+    add_energy(run, values)
     for name, shape in zip(names, shapes, strict=True):
         size = math.prod(shape)
         totals, counts, numbers = numbers[:size], numbers[size : 2 * size], numbers[2 * size :]
@@ -164,6 +166,18 @@ def add_utilisation(run: Run, values: dict[str, Any]) -> None:
     if peak is not None and not run.hardware.is_sharded:
         flops = flops_per_token(run.bare_model) * values["tokens_per_second"]
         values["flops_utilisation"] = flops / (peak * run.hardware.num_processes)
+
+
+def add_energy(run: Run, values: dict[str, Any]) -> None:
+    """Add the joules that the processors of the main process's machine took since the last log line, where known."""
+    if not run.hardware.is_main:
+        return
+    if run.meter is None:
+        run.meter = Meter(with_gpus=run.hardware.device.type == "cuda")
+        return
+    joules = run.meter.take()
+    if joules is not None:
+        values["energy_joules"] = joules
 
 
 def epoch_of(run: Run) -> dict[str, float]:

@@ -6,6 +6,7 @@ Each finding is a function of curves, without a run. The limits are chosen so th
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 Curve = Sequence[tuple[int, float]]
@@ -60,11 +61,14 @@ class Watch:
         if memory_share is not None:
             yield from self._once("memory", memory_nearly_full(memory_share))
 
-    def after_evaluation(self, step: int, loss: float, examples: int, is_sampled: bool) -> Iterator[str]:
-        """What an evaluation shows."""
+    def after_evaluation(
+        self, step: int, loss: float, examples: int, is_sampled: bool, metrics: Iterable[str] = ()
+    ) -> Iterator[str]:
+        """What an evaluation shows. `metrics`: the names of its scores."""
         self.validation.append((step, loss))
         yield from self._once("overfitting", overfitting(self.losses, self.validation))
-        yield from self._once("evaluation size", small_evaluation(examples, is_sampled))
+        has_shares = any(SHARES.search(name) for name in metrics)
+        yield from self._once("evaluation size", small_evaluation(examples, is_sampled, has_shares))
 
     def _once(self, kind: str, finding: str | None) -> Iterator[str]:
         if finding is not None and kind not in self.said:
@@ -164,15 +168,20 @@ def memory_nearly_full(share: float) -> str | None:
     return f"{share:.0%} of the memory is taken: lower --micro_batch_size, or type --gradient_checkpointing true."
 
 
-def small_evaluation(examples: int, is_sampled: bool) -> str | None:
+SHARES = re.compile(r"accuracy|match|valid|precision|recall|f1|hits?(_|@|$)")
+"""Names of metrics that are shares of right answers."""
+
+
+def small_evaluation(examples: int, is_sampled: bool, has_shares: bool) -> str | None:
     """Whether an evaluation has fewer than 100 examples: a share then has a standard error of up to 0.05 or more."""
     if not 0 < examples < 100:
         return None
     error = 0.5 / math.sqrt(examples)
     remedy = "raise --max_eval_examples" if is_sampled else "use a larger validation split"
+    shares = f"shares of right answers are uncertain by up to {error:.2f} (one standard error)"
+    words = shares if has_shares else "scores of so few differ by chance"
     return (
-        f"the evaluation has {examples} example{'s' * (examples != 1)}: shares of right answers are uncertain by up to "
-        f"{error:.2f} (one standard error), so {remedy} before you compare scores."
+        f"the evaluation has {examples} example{'s' * (examples != 1)}: {words}, so {remedy} before you compare scores."
     )
 
 

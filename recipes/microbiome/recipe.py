@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from recipes.microbiome.readout import Readout
     from recipes.microbiome.study import Study
     from recipes.microbiome.target import Fitted
+    from runner.parts.figures import Figure
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -276,6 +277,21 @@ class Recipe(StageSettings, runner.recipe.Recipe):
         if self.wants_target and rows:
             scores |= target_scores(rows, not self.fitted.classes, "group" in rows[0])
         return scores
+
+    def figures(self, rows: list[Row]) -> list[Figure]:
+        """UniFrac against the distance of embeddings; the target predicted against true, or its classes."""
+        from recipes.microbiome.prediction import compare_distances
+        from recipes.microbiome.score import distance_figure, target_figures
+        from runner.parts.figures import some
+
+        # Each pair of samples is a point, and UniFrac of all pairs would take as long as the score.
+        few = some(rows, 100)
+        found: list[Figure] = []
+        if self.wants_unifrac and len(few) > 2:
+            found.append(distance_figure(*compare_distances(self, self.study, few)))
+        if self.wants_target and rows:
+            found += target_figures(rows, self.fitted.classes)
+        return found
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Request:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from runner.parts.figures import Figure, Scatter, calibration, confusion, predicted_against_true, some
+
 if TYPE_CHECKING:
     from recipes.microbiome.prediction import Row
 
@@ -101,3 +103,29 @@ def target_scores(rows: Sequence[Row], is_regression: bool, grouped: bool) -> di
             by_group = scores_of(np.array([each[0] for each in means]), np.array([each[1] for each in means]))
             scores |= {f"{name}/by_group": value for name, value in by_group.items()}
     return scores
+
+
+def distance_figure(true: np.ndarray, predicted: np.ndarray) -> Scatter:
+    """A point for each pair of samples, of (samples, samples) UniFrac and distances of embeddings."""
+    pairs = np.triu_indices(len(true), 1)
+    points = some(list(zip(true[pairs].tolist(), predicted[pairs].tolist(), strict=True)))
+    return Scatter(
+        "UniFrac against embedding", ("UniFrac", "distance of embeddings"), {"pairs": points}, is_square=True
+    )
+
+
+def target_figures(rows: Sequence[Row], classes: Sequence[str]) -> list[Figure]:
+    """The target predicted against true; of classes, their calibration and confusion."""
+    # -1 stands for a class that training has not seen.
+    known = [row for row in rows if "target" in row and "predicted" in row and not (classes and row["target"] < 0)]
+    if not known:
+        return []
+    true = np.array([row.get("target") for row in known], float)
+    predicted = np.array([row.get("predicted") for row in known], float)
+    if not classes:
+        return [predicted_against_true("target: predicted against true", true.tolist(), predicted.tolist())]
+    labels = true.astype(int)
+    return [
+        calibration("calibration", {"samples": (labels, predicted)}),
+        confusion("how often a class was taken for another", labels, predicted.argmax(1), classes),
+    ]

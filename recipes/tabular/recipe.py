@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from recipes.tabular.rows import Example, Rows
     from recipes.tabular.score import Prediction
     from recipes.tabular.table import Table, Wording
+    from runner.parts.figures import Figure
 
 
 LINEAR = "linear.tensors"
@@ -516,6 +517,12 @@ class Recipe(runner.recipe.Recipe):
         from recipes.tabular.score import score
 
         return score(rows)
+
+    def figures(self, rows: list[Prediction]) -> list[Figure]:
+        """Calibration and confusion of classes, predicted against true numbers; of up to four tables each."""
+        from recipes.tabular.score import figures
+
+        return figures(rows, {table.name: table.classes for table in self.tables})
 
     # Use ----------------------------------------------------------------------------------------------
 

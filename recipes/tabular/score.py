@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from runner.parts.figures import Figure, calibration, confusion, predicted_against_true
 
 Prediction = dict[str, Any]
 """One row as JSON: `table`; `probabilities` of the classes, or `predicted` in the target's unit; and `target`, the true
@@ -90,3 +93,34 @@ def score(rows: list[Prediction]) -> dict[str, float]:
     means = {metric: float(np.mean(values)) for metric, values in found.items()}
     means["score"] = float(np.mean(main)) if main else math.nan
     return {**means, **(each if len(tables) > 1 else {})}
+
+
+MOST_TABLES = 4
+"""Tables of a kind that the report draws."""
+
+
+def figures(rows: list[Prediction], classes: Mapping[str, Sequence[str]]) -> list[Figure]:
+    """What the report draws: calibration and confusion of classes, predicted against true numbers.
+
+    `classes` has the names of each table's classes.
+    """
+    tables: dict[str, list[Prediction]] = {}
+    for row in rows:
+        if row["target"] is not None:
+            tables.setdefault(row["table"], []).append(row)
+    with_classes = {name: own for name, own in tables.items() if "probabilities" in own[0]}
+    labelled = {
+        name: (np.array([row["target"] for row in own]), np.array([row["probabilities"] for row in own]))
+        for name, own in list(with_classes.items())[:MOST_TABLES]
+    }
+    found: list[Figure] = [calibration("calibration", labelled)] if labelled else []
+    numeric = [name for name in tables if name not in with_classes][:MOST_TABLES]
+    for name in numeric:
+        true, predicted = ([row[key] for row in tables[name]] for key in ("target", "predicted"))
+        found.append(predicted_against_true(f"{name}: predicted against true", true, predicted))
+    for name, (labels, probabilities) in labelled.items():
+        names = classes.get(name) or [str(place) for place in range(probabilities.shape[1])]
+        found.append(
+            confusion(f"{name}: how often a class was taken for another", labels, probabilities.argmax(1), names)
+        )
+    return found

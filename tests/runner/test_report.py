@@ -251,3 +251,19 @@ def test_a_browser_draws_the_charts_and_reads_values(run: Path, tmp_path: Path, 
     read = re.search(r"step ([\d,.]+)\s+train ([\d,.]+)", seen["reading"])
     assert read and int(read[1]) == events[4]["step"], seen["reading"]
     assert float(read[2].replace(",", "")) == pytest.approx(events[4]["loss"], rel=1e-5)
+
+
+def test_what_a_recipe_draws_stands_in_the_page(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    write_events(run, {"step": 5, "split": "eval", "loss": 1.0})
+    scatter = {"kind": "scatter", "title": "age", "axes": ["true", "predicted"], "is_square": True, "is_line": False}
+    figures: list[dict[str, Any]] = [{**scatter, "groups": {"examples": [[1.0, 2.0], [3.0, 2.5]]}}]
+    figures += [{"kind": "table", "title": "how often", "head": ["true class", "a<b"], "rows": [["a<b", 7]]}]
+    answers = {"step": 5, "examples": 9, "samples": [], "figures": figures}
+    (run / "samples.json").write_text(json.dumps(answers), encoding="utf-8")
+    page = report.write(run).read_text(encoding="utf-8")
+    (chart,) = [chart for chart in data_of(page)["charts"] if chart["kind"] == "points"]
+    assert chart["series"][0]["x"] == [1.0, 3.0] and chart["series"][0]["y"] == [2.0, 2.5]
+    # Both axes span all of the values.
+    assert chart["across"] == chart["up"] and chart["up"][0] < 1.0 and chart["up"][1] > 3.0
+    assert "Of 9 validation examples at step 5." in page and "<td>a&lt;b</td><td>7</td>" in page

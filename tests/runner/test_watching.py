@@ -101,8 +101,8 @@ def test_overfitting(validation: list[float], losses: list[tuple[int, float]], s
         (watching.starved(9.0, 10.0, 4), "--num_workers 8"),
         (watching.padding_waste(51, 100), "--micro_batch_size"),
         (watching.memory_nearly_full(0.95), "--gradient_checkpointing"),
-        (watching.small_evaluation(20, False), "larger validation split"),
-        (watching.small_evaluation(99, True), "--max_eval_examples"),
+        (watching.small_evaluation(20, False, True), "larger validation split"),
+        (watching.small_evaluation(99, True, False), "--max_eval_examples"),
     ],
 )
 def test_each_finding_names_what_to_change(finding: str | None, setting: str) -> None:
@@ -113,8 +113,8 @@ def test_each_finding_names_what_to_change(finding: str | None, setting: str) ->
     "finding",
     [
         watching.starved(2.9, 10.0, 0), watching.starved(0.0, 0.0, 0), watching.padding_waste(50, 100),
-        watching.padding_waste(0, 0), watching.memory_nearly_full(0.92), watching.small_evaluation(100, True),
-        watching.small_evaluation(0, False),
+        watching.padding_waste(0, 0), watching.memory_nearly_full(0.92), watching.small_evaluation(100, True, True),
+        watching.small_evaluation(0, False, True),
     ],
 )  # fmt: skip
 def test_below_the_limits_nothing_is_said(finding: str | None) -> None:
@@ -173,3 +173,20 @@ def test_a_training_prints_what_it_sees_once(tmp_path: Path) -> None:
     printed = output(tmp_path / "run")
     assert printed.count("note: the train loss has not fallen") == 1
     assert printed.count("note: the evaluation has 31 examples") == 1
+
+
+@pytest.mark.parametrize(
+    ("metrics", "has_shares"),
+    [
+        (["loss", "execution_accuracy/held_out"], True),
+        (["exact_match"], True),
+        (["auroc", "f1"], True),
+        (["loss", "bits_per_byte", "perplexity"], False),
+        (["target_mae", "unifrac_r2"], False),
+        (["loss"], False),
+    ],
+)
+def test_shares_are_named_where_something_is_a_share(metrics: list[str], has_shares: bool) -> None:
+    (line,) = watching.Watch().after_evaluation(1, 1.0, 25, False, metrics)
+    assert ("shares of right answers are uncertain by up to 0.10" in line) == has_shares
+    assert "25 examples" in line and "larger validation split" in line
