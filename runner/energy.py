@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,8 +76,8 @@ def gpu_counters() -> list[Counter]:
     import torch
 
     try:
-        import pynvml  # pyright: ignore[reportMissingImports]
-
+        # Not one of Relay's packages: it is used where it is there.
+        pynvml = importlib.import_module("pynvml")
         pynvml.nvmlInit()
         handles = [
             pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(number).uuid}")

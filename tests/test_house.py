@@ -59,7 +59,7 @@ LAYERS = {
 KNOW_ACCELERATE = {"hardware", "evaluation"}
 # What a plain file may import beyond the standard library and numpy, and then only inside a function.
 PLAIN_EXTRAS = {
-    "energy": {"pynvml", "torch"},
+    "energy": {"torch"},
     "config": {"tyro", "yaml"},
     "yaml_file": {"yaml"},
     "report": {"yaml"},
