@@ -19,7 +19,7 @@ from runner.run import Run, save_and_stop
 from runner.schedule import due
 from runner.settings import RunSettings
 from runner.step import Totals, accumulate, sync_step, update
-from runner.tracking import epoch_of, log_step, track
+from runner.tracking import epoch_of, log_step, track, track_samples
 
 
 def train(run: Run) -> None:
@@ -145,6 +145,7 @@ def write_samples(run: Run, rows: list[Row], is_best: bool) -> None:
         content |= {"figures": [dataclasses.asdict(figure) for figure in figures]} if figures else {}
         with writing(path.name, path.parent):
             path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+        track_samples(run, samples)
 
 
 def note_best(run: Run, scores: Mapping[str, float]) -> bool:

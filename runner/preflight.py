@@ -6,6 +6,8 @@ import dataclasses
 import fnmatch
 import importlib
 import os
+import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
@@ -85,8 +87,10 @@ def wrong_packages(recipe_name: str, packages: Mapping[str, str | None]) -> str 
 
 def wrong_tracker(name: str) -> str | None:
     """Why the experiment tracker cannot be used."""
-    # Imported for real, as the training will: a package can be there and broken.
-    if any(is_installed(package) and imports(package) for package in TRACKER_PACKAGES[name]):
+    # Imported for real, as the training will: a package can be there and broken. But trackio takes its folder from the
+    # environment when it is imported, and the run's folder is not chosen yet.
+    can_import = imports_elsewhere if name == "trackio" else imports
+    if any(is_installed(package) and can_import(package) for package in TRACKER_PACKAGES[name]):
         return None
     line = pip_line(TRACKER_EXTRAS[name]) if name in TRACKER_EXTRAS else f"pip install {name}"
     return f"--report_to {name} needs the package {name}, which is not installed: type {line}, or --report_to none."
@@ -99,6 +103,13 @@ def imports(name: str) -> bool:
     except ImportError:
         return False
     return True
+
+
+def imports_elsewhere(name: str) -> bool:
+    """Whether another process can import a package."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    words = [sys.executable, "-c", f"import {name}"]
+    return subprocess.run(words, env=environment, capture_output=True).returncode == 0
 
 
 def metric_name(recipe: Recipe, requested: str | None) -> str | None:

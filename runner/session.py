@@ -29,7 +29,7 @@ from runner.schedule import num_warmup_steps
 from runner.settings import RunSettings
 from runner.signals import Signals
 from runner.step import accumulate, sync_step
-from runner.tracking import start_trackers
+from runner.tracking import finish_trackers, start_trackers
 
 
 def run(config: Config) -> None:
@@ -93,6 +93,7 @@ def _run(config: Config, search: RunSettings, hardware: Hardware, signals: Signa
         # What was whole before the trouble is to be found after it.
         with contextlib.suppress(Exception):
             run.saver.wait()
+        finish_trackers(run)
         _close_uploads(run, limit_seconds=20.0)
         raise
     missing = _close_uploads(run)

@@ -1,7 +1,10 @@
 """Logging of a step: to metrics.jsonl, the terminal and the experiment tracker."""
 
+import contextlib
+import importlib
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,25 +204,49 @@ def track(run: Run, split: str, values: dict[str, Any]) -> None:
 
 
 def track_histograms(run: Run) -> None:
-    """Send histograms of weights and of this step's gradients to TensorBoard before each evaluation.
+    """Send histograms of weights and of this step's gradients to the experiment tracker before each evaluation.
 
     Of a tensor it gets up to 65,536 numbers, evenly spread; of weights that are cut over processes, nothing.
     """
-    if run.settings.report_to != "tensorboard" or not run.hardware.is_main or run.hardware.is_sharded:
+    kind_of_tracker = run.settings.report_to
+    if kind_of_tracker == "none" or not run.hardware.is_main or run.hardware.is_sharded:
         return
-    writer: Any = run.hardware.accelerator.get_tracker("tensorboard", unwrap=True)
+    writer: Any = run.hardware.accelerator.get_tracker(kind_of_tracker, unwrap=True)
+    step, others = run.state.step + 1, {}
     for name, parameter in run.bare_model.named_parameters():
         for kind, tensor in (("weights", parameter), ("gradients", parameter.grad)):
             if tensor is None:
                 continue
             some = tensor.detach().flatten()[:: max(1, tensor.numel() // 65536)].float().cpu()
             some = some[some.isfinite()]
-            if some.numel():
-                writer.add_histogram(f"{kind}/{name}", some.numpy(), run.state.step + 1)
+            if some.numel() and kind_of_tracker == "tensorboard":
+                writer.add_histogram(f"{kind}/{name}", some.numpy(), step)
+            elif some.numel():
+                others[f"{kind}/{name}"] = importlib.import_module(kind_of_tracker).Histogram(some.numpy())
+    if others:
+        writer.log(others, step=step)
+
+
+def track_samples(run: Run, samples: Sequence[Mapping[str, object]]) -> None:
+    """Send answers of an evaluation to the experiment tracker: a table, in TensorBoard as text."""
+    kind = run.settings.report_to
+    if kind == "none" or not samples or not run.hardware.is_main:
+        return
+    writer: Any = run.hardware.accelerator.get_tracker(kind, unwrap=True)
+    columns = list(dict.fromkeys(name for sample in samples for name in sample))
+    rows = [[str(sample.get(name, "")) for name in columns] for sample in samples]
+    if kind == "tensorboard":
+        # It reads Markdown, where these two characters would end a cell or a row.
+        cells = [[cell.replace("|", "&#124;").replace("\n", "<br>") for cell in row] for row in [columns, *rows]]
+        cells.insert(1, ["---"] * len(columns))
+        writer.add_text("samples", "\n".join(f"| {' | '.join(row)} |" for row in cells), run.state.step)
+    else:
+        table = importlib.import_module(kind).Table(columns=columns, data=rows)
+        writer.log({"samples": table}, step=run.state.step)
 
 
 def start_trackers(run: Run, config: Config) -> None:
-    """Open the experiment tracker; a W&B run continues under its id after a resume."""
+    """Open the experiment tracker; a resumed run continues there, in W&B under its id, in trackio under its name."""
     settings, accelerator = run.settings, run.hardware.accelerator
     if settings.report_to == "none":
         return
@@ -239,6 +266,10 @@ def start_trackers(run: Run, config: Config) -> None:
             "id": run.state.trackers.get("wandb"),
             "resume": "allow",
         }
+    if settings.report_to == "trackio":
+        # Read when it is imported, which accelerate does below.
+        os.environ.setdefault("TRACKIO_DIR", str((output_dir / "trackio").absolute()))
+        options["trackio"] = {"name": output_dir.resolve().name, "resume": "allow"}
     simple = {
         name: value if isinstance(value, (int, float, str, bool)) else str(value)
         for name, value in config.flat().items()
@@ -246,3 +277,12 @@ def start_trackers(run: Run, config: Config) -> None:
     accelerator.init_trackers(project, config=simple, init_kwargs=options)
     if settings.report_to == "wandb" and run.hardware.is_main:
         run.state.trackers["wandb"] = accelerator.get_tracker("wandb", unwrap=True).id  # type: ignore[attr-defined]
+
+
+def finish_trackers(run: Run) -> None:
+    """Let the experiment tracker write what it holds, where a training ends before its time."""
+    if run.settings.report_to != "none" and run.hardware.is_main:
+        for tracker in run.hardware.accelerator.trackers:
+            # A tracker without a network does not hide why the training ended.
+            with contextlib.suppress(Exception):
+                tracker.finish()

@@ -82,6 +82,8 @@ class Recipe(runner.recipe.Recipe):
     """The process that meets a row which is broken; -1: none."""
     num_test_rows: int = 31
     """Rows of the test split."""
+    shows_answers: bool = False
+    """Show two errors of each evaluation."""
     most_rows: int = 0
     """Rows that fit into the pretended memory; 0: any number."""
     model_settings: ModelSettings = ModelSettings()
@@ -158,6 +160,10 @@ class Recipe(runner.recipe.Recipe):
                 time.sleep(1)
                 model(batch["inputs"])
         return (model(batch["inputs"])[:, 0] - batch["targets"]).abs().tolist()
+
+    def samples(self, rows: list[float]) -> list[dict[str, object]]:
+        """Two errors, with characters that end a cell elsewhere."""
+        return [{"error": f"{row:.2f} | a\nb", "right": row < 1} for row in rows[:2]] if self.shows_answers else []
 
     def score(self, rows: list[float]) -> dict[str, float]:
         """Mean absolute error, and how many rows were seen."""
