@@ -217,8 +217,8 @@ TABLE = [
     ),
     Elsewhere("tokenizer_name tokenizer_path tokenizer", "tokenizer.path"),
     Elsewhere(
-        "dataset_name dataset data_path dataset_path data train_file train_data train_dataset dataset_id data_file "
-        "input train_path data_files corpus input_file",
+        "dataset_name dataset datasets data_path dataset_path data train_file train_data train_dataset dataset_id "
+        "data_file input train_path data_files corpus input_file",
         "data.source data.train data.table",
     ),
     Elsewhere("data_dir dataset_dir data_root train_dir data_folder", "data.dir data.corpus data.source data.table"),
@@ -227,7 +227,17 @@ TABLE = [
         "validation_file val_file eval_file val_data valid_file val_dataset eval_dataset dev_file val_path",
         "data.validation_source data.test data.source",
     ),
-    Elsewhere("val_split validation_split validation_split_percentage val_size test_size", "data.validation_fraction"),
+    Elsewhere(
+        "val_split validation_split validation_split_percentage val_size val_set_size test_size",
+        "data.validation_fraction",
+    ),
+    Elsewhere("sample_packing pack_sequences", "data.packing", "data.isolate_documents separates packed documents."),
+    Elsewhere(
+        "load_in_4bit load_in_8bit quantization quantization_config",
+        "",
+        "Relay does not quantise: where it computes in bf16, it holds a frozen model in bf16.",
+    ),
+    Elsewhere("rl dpo rlhf", "", "Relay has no preference training and no reinforcement learning."),
     Elsewhere("text_column_name text_field dataset_text_field", "data.text_column"),
     Elsewhere("target_column label_column label_name label target label_col y", "data.target"),
     Elsewhere(
