@@ -22,7 +22,6 @@ html_show_copyright = False
 smartquotes = False
 """Quotation marks in help texts are those that people type."""
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
-exclude_patterns = ["notebooks"]
 
 myst_heading_anchors = 4
 """Anchors as on GitHub, so that one link works in both places and a wrong one is a warning."""

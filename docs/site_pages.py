@@ -5,6 +5,7 @@ The reference is made of the dataclasses, of their docstrings and of the help of
 
 import contextlib
 import importlib
+import importlib.util
 import io
 import os
 import re
@@ -36,7 +37,7 @@ NAVIGATION: Mapping[str, Sequence[str]] = {
         "troubleshooting",
     ],
     "Recipes": ["recipes/text2sql", "recipes/language_model", "recipes/tabular", "recipes/microbiome"],
-    "Notebooks": [],
+    "Notebooks": ["notebooks/README"],
     "Reference": [],
     "Compare": ["comparison", "coming-from", "benchmarks", "durations"],
     "Understand": ["resume-anywhere", "design", "glossary", "logbook"],
@@ -58,7 +59,7 @@ def relinked(text: str, written_at: Path, shown_at: Path) -> str:
 
     `written_at` is the file that the links are relative to, and `shown_at` the page that shows them.
     """
-    pages = {**copies(), REPOSITORY / "README.md": DOCS / "index.md"}
+    pages = {**copies(), **notebooks(), REPOSITORY / "README.md": DOCS / "index.md"}
 
     def lead(match: re.Match[str]) -> str:
         target, mark, anchor = match[1].partition("#")
@@ -107,21 +108,25 @@ def write_all() -> None:
         page.write_text(text, encoding="utf-8")
 
 
-def notebook_pages() -> dict[Path, str]:
-    """A page for each notebook, where jupytext is installed."""
-    try:
-        import jupytext
-    except ImportError:
+def notebooks() -> dict[Path, Path]:
+    """The notebooks and the page of the site that each becomes, where jupytext is installed to read them."""
+    if importlib.util.find_spec("jupytext") is None:
         return {}
+    return {script: GENERATED / f"notebooks/{script.stem}.md" for script in sorted((DOCS / "notebooks").glob("*.py"))}
+
+
+def notebook_pages() -> dict[Path, str]:
+    """The text of the page of each notebook."""
     pages = {}
-    for script in sorted((DOCS / "notebooks").glob("*.py")):
-        page = GENERATED / "notebooks" / f"{script.stem}.md"
-        notebook = jupytext.read(script, fmt="py:percent")
+    for script, page in notebooks().items():
+        import jupytext
+
         cells = [
-            cell.source if cell.cell_type == "markdown" else f"```python\n{cell.source}\n```" for cell in notebook.cells
+            cell.source if cell.cell_type == "markdown" else f"```python\n{cell.source}\n```"
+            for cell in jupytext.read(script, fmt="py:percent").cells
         ]
         note = (
-            f"This page is a notebook: `docs/notebooks/{script.name}`. `jupytext --to ipynb` makes a file for Jupyter."
+            f"This page is the notebook `docs/notebooks/{script.name}`; `jupytext --to ipynb` makes a file for Jupyter."
         )
         pages[page] = relinked("\n\n".join([*cells, note, ""]), script, page)
     return pages

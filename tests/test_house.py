@@ -91,6 +91,7 @@ HEAVY |= {"biom", "matplotlib", "sqlglot", "tokenizers", "wandb"}
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "base", "manager", "misc"}
 TOP_LEVEL = {"pyproject.toml", "runner", "recipes", "accelerate_configs", "tests", "docs"}
 TOP_LEVEL |= {"README.md", "LICENSE", "CHANGELOG.md", "Makefile", "constraints.txt", ".ci", ".gitignore"}
+TOP_LEVEL |= {"Dockerfile", ".dockerignore"}
 TOP_LEVEL |= {"CONTRIBUTING.md", ".pre-commit-config.yaml"}
 
 
