@@ -75,7 +75,7 @@ def test_the_dockerfile_copies_what_is_there_and_installs_what_is_pinned() -> No
         ("USER relay", "USER root", "as root"),
         ("-c constraints.txt --extra-index-url", "--extra-index-url", "without the pinned versions"),
         ("ARG EXTRAS=", "ARG EXTRA=", "EXTRAS is not declared"),
-        ("WORKDIR /work", "WORKDIRS /work", "WORKDIRS is no instruction"),
+        ("WORKDIR /data", "WORKDIRS /data", "WORKDIRS is no instruction"),
     ],
 )
 def test_a_fault_of_a_dockerfile_is_found(old: str, new: str, part: str) -> None:
