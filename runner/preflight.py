@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fnmatch
 import importlib
 import os
@@ -13,6 +14,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from runner.checkpoints.disk import reason_of
 from runner.config import Config
 from runner.errors import ConfigError
 from runner.parts.installation import DISTRIBUTIONS, is_installed, pip_line
@@ -145,7 +147,7 @@ def wrong_folder(folder: Path, is_dry: bool) -> str | None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"relay")
     except OSError as error:
-        reason = error.strerror or type(error).__name__
+        reason = reason_of(folder, error.errno or errno.EIO)
         return f"output_dir {folder} cannot be written: {reason}. Type --output_dir with another folder."
     return None
 

@@ -62,16 +62,21 @@ def error_number(error: BaseException) -> int | None:
 
 def describe(what: str, folder: Path, number: int, needed_bytes: int) -> str:
     """What could not be written and why, with the space, and what to type."""
+    return (
+        f"{what} cannot be written into {folder}: {reason_of(folder, number, needed_bytes)}.\n"
+        "The checkpoints that are complete stay as they are. Make room or mend the folder, then type\n"
+        "--resume_from_checkpoint auto to go on; --save_total_limit 2 keeps fewer checkpoints."
+    )
+
+
+def reason_of(folder: Path, number: int, needed_bytes: int = 0) -> str:
+    """Why nothing can be written into a folder, in words, with the bytes needed and free."""
     reason = REASONS.get(number, os.strerror(number))
     space = f"{shown_bytes(needed_bytes)} needed, " if needed_bytes else ""
     there = next((path for path in (folder, *folder.absolute().parents) if path.is_dir()), None)
     with contextlib.suppress(OSError):
         space += f"{shown_bytes(shutil.disk_usage(there).free)} free" if there is not None else "nothing is there"
-    return (
-        f"{what} cannot be written into {folder}: {reason} ({space}).\n"
-        "The checkpoints that are complete stay as they are. Make room or mend the folder, then type\n"
-        "--resume_from_checkpoint auto to go on; --save_total_limit 2 keeps fewer checkpoints."
-    )
+    return f"{reason} ({space})"
 
 
 def shown_bytes(size: float) -> str:
