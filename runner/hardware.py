@@ -297,9 +297,10 @@ def announce_end(rank: int) -> None:
     def announce() -> None:
         store = torch.distributed.distributed_c10d._get_default_store()
         store.set("relay-told", "1")
-        others = set(range(torch.distributed.get_world_size())) - {rank}
+        store.set(f"relay-knows-{rank}", "1")
+        world = torch.distributed.get_world_size()
         torch.distributed.destroy_process_group()
-        _wait_for_marks(store, others)
+        _wait_until_all_know(store, world)
 
     _within_limit(announce)
 
@@ -314,20 +315,20 @@ def leave_together(rank: int) -> None:
 
     def leave() -> None:
         store = torch.distributed.distributed_c10d._get_default_store()
-        if rank != 0:
-            store.set(f"relay-waited-{rank}", "1")
-            return
         store.set("relay-told", "1")
-        _wait_for_marks(store, set(range(1, torch.distributed.get_world_size())))
+        store.set(f"relay-knows-{rank}", "1")
+        if rank == 0:
+            _wait_until_all_know(store, torch.distributed.get_world_size())
 
     _within_limit(leave)
 
 
-def _wait_for_marks(store: torch.distributed.Store, others: set[int]) -> None:
-    """Wait until the other processes have marked that they know of the end, or gave up."""
+def _wait_until_all_know(store: torch.distributed.Store, world: int) -> None:
+    """Wait, for some seconds at most, until all processes have marked that they know of the end."""
     deadline = time.monotonic() + ANSWER_SECONDS
-    while others and time.monotonic() < deadline:
-        others = {each for each in others if not store.check([f"relay-waited-{each}"])}
+    missing = set(range(world))
+    while missing and time.monotonic() < deadline:
+        missing = {rank for rank in missing if not store.check([f"relay-knows-{rank}"])}
         time.sleep(0.02)
 
 
@@ -356,6 +357,11 @@ def silent_ranks() -> list[int] | None:
                 marks.add(TOLD)
             marks.update(each for each in range(world) if store.check([f"relay-waited-{each}"]))
             time.sleep(0.1)
+        if TOLD in marks:
+            store.set(f"relay-knows-{rank}", "1")
+            if rank == 0:
+                # The store ends with this process.
+                _wait_until_all_know(store, world)
 
     _within_limit(ask)
     if TOLD in marks:
