@@ -16,6 +16,7 @@ from runner.errors import warn
 from runner.fetching import take
 from runner.hardware import Hardware, seed_everything
 from runner.lanes import key
+from runner.parts.counting import counted
 from runner.recipe import Batch, Example, Loss, Recipe, Row
 from runner.sharding import in_turns, parts_of, whole
 
@@ -51,13 +52,11 @@ def evaluate_rows(
     """The scores, on every process, and on the main process what `predict` returned for every example, in order.
 
     `asked_to_stop` says whether this process got a signal; one process is enough to stop all of them, and the result
-    is None then. `shows_progress`: a bar, where standard error is a terminal and it takes longer than a second.
+    is None then. `shows_progress`: a bar or a line on standard error, where it takes longer than a second.
     `advance` is called with the number of batches that are done, and of all.
     The loss is the sum over all scored things divided by their number, added in the data's order, so that it does
     not depend on the number of processes. It is NaN where nothing is scored.
     """
-    from tqdm import tqdm
-
     model.eval()
     starts = list(range(0, len(dataset), micro_batch_size))
     rounds = -(-len(starts) // hardware.num_processes)
@@ -74,9 +73,8 @@ def evaluate_rows(
 
     gathering = in_turns(model, meet) if takes_turns else whole(model)
     with gathering as others, torch.no_grad(), hardware.autocast():
-        # None: on a terminal only.
-        silent = None if shows_progress and hardware.is_main else True
-        for turn in tqdm(range(rounds), unit="batch", dynamic_ncols=True, disable=silent, delay=1):
+        is_shown = shows_progress and hardware.is_main
+        for turn in counted(range(rounds), rounds, "evaluation", "batches", is_shown):
             advance(turn, rounds)
             is_stopped = hardware.any(is_stopped or asked_to_stop())
             if is_stopped:

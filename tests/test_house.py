@@ -66,6 +66,7 @@ PLAIN_EXTRAS = {
     "progress": {"rich"},
     "registry": {"recipes"},
     "run_folder": {"filelock"},
+    "parts.counting": {"tqdm"},
     "parts.adapters": {"peft", "safetensors", "torch", "xxhash"},
     "parts.pretrained": {"huggingface_hub", "torch", "transformers"},
     "parts.upcycling": {"torch", "transformers"},

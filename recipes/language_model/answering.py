@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from recipes.language_model import tokens
 from runner.errors import ConfigError, DataError
+from runner.parts.counting import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +60,8 @@ def answer(generator: Generator, request: GenerationRequest) -> str:
         generate(generator, prompts, request, _show)
         return ""
     texts: list[str] = []
-    for first in range(0, len(prompts), request.batch_size):
+    starts = range(0, len(prompts), request.batch_size)
+    for first in counted(starts, len(starts), "generation", "batches"):
         some = prompts[first : first + request.batch_size]
         continued = generate(generator, some, request)
         texts += [prompt + text for prompt, text in zip(some, continued, strict=True)]

@@ -551,7 +551,7 @@ class Recipe(runner.recipe.Recipe):
             )
         table = by_name[name]
         frame = read_frame(request.input, table.unread, table.target)
-        rows = self.predict_frame(model, table, frame)
+        rows = self.predict_frame(model, table, frame, shows_progress=True)
         twice = [name for name in frame if name == "prediction" or name.startswith("probability ")]
         # What the file has under these names stays, and may be a feature of the model.
         new, times = " (new)" if twice else "", 1
@@ -576,9 +576,13 @@ class Recipe(runner.recipe.Recipe):
             [*notes, f"{len(frame):,} rows with predictions: {request.output}", *([scored] if scored else [])]
         )
 
-    def predict_frame(self, model: nn.Module, table: Table, frame: pd.DataFrame) -> list[Prediction]:
+    def predict_frame(
+        self, model: nn.Module, table: Table, frame: pd.DataFrame, shows_progress: bool = False
+    ) -> list[Prediction]:
         """One row of `predict` for each row of the frame."""
         import torch
+
+        from runner.parts.counting import counted
 
         data = self.rows([table], [frame])
         # Large, so that many texts are of one length, and bounded for a wide table.
@@ -586,7 +590,8 @@ class Recipe(runner.recipe.Recipe):
         device = next(model.parameters()).device
         rows: list[Prediction] = []
         with torch.no_grad(), cast("TabularModel", model).texts.keeping_nothing():
-            for first in range(0, len(data), batch_size):
+            starts = range(0, len(data), batch_size)
+            for first in counted(starts, len(starts), "prediction", "batches", shows_progress):
                 batch = self.collate(data.__getitems__(list(range(first, min(first + batch_size, len(data))))))
                 batch.tensors = {name: tensor.to(device) for name, tensor in batch.tensors.items()}
                 rows += self.predict(model, batch)

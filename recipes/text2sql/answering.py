@@ -17,6 +17,7 @@ from recipes.text2sql.requests import Request
 from recipes.text2sql.sql.execution import Execution, execute
 from recipes.text2sql.sql.schema import Schema
 from runner.errors import ConfigError, DataError
+from runner.parts.counting import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,7 +67,8 @@ def answer(recipe: Answering, model: PreTrainedModel, request: Request) -> str:
     asked = read_questions(path)
     questions = resolve(request.db, asked)
     pairs: list[tuple[str, Execution]] = []
-    for first in range(0, len(questions), request.batch_size):
+    starts = range(0, len(questions), request.batch_size)
+    for first in counted(starts, len(starts), "questions", "batches"):
         pairs += answers(recipe, model, questions[first : first + request.batch_size])
     if request.output is None:
         return "\n\n".join(shown(question, *pair) for question, pair in zip(questions, pairs, strict=True))

@@ -20,6 +20,7 @@ from runner.assembly import open_run
 from runner.commands import split_flags
 from runner.config import Config, parse, parse_into
 from runner.errors import ConfigError, DataError, DivergedError
+from runner.parts.counting import counted
 from runner.parts.rate_chart import rate_chart
 from runner.parts.setting_types import MOST, Positive, Range
 
@@ -177,7 +178,7 @@ def range_test(config: Config, low: float, high: float, steps: int) -> tuple[lis
     losses: list[float] = []
     broken: float | None = None
     fetched = loop.fetch_lanes(run)
-    for step in range(steps):
+    for step in counted(range(steps), steps, "range test", "steps"):
         lanes = [next(fetched) for _ in run.share]
         totals = sync_step(run, lanes)
         loss, _ = accumulate(run, lanes, totals)
