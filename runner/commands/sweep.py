@@ -43,6 +43,7 @@ from runner.parts.search_space import NOT_VARIED, Variation, combinations, read_
 from runner.parts.setting_types import AtLeast1
 from runner.settings import RunSettings
 from runner.signals import CAUGHT, REPEAT_SECONDS, end_with_parent
+from runner.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     import optuna
@@ -252,6 +253,10 @@ class Sweep:
         if "save_total_limit" not in self.config.explicit:
             # The checkpoints of many trials would fill the disk.
             words.append("--save_total_limit=1")
+        first = self.folder / "trial-001" / "config.yaml"
+        if run.mixed_precision == "auto" and "mixed_precision" not in trial.values and first.is_file():
+            # All trials are compared in the number format that the first one chose.
+            words.append(f"--mixed_precision={read_yaml(first).get('mixed_precision') or 'auto'}")
         return words + [f"--{flag}={value}" for flag, value in trial.values.items()]
 
     def _scores(self, place: Path) -> tuple[list[float], int | None]:

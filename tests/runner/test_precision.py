@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from runner import hardware, precision, registry
 from runner.assembly import open_run
@@ -80,6 +81,14 @@ def test_the_measurement_leaves_no_trace() -> None:
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
     assert torch.get_rng_state().equal(state) and not model.training
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.fixture(autouse=True)
+def own_precision() -> Iterator[None]:
+    """Accelerate remembers the precision of the first run of a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

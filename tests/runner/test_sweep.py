@@ -36,6 +36,9 @@ if os.environ.get("DIVERGES") and rate > 0.5:
 if os.environ.get("FAILS"):
     print("error: batch_size is 3, which micro_batch_size does not divide.")
     sys.exit(2)
+precision = flags.get("mixed_precision", "auto")
+with open(folder + "/config.yaml", "w") as file:
+    file.write(f"mixed_precision: {'bf16' if precision == 'auto' else precision}")
 best = abs(rate - 0.05)
 path = folder + "/metrics.jsonl"
 done = len(open(path).readlines()) if os.path.exists(path) else 0
@@ -190,6 +193,15 @@ def test_each_combination_of_lists_is_trained_once(tmp_path: Path, trainer: list
         assert command[command.index("--save_steps") + 1] == "7" and str(tmp_path / "s") not in command
         config = parse(command[4:])
         assert config.values()["model.dropout"] == float(tried[number - 1][1])
+
+
+def test_all_trials_compute_in_the_format_that_the_first_one_chose(tmp_path: Path, trainer: list[list[str]]) -> None:
+    words = [*WORDS, "--vary", "learning_rate=0.01,0.1,0.2", "--output_dir"]
+    assert main([*words, str(tmp_path / "auto")]) == 0
+    assert [parse(command[4:]).run.mixed_precision for command in trainer] == ["auto", "bf16", "bf16"]
+    trainer.clear()
+    assert main([*words, str(tmp_path / "named"), "--mixed_precision", "no"]) == 0
+    assert [parse(command[4:]).run.mixed_precision for command in trainer] == ["no"] * 3
 
 
 def test_values_are_not_tried_twice(tmp_path: Path, trainer: list[list[str]]) -> None:
