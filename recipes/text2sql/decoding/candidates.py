@@ -59,7 +59,9 @@ def write_candidates(
     processors = LogitsProcessorList()
     if settings.constrained:
         writers = [writer_of(encoder, example) for example in examples]
-        processors.append(OnlyGrammatical(writers, count, longest, settings.max_new_tokens))
+        # Beam search looks at twice as many tokens as it has beams, and at more if several tokens may end a text.
+        needed = None if is_sampled else 1 if count == 1 else 4 * count
+        processors.append(OnlyGrammatical(writers, count, longest, settings.max_new_tokens, needed))
     if is_sampled:
         ids, mask = ids.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
         processors.append(TemperatureLogitsWarper(settings.temperature))

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from recipes.text2sql.sql.schema import Schema
 
 import functools
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -36,26 +37,48 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+LOOKED_AT = 64
+"""The best tokens of a row that are looked at one by one before the mask of all tokens is worked out."""
+
+
 class OnlyGrammatical(LogitsProcessor):
     """Allows only tokens that continue a valid query that can end within `budget` tokens.
 
-    Rows are the examples in their order, with `candidates` rows of each.
+    Rows are the examples in their order, with `candidates` rows of each. `needed`: how many of the best tokens of a
+    row can be chosen, as in greedy decoding and beam search; of the allowed tokens, only those and their equals then
+    keep their score. A trained model's best tokens are mostly allowed, and the mask of a large vocabulary takes longer
+    than the model. None: all allowed tokens count, as in sampling.
     """
 
-    def __init__(self, writers: Sequence[Writer], candidates: int, prompt_length: int, budget: int) -> None:
+    def __init__(
+        self,
+        writers: Sequence[Writer],
+        candidates: int,
+        prompt_length: int,
+        budget: int,
+        needed: int | None = None,
+    ) -> None:
         self.writers, self.candidates, self.prompt_length, self.budget = writers, candidates, prompt_length, budget
+        self.needed = needed
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """(rows, time), (rows, vocabulary) -> (rows, vocabulary), minus infinity for tokens that are not allowed."""
-        written = input_ids[:, self.prompt_length :].tolist()
-        masks = torch.stack(
-            [
-                self.writers[row // self.candidates].mask(tuple(ids), self.budget - len(ids))
-                for row, ids in enumerate(written)
-            ]
-        ).to(scores.device)
-        masks = torch.nn.functional.pad(masks, (0, scores.shape[-1] - masks.shape[-1]))
-        return scores.masked_fill(~masks, -torch.inf)
+        written = [tuple(ids) for ids in input_ids[:, self.prompt_length :].tolist()]
+        best: list[list[tuple[int, float]]] = [[] for _ in written]
+        if self.needed is not None:
+            found = scores.topk(min(LOOKED_AT, scores.shape[-1]))
+            pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+            best = [list(zip(*each, strict=True)) for each in pairs]
+        allowed = torch.full_like(scores, -torch.inf)
+        for row, ids in enumerate(written):
+            writer, budget = self.writers[row // self.candidates], self.budget - len(ids)
+            few = writer.best_allowed(ids, best[row], self.needed or 0, budget)
+            if few is None:
+                mask = writer.mask(ids, budget).to(scores.device)
+                allowed[row, : len(mask)] = scores[row, : len(mask)].masked_fill(~mask, -torch.inf)
+            else:
+                allowed[row, few] = scores[row, few]
+        return allowed
 
 
 class Trie:
@@ -84,19 +107,62 @@ class Vocabulary:
         self.special: dict[str, int] = {text: 256 + token for text, token in tokenizer.get_added_vocab().items()}
         self.size = len(tokenizer)
         self.symbols: dict[int, tuple[int, ...]] = {}
-        self.whole, self.in_strings = Trie(), Trie()
-        self.harmless = torch.zeros(self.size, dtype=torch.bool)
-        """Tokens after which a text in quotes still goes on."""
         for text, token in tokenizer.get_vocab().items():
             symbols = (self.special[text],) if text in self.special else _bytes_of(text)
-            if not symbols or token == self.end:
-                continue
-            self.symbols[token] = symbols
-            self.whole.add(symbols, token)
-            if {QUOTE, LESS, 0, ord("v")}.isdisjoint(symbols) and max(symbols) < 256:
-                self.harmless[token] = True
-            else:
-                self.in_strings.add(symbols, token)
+            if symbols and token != self.end:
+                self.symbols[token] = symbols
+
+    @functools.cached_property
+    def _by_symbols(self) -> dict[tuple[int, ...], int]:
+        found: dict[tuple[int, ...], int] = {}
+        for token, symbols in self.symbols.items():
+            found.setdefault(symbols, token)
+        return found
+
+    @functools.cached_property
+    def _lengths(self) -> list[int]:
+        """The numbers of symbols that tokens have, the largest first."""
+        return sorted({len(symbols) for symbols in self._by_symbols}, reverse=True)
+
+    def longest(self, symbols: Sequence[int]) -> tuple[int, int]:
+        """The longest token that the symbols begin with, and its length."""
+        for length in self._lengths:
+            token = self._by_symbols.get(tuple(symbols[:length])) if length <= len(symbols) else None
+            if token is not None:
+                return token, length
+        raise AssertionError("every byte is a token")
+
+    @functools.cached_property
+    def whole(self) -> Trie:
+        """All tokens."""
+        return _trie(self.symbols.items())
+
+    @functools.cached_property
+    def harmless(self) -> Tensor:
+        """(vocabulary,): tokens after which a text in quotes still goes on, wherever in it they stand."""
+        harmless = torch.zeros(self.size, dtype=torch.bool)
+        odd = {QUOTE, LESS, 0}
+        harmless[[token for token, each in self.symbols.items() if odd.isdisjoint(each) and max(each) < 256]] = True
+        return harmless
+
+    @functools.cached_property
+    def in_strings(self) -> Trie:
+        """The tokens that are not harmless."""
+        return _trie((token, each) for token, each in self.symbols.items() if not self.harmless[token])
+
+    @functools.cached_property
+    def begins_with_v(self) -> Tensor:
+        """(vocabulary,): what must not follow a "<" in a text, which would be read as a placeholder."""
+        found = torch.zeros(self.size, dtype=torch.bool)
+        found[[token for token, each in self.symbols.items() if each[0] == ord("v")]] = True
+        return found
+
+
+def _trie(tokens: Iterable[tuple[int, tuple[int, ...]]]) -> Trie:
+    trie = Trie()
+    for token, symbols in tokens:
+        trie.add(symbols, token)
+    return trie
 
 
 def _bytes_of(token: str) -> tuple[int, ...]:
@@ -143,6 +209,38 @@ class Writer:
             following = following and self.spelling.step(following, symbol)
         return following if symbols else None
 
+    def best_allowed(
+        self, tokens: tuple[int, ...], best: Sequence[tuple[int, float]], needed: int, budget: int
+    ) -> list[int] | None:
+        """The first `needed` of the best tokens that `mask` allows, and those with the score of the last of them.
+
+        `best`: tokens with their scores, the highest first. None where the mask has to be worked out.
+        """
+        state = self.state(tokens)
+        if state is None or not best:
+            return None
+        least = budget if self._is_tight(state, budget) else None
+        allowed: list[int] = []
+        worst = -math.inf
+        for token, score in best:
+            if len(allowed) >= needed and score < worst:
+                return allowed
+            if self._fits(state, token, least):
+                allowed.append(token)
+                worst = score
+        return None
+
+    def _is_tight(self, state: State, budget: int) -> bool:
+        """Whether a token may be allowed by the grammar and leave too few for the end of the query."""
+        return len(self.short_completion(state)) + SPARE >= budget
+
+    def _fits(self, state: State, token: int, budget: int | None) -> bool:
+        """Whether a token may come, and an end within a budget that is tight."""
+        if token == self.vocabulary.end:
+            return self.spelling.can_end(state) and (budget is None or budget > MARGIN)
+        following = self._after(state, token)
+        return following is not None and (budget is None or len(self.short_completion(following)) + MARGIN < budget)
+
     def mask(self, tokens: tuple[int, ...], budget: int) -> Tensor:
         """(vocabulary,): what may come after the tokens, where `budget` more tokens fit, the end included."""
         state = self.state(tokens)
@@ -152,24 +250,34 @@ class Writer:
         if state not in self._masks:
             self._masks[state] = self._mask(state)
         mask = self._masks[state]
-        if len(self.short_completion(state)) + SPARE < budget:
+        if not self._is_tight(state, budget):
             return mask
         if state not in self._needs:
-            self._needs[state] = torch.zeros(len(mask), dtype=torch.int64)
-            for token in mask.nonzero().flatten().tolist():
+            needs, single = torch.zeros(len(mask), dtype=torch.int64), mask.clone()
+            if state.at in IN_TEXT:
+                # They all leave the query in the text, whose end is the same.
+                harmless = mask & self.vocabulary.harmless
+                needs[harmless] = len(self.short_completion(State(state.lexemes, "body")))
+                single &= ~harmless
+            for token in single.nonzero().flatten().tolist():
                 if token != self.vocabulary.end:
-                    self._needs[state][token] = len(self.short_completion(self._after(state, token)))
+                    needs[token] = len(self.short_completion(self._after(state, token)))
+            self._needs[state] = needs
         needs = self._needs[state]
-        for spare in (8, 0):  # The way to the end that is looked for is short, not always the shortest.
+        for spare in (MARGIN, 0):
             fitting = mask & (needs + spare < budget)
             if fitting.any():
                 return fitting
         return mask & (needs == needs[mask].min())
 
     def _mask(self, state: State) -> Tensor:
-        mask, trie = torch.zeros(self.vocabulary.size, dtype=torch.bool), self.vocabulary.whole
-        if state.at == "body":
-            mask, trie = self.vocabulary.harmless.clone(), self.vocabulary.in_strings
+        vocabulary = self.vocabulary
+        if state.at in IN_TEXT:
+            mask, trie = vocabulary.harmless.clone(), vocabulary.in_strings
+            if state.at == "less":
+                mask &= ~vocabulary.begins_with_v
+        else:
+            mask, trie = torch.zeros(vocabulary.size, dtype=torch.bool), vocabulary.whole
         found, open_ = [], [(trie, state)]
         while open_:
             node, at = open_.pop()
@@ -194,15 +302,7 @@ class Writer:
         if state not in self._completions:
             symbols, tokens = self.spelling.short_completion(state), []
             while symbols:
-                node, length, token = self.vocabulary.whole, 0, None
-                for place, symbol in enumerate(symbols, 1):
-                    node = node.children.get(symbol)
-                    if node is None:
-                        break
-                    if node.tokens:
-                        length, token = place, node.tokens[0]
-                if token is None:
-                    raise AssertionError("every byte is a token")
+                token, length = self.vocabulary.longest(symbols)
                 tokens.append(token)
                 symbols = symbols[length:]
             self._completions[state] = [*tokens, self.vocabulary.end]
@@ -211,12 +311,17 @@ class Writer:
 
 SPARE = 64
 """One token makes the shortest end longer by less: tables that it asks for, a query in parentheses."""
+MARGIN = 8
+"""The way to the end that is looked for is short, not always the shortest."""
+IN_TEXT = ("open", "percent", "blank", "less", "body")
+"""Places within a text in quotes, but beside a placeholder."""
 
 
 def writer_of(encoder: Encoder, example: Example) -> Writer:
     """The writer for an example: its schema, and how many values its question has, of which kind."""
     kinds = tuple(link.value.isdecimal() and link.value.isascii() for link in example.links)
-    return _writer(_vocabulary(encoder.tokenizer), example.question.schema, kinds, encoder.settings.schema_tokens)
+    vocabulary, with_tokens = _vocabulary(encoder.tokenizer), encoder.settings.schema_tokens
+    return _writer(vocabulary, example.question.schema, kinds, with_tokens, encoder.is_plain)
 
 
 @functools.lru_cache(maxsize=4)
@@ -230,7 +335,9 @@ def _grammar(schema: Schema) -> Grammar:
 
 
 @functools.lru_cache(maxsize=256)
-def _writer(vocabulary: Vocabulary, schema: Schema, kinds: tuple[bool, ...], with_tokens: bool) -> Writer:
+def _writer(
+    vocabulary: Vocabulary, schema: Schema, kinds: tuple[bool, ...], with_tokens: bool, is_plain: bool
+) -> Writer:
     def symbols(text: str) -> tuple[int, ...]:
         return (vocabulary.special[text],) if text in vocabulary.special else tuple(text.encode())
 
@@ -239,10 +346,12 @@ def _writer(vocabulary: Vocabulary, schema: Schema, kinds: tuple[bool, ...], wit
         # As `hide_names` and `canonical` write them.
         forms[key] = [symbols(tokens.get(key[1:]) or spelled(key[1:]))]
     values = [(symbols(PLACEHOLDERS[number]), whole) for number, whole in enumerate(kinds)]
-    return Writer(Spelling(rules, forms, values), vocabulary)
+    return Writer(Spelling(rules, forms, values, CLOSING if is_plain else frozenset()), vocabulary)
 
 
-SPACE, QUOTE, LESS, POINT, PERCENT, MINUS = b" '<.%-"
+SPACE, QUOTE, LESS, POINT, PERCENT, MINUS, FENCE = b" '<.%-`"
+CLOSING = frozenset(b";\n`")
+"""What a plain answer writes behind a query: its semicolon, or the end of its block."""
 
 
 _WORD = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_$") | frozenset(range(128, 256))
@@ -297,10 +406,11 @@ class Spelling:
         grammar: Grammar,
         names: Mapping[str, Sequence[tuple[int, ...]]],
         values: Sequence[tuple[tuple[int, ...], bool]],
+        closing: Set[int] = frozenset(),
     ) -> None:
         """`names`: each name of the grammar, and how it may be written. `values`: each placeholder, and whether it is
-        a whole number."""
-        self.grammar = grammar
+        a whole number. `closing`: symbols that may follow the query, and of which the first ends it."""
+        self.grammar, self.closing = grammar, closing
         self.forms: dict[str, Sequence[tuple[int, ...]]] = {
             **names,
             VALUE: [symbols for symbols, _ in values],
@@ -330,6 +440,10 @@ class Spelling:
     def step(self, state: State, symbol: int) -> State | None:
         """The state after one more symbol; None where no query begins so."""
         lexemes, at, gap = state
+        if at == "ended":
+            return state if symbol in self.closing else None
+        if symbol in self.closing and self.can_end(state):
+            return State(lexemes, "ended") if symbol != FENCE else None
         if at is None:
             if symbol == SPACE:
                 return self._space(state)
@@ -425,6 +539,8 @@ class Spelling:
         """The symbols of a short way to the end of the query."""
         symbols: list[int] = []
         lexemes, at, _ = state
+        if at == "ended":
+            return symbols
         if isinstance(at, Spot):
             # To the nearest end of the lexeme, in as few symbols as can be.
             ways: list[tuple[Spot, list[int]]] = [(at, [])]
@@ -458,5 +574,7 @@ class Spelling:
 
     def can_end(self, state: State) -> bool:
         """Whether the query may end here."""
+        if state.at == "ended":
+            return True
         done = self.finished(state)
         return done is not None and not done.gap.endswith("space") and END in self.grammar.options(done.lexemes)

@@ -20,7 +20,7 @@ from recipes.text2sql.data import cache, demo
 from recipes.text2sql.data.questions import Question
 from recipes.text2sql.data.questions import read_demo as demo_questions
 from recipes.text2sql.decoding.candidates import SeededSampling, as_sql, most_voted, uniforms, write_candidates
-from recipes.text2sql.decoding.masks import State, Writer, writer_of
+from recipes.text2sql.decoding.masks import OnlyGrammatical, State, Writer, writer_of
 from recipes.text2sql.prompts import prompt
 from recipes.text2sql.prompts.encoding import Example
 from recipes.text2sql.prompts.prompt import reveal
@@ -293,6 +293,52 @@ def test_constrained_writing_in_a_batch_is_that_of_one_by_one(
     assert not prepares(
         examples[0].question.schema, candidates_of(generating(asked, constrained=False), model, examples)[0][0]
     )
+
+
+@pytest.mark.parametrize("needed", [1, 4])
+def test_the_best_allowed_tokens_are_those_of_the_mask(recipe: Recipe, needed: int) -> None:
+    """Of tokens that are looked at one by one, with every budget, from the first token to the last."""
+    examples = [recipe.data("validation")[number] for number in (0, 20, 40)]
+    writers = [writer_of(recipe.encoder, example) for example in examples]
+    size = writers[0].vocabulary.size
+    torch.manual_seed(0)
+    quick = 0
+    for number, (example, writer) in enumerate(zip(examples, writers, strict=True)):
+        for length in range(len(example.target)):
+            for budget in (length + 2, length + 14, length + 200):
+                ids = torch.tensor([example.target[:length]], dtype=torch.int64)
+                scores = torch.randn(1, size + 3)
+                # A trained model's best token is the right one; equal scores are not rare in bf16.
+                scores[0, example.target[length]] += 4 * (length % 3)
+                scores = scores.bfloat16().float()
+                whole = OnlyGrammatical([writer], 1, 0, budget)(ids, scores)
+                best = OnlyGrammatical([writer], 1, 0, budget, needed)(ids, scores)
+                wanted = whole[0].topk(needed).values
+                assert best[0].topk(needed).values.equal(wanted) and int(best.argmax()) == int(whole.argmax())
+                assert bool(((best == whole) | best.isinf()).all()), number
+                quick += int((~best.isinf()).sum()) < int((~whole.isinf()).sum())
+    assert quick > (40 if needed == 1 else 3)
+    # After the end, anything may come.
+    ended = torch.tensor([[*examples[0].target, 5]])
+    scores = torch.randn(1, size)
+    assert OnlyGrammatical(writers[:1], 1, 0, 300, needed)(ended, scores).equal(scores)
+
+
+def test_a_budget_that_is_nearly_used_up_ends_the_query(recipe: Recipe) -> None:
+    rng = random.Random(1)
+    for question in recipe.data("validation").questions[::5]:
+        writer = writer_of(recipe.encoder, recipe.encoder.example(question))
+        tokens: tuple[int, ...] = ()
+        while writer.vocabulary.end not in tokens:
+            ordered = [
+                (token, -float(place)) for place, token in enumerate(rng.sample(range(writer.vocabulary.size), 64))
+            ]
+            few = writer.best_allowed(tokens, ordered, 1, 90 - len(tokens))
+            allowed = writer.mask(tokens, 90 - len(tokens))
+            first = next((token for token, _ in ordered if allowed[token]), None)
+            assert few is None or few == [first]
+            tokens += (few[0] if few else rng.choice(allowed.nonzero().flatten().tolist()),)
+        assert len(tokens) <= 90
 
 
 def test_a_name_that_sqlite_takes_for_a_keyword_is_quoted(recipe: Recipe, tmp_path: Path) -> None:

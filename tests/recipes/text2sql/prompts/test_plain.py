@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from recipes.text2sql.decoding.candidates import as_sql
+from recipes.text2sql.decoding.masks import writer_of
 from recipes.text2sql.prompts import plain, schema_text
 from recipes.text2sql.recipe import Recipe
 from recipes.text2sql.settings import DataSettings, ModelSettings
@@ -85,6 +86,34 @@ def test_a_perfect_answer_is_read_rightly(recipe: Recipe) -> None:
         query = as_sql(recipe.encoder, written, data[number])
         database = str(question.database)
         assert same_result(execute(database, query), execute(database, question.query), False), query
+
+
+def test_constrained_writing_ends_as_the_model_has_learned_to_end(recipe: Recipe) -> None:
+    """The semicolon or the end of the block may follow a query that is complete, and nothing may follow them."""
+    data = recipe.data("train")
+    newline, end = (recipe.tokenizer.convert_tokens_to_ids(each) for each in ("Ċ", "<end>"))
+    checked = 0
+    for number in range(len(PAIRS)):
+        example = data[number]
+        writer = writer_of(recipe.encoder, example)
+        for length, token in enumerate(example.target):
+            before = tuple(example.target[:length])
+            if writer.state(before) is None:
+                # SQL beyond the grammar.
+                break
+            is_complete = writer.spelling.can_end(writer.state(before))
+            allowed = writer.mask(before, 300)
+            assert bool(allowed[end]) == is_complete
+            assert bool(allowed[newline]) == is_complete or "'" in recipe.tokenizer.decode(before)
+            if not allowed[token]:
+                break
+        else:
+            checked += 1
+            ended = writer.mask(tuple(example.target[:-1]), 300)
+            assert set(recipe.tokenizer.convert_ids_to_tokens(ended.nonzero().flatten().tolist())) == {
+                ";", "Ċ", "`", "<end>",
+            }  # fmt: skip
+    assert checked >= 4
 
 
 def test_a_long_schema_is_cut_and_the_question_stays(recipe: Recipe) -> None:
