@@ -1,5 +1,6 @@
-"""The linear part of the model: ridge or logistic regression on n-grams and numbers, fitted before the first step.
+"""The linear part of the model: ridge or logistic regression on n-grams and numbers, and trees on what it finds.
 
+All is fitted before the first step.
 The penalty is the one that does best on the validation rows. For the training rows, the scores come from fits that did
 not see the row: the transformer then learns what the linear part does not know of other rows. Source of that second
 step: Wolpert 1992, Stacked Generalization.
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from recipes.tabular import ngram_hashing
+from recipes.tabular import trees as boosted
 from recipes.tabular.table import Cells, Table
 
 if TYPE_CHECKING:
@@ -39,6 +41,14 @@ MOST_STEPS = 60
 PRECISION = 3e-4
 """A fit ends where a step lowers the loss by a smaller share than this."""
 FOLDS = 5
+FEWEST_HELD = 10
+"""With fewer validation rows, these choose nothing."""
+SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""Shares of the trees in the score to choose from."""
+MOST_CELL_SCORES = 300
+"""The trees see the score of each cell of text, if a row has not more of these."""
+VECTOR_SCALE = 4.0
+"""As NUMBER_SCALE, for the vectors of a text encoder, which have length 1."""
 FEWEST_CELLS = 2
 """An n-gram of fewer training rows tells them apart, and says nothing about others."""
 
@@ -55,11 +65,22 @@ class Linear:
     """(inputs,) float32: the inverse document frequency of an n-gram; 0 where it is rare in the training rows."""
     held_out: np.ndarray
     """(training rows, outputs) float32: scores from fits that did not see the row."""
+    trees: boosted.Trees | None = None
+    share: float = 0.0
+    """The score is (1 - share) times that of the linear model, and share times that of the trees."""
 
-    def scores(self, table: Table, cells: Cells) -> np.ndarray:
-        """(rows, outputs) float32: logits, or z."""
-        inputs = _scaled(design(table, cells), self.scale)
-        return np.asarray(inputs @ self.weights + self.bias, dtype=np.float32)
+    def scores(self, table: Table, cells: Cells, vectors: np.ndarray | None = None) -> np.ndarray:
+        """(rows, outputs) float32: logits, or z. `vectors` (texts, size): of the cells' texts."""
+        inputs = _scaled(design(table, cells, vectors), self.scale)
+        found = np.asarray(inputs @ self.weights + self.bias, dtype=np.float32)
+        if self.trees is None:
+            return found
+        seen = tree_inputs(table, cells, vectors, found, self.weights * self.scale[:, None])
+        return _mixed(found, self.trees.scores(seen), self.share)
+
+
+def _mixed(linear: np.ndarray, grown: np.ndarray, share: float) -> np.ndarray:
+    return ((1 - share) * linear + share * grown).astype(np.float32)
 
 
 def readings(table: Table, own: Cells) -> tuple[list[tuple[str, str | int]], np.ndarray]:
@@ -75,9 +96,9 @@ def readings(table: Table, own: Cells) -> tuple[list[tuple[str, str | int]], np.
     return list(sets), reads
 
 
-def design(table: Table, cells: Cells) -> csr_matrix:
-    """(rows, BUCKETS + NUMBERS x columns) sparse: the n-grams of each cell, of length 1, and the numbers."""
-    from scipy.sparse import csr_matrix, hstack
+def grams_of(table: Table, cells: Cells) -> tuple[csr_matrix, np.ndarray]:
+    """(sets, BUCKETS) n-grams of each distinct cell, of length 1, and (rows, columns) which of them each cell is."""
+    from scipy.sparse import csr_matrix
 
     sets, places = readings(table, cells)
     buckets = [ngram_hashing.buckets(*each, BUCKETS) for each in sets]
@@ -85,17 +106,60 @@ def design(table: Table, cells: Cells) -> csr_matrix:
     values = np.repeat(1 / np.sqrt(np.maximum(lengths, 1)), lengths)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     flat = np.concatenate(buckets) if buckets else np.zeros(0, np.int64)
-    grams = csr_matrix((values, flat, starts), shape=(len(sets), BUCKETS), dtype=np.float32)
+    return csr_matrix((values, flat, starts), shape=(len(sets), BUCKETS), dtype=np.float32), places
+
+
+def text_columns(table: Table) -> list[int]:
+    """Places of the columns whose texts a text encoder reads for the linear part."""
+    return [place for place, column in enumerate(table.used) if column.kind == "text"]
+
+
+def design(table: Table, cells: Cells, vectors: np.ndarray | None = None) -> csr_matrix:
+    """(rows, inputs) sparse: the n-grams of each cell, NUMBERS values of each column, and the vectors of its texts."""
+    from scipy.sparse import csr_matrix, hstack
+
+    grams, places = grams_of(table, cells)
     rows, columns = places.shape
     choice = csr_matrix(
         (np.ones(places.size, np.float32), places.ravel(), np.arange(0, places.size + 1, max(columns, 1))),
-        shape=(rows, len(sets)),
+        shape=(rows, len(grams.indptr) - 1),
     )
     numbers = NUMBER_SCALE * cells.numbers[:, :, :NUMBERS].reshape(rows, -1)
-    found = csr_matrix(hstack([choice @ grams, csr_matrix(numbers)], format="csr"))
+    blocks = [choice @ grams, csr_matrix(numbers)]
+    if vectors is not None:
+        blocks += [csr_matrix(VECTOR_SCALE * vectors[cells.strings[:, place]]) for place in text_columns(table)]
+    found = csr_matrix(hstack(blocks, format="csr"), dtype=np.float32)
     # Sums in the order of the inputs, whatever the other rows are.
     found.sort_indices()
     return found
+
+
+def tree_inputs(
+    table: Table, cells: Cells, vectors: np.ndarray | None, scores: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """(rows, features) float64: numbers, NaN where missing; linear scores; the part of each cell of text in them.
+
+    `scores` (rows, outputs) and `weights` (inputs, outputs) are those of the linear model on the unscaled design. Of
+    two classes, the difference is enough.
+    """
+    from scipy.sparse import csr_matrix
+
+    is_number = np.array([column.is_number for column in table.used], dtype=bool)
+    numbers = np.where(cells.numbers[:, is_number, 4] > 0, np.nan, cells.numbers[:, is_number, 1])
+    if weights.shape[1] == 2:
+        scores, weights = scores[:, 1:] - scores[:, :1], weights[:, 1:] - weights[:, :1]
+    features = [numbers, scores]
+    if 0 < int((~is_number).sum()) * weights.shape[1] <= MOST_CELL_SCORES:
+        grams, places = grams_of(table, cells)
+        each = np.asarray(grams @ weights[:BUCKETS])[places]
+        if vectors is not None:
+            sparse, first = csr_matrix(VECTOR_SCALE * vectors), BUCKETS + NUMBERS * len(table.used)
+            for place in text_columns(table):
+                own = np.asarray(sparse @ weights[first : first + vectors.shape[1]])
+                each[:, place] += own[cells.strings[:, place]]
+                first += vectors.shape[1]
+        features.append(each[:, ~is_number].reshape(len(scores), -1))
+    return np.concatenate(features, axis=1).astype(np.float64)
 
 
 def _scaled(inputs: csr_matrix, scale: np.ndarray) -> csr_matrix:
@@ -104,39 +168,117 @@ def _scaled(inputs: csr_matrix, scale: np.ndarray) -> csr_matrix:
     return csr_matrix(inputs @ diags(scale, format="csr"))
 
 
-def fit(
-    table: Table, train: Cells, targets: np.ndarray, validation: Cells, validation_targets: np.ndarray, seed: int
-) -> Linear:
-    """Fit the linear part of a table. Targets are those of `table.labels`."""
-    from scipy.sparse import csr_matrix
-    from sklearn.model_selection import KFold, StratifiedKFold
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """Validation rows, which choose the penalty."""
 
-    raw = design(table, train)
-    counts = np.asarray((raw[:, :BUCKETS] != 0).sum(0)).ravel()
-    scale = np.ones(BUCKETS + NUMBERS * len(table.used), np.float32)
+    cells: Cells
+    targets: np.ndarray
+    """Those of `table.labels`."""
+    vectors: np.ndarray | None = None
+
+
+def fit(
+    table: Table,
+    train: Cells,
+    targets: np.ndarray,
+    held: Held,
+    seed: int,
+    vectors: np.ndarray | None = None,
+    has_trees: bool = True,
+) -> Linear:
+    """Fit the linear part of a table. Targets are those of `table.labels`, `vectors` (texts, size) of the cells."""
+    from scipy.sparse import csr_matrix
+
+    raw = design(table, train, vectors)
+    size = 0 if vectors is None else vectors.shape[1] * len(text_columns(table))
+    scale = np.ones(BUCKETS + NUMBERS * len(table.used) + size, np.float32)
+    counts = np.bincount(raw.indices[raw.data != 0], minlength=len(scale))[:BUCKETS]
     scale[:BUCKETS] = np.where(counts >= FEWEST_CELLS, np.log((1 + len(targets)) / (1 + counts)) + 1, 0)
     inputs = _scaled(raw, scale)
     is_classes = table.task == "classification"
     outputs = len(table.classes) if is_classes else 1
-    known = targets >= 0 if is_classes else np.isfinite(targets)
-    inputs, targets = csr_matrix(inputs[known]), targets[known]
+    known = np.flatnonzero(targets >= 0 if is_classes else np.isfinite(targets))
     penalty = USUAL_PENALTY
-    if len(validation_targets) >= 10 and outputs <= MANY_CLASSES:
-        held = _scaled(design(table, validation), scale)
-        penalty = _best_penalty(inputs, targets, held, validation_targets, outputs, is_classes)
-    weights, bias = _solve(inputs, targets, penalty, outputs, is_classes)
-    scores = np.zeros((len(known), outputs), np.float32)
-    places = np.flatnonzero(known)
-    smallest = int(np.bincount(targets.astype(int)).min()) if is_classes else len(targets)
-    splitter = (StratifiedKFold if is_classes and smallest >= FOLDS else KFold)(
-        min(FOLDS, max(2, len(targets))), shuffle=True, random_state=seed
-    )
-    if len(targets) < 2:
+    if len(held.targets) >= FEWEST_HELD and outputs <= MANY_CLASSES:
+        seen = _scaled(design(table, held.cells, held.vectors), scale)
+        penalty = _best_penalty(csr_matrix(inputs[known]), targets[known], seen, held.targets, outputs, is_classes)
+    weights, bias = _solve(csr_matrix(inputs[known]), targets[known], penalty, outputs, is_classes)
+    scores = np.zeros((len(targets), outputs), np.float32)
+    if len(known) < 2:
         return Linear(weights, bias, scale, scores)
-    for learned, left_out in splitter.split(np.zeros((len(targets), 1)), targets):
+    # Without validation rows, nothing would show that the trees take the scores of other rows for more than they are.
+    grows = has_trees and len(known) >= boosted.FEWEST_ROWS and outputs <= boosted.MOST_OUTPUTS
+    grows = grows and len(held.targets) >= FEWEST_HELD
+    features: np.ndarray | None = None
+    for inside, outside in _folds(targets[known], is_classes, seed):
+        learned, left_out = known[inside], known[outside]
         own, own_bias = _solve(csr_matrix(inputs[learned]), targets[learned], penalty, outputs, is_classes)
-        scores[places[left_out]] = csr_matrix(inputs[left_out]) @ own + own_bias
-    return Linear(weights, bias, scale, scores)
+        scores[left_out] = csr_matrix(inputs[left_out]) @ own + own_bias
+        if grows:
+            found = tree_inputs(table, train, vectors, scores, own * scale[:, None])
+            features = np.zeros_like(found) if features is None else features
+            features[left_out] = found[left_out]
+    fitted = Linear(weights, bias, scale, scores)
+    if features is None:
+        return fitted
+    shown = fitted.scores(table, held.cells, held.vectors)
+    seen = tree_inputs(table, held.cells, held.vectors, shown, weights * scale[:, None])
+    there = held.targets >= 0 if is_classes else np.isfinite(held.targets)
+    others = Scored(seen[there], shown[there], held.targets[there])
+    found = _trees_for(Scored(features[known], scores[known], targets[known]), others, is_classes, seed)
+    if found is None:
+        return fitted
+    trees, share, grown = found
+    scores[known] = _mixed(scores[known], grown, share)
+    return dataclasses.replace(fitted, held_out=scores, trees=trees, share=share)
+
+
+def _folds(targets: np.ndarray, is_classes: bool, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(rows to learn, rows left out) of each fold."""
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    smallest = int(np.bincount(targets.astype(int)).min()) if is_classes else len(targets)
+    kind = StratifiedKFold if is_classes and smallest >= FOLDS else KFold
+    splitter = kind(min(FOLDS, len(targets)), shuffle=True, random_state=seed)
+    return list(splitter.split(np.zeros((len(targets), 1)), targets))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Rows with a target, and their scores from a linear model that did not see them."""
+
+    features: np.ndarray
+    """(rows, features): see `tree_inputs`."""
+    linear: np.ndarray
+    """(rows, outputs)."""
+    targets: np.ndarray
+
+
+def _trees_for(
+    rows: Scored, others: Scored, is_classes: bool, seed: int
+) -> tuple[boosted.Trees, float, np.ndarray] | None:
+    """Trees, their share, and (rows, outputs) scores of trees that did not see the row; None where they do not help.
+
+    The share has the smallest loss on all rows. On `others`, which are validation rows, it must not be worse than no
+    trees: a word without meaning has a high score out of fold exactly where the row's own target is low.
+    """
+    outputs = rows.linear.shape[1]
+    if is_classes and len(np.unique(rows.targets)) < 2:
+        return None
+    grown = np.zeros_like(rows.linear)
+    for learned, left_out in _folds(rows.targets, is_classes, seed):
+        own = boosted.grow(rows.features[learned], rows.targets[learned], outputs, is_classes, seed)
+        grown[left_out] = own.scores(rows.features[left_out])
+    trees = boosted.grow(rows.features, rows.targets, outputs, is_classes, seed)
+    grown_others = trees.scores(others.features)
+    all_rows, on_others = {}, {}
+    for share in SHARES:
+        inside = quality(_mixed(rows.linear, grown, share), rows.targets, is_classes)
+        on_others[share] = quality(_mixed(others.linear, grown_others, share), others.targets, is_classes)
+        all_rows[share] = inside * len(rows.targets) + on_others[share] * len(others.targets)
+    share = max(all_rows, key=all_rows.__getitem__)
+    return None if on_others[share] <= on_others[0.0] else (trees, share, grown)
 
 
 def write(file: Path, fitted: list[Linear]) -> None:
@@ -148,6 +290,9 @@ def write(file: Path, fitted: list[Linear]) -> None:
         used = np.flatnonzero(own.scale * np.abs(own.weights).sum(1))
         parts = {"used": used, "weights": own.weights[used], "scale": own.scale[used]}
         parts |= {"size": np.array([len(own.scale)]), "bias": own.bias, "held_out": own.held_out}
+        if own.trees is not None:
+            parts |= {f"trees.{name}": value for name, value in vars(own.trees).items()}
+            parts["share"] = np.array([own.share])
         tensors |= {f"{place}.{name}": np.ascontiguousarray(value) for name, value in parts.items()}
     save_file(tensors, file)
 
@@ -163,8 +308,19 @@ def read(file: Path) -> list[Linear]:
         size = int(own["size"][0])
         weights, scale = np.zeros((size, own["weights"].shape[1]), np.float32), np.zeros(size, np.float32)
         weights[own["used"]], scale[own["used"]] = own["weights"], own["scale"]
-        found.append(Linear(weights, own["bias"], scale, own["held_out"]))
+        arrays = {name.partition(".")[2]: value for name, value in own.items() if name.startswith("trees.")}
+        trees = boosted.Trees(**arrays) if arrays else None
+        share = float(own["share"][0]) if trees is not None else 0.0
+        found.append(Linear(weights, own["bias"], scale, own["held_out"], trees, share))
     return found
+
+
+def quality(scores: np.ndarray, truth: np.ndarray, is_classes: bool) -> float:
+    """The mean log-likelihood of (rows,) classes, or minus the mean squared error of z; larger is better."""
+    if not is_classes:
+        return -float(((scores[:, 0] - truth) ** 2).mean())
+    own = log_softmax(scores)[np.arange(len(scores)), truth.astype(int)]
+    return float(np.maximum(own, np.log(1e-9)).mean())
 
 
 def _best_penalty(
@@ -182,11 +338,7 @@ def _best_penalty(
             break
         start = _solve(inputs, targets, penalty, outputs, is_classes, start)
         scores = (held @ start[0] + start[1])[known]
-        if is_classes:
-            own = log_softmax(scores)[np.arange(len(scores)), truth[known].astype(int)]
-            found[penalty] = float(np.maximum(own, np.log(1e-9)).mean())
-        else:
-            found[penalty] = -float(((scores[:, 0] - truth[known]) ** 2).mean())
+        found[penalty] = quality(scores, truth[known], is_classes)
     return max(found, key=found.__getitem__)
 
 

@@ -103,6 +103,7 @@ class Recipe(runner.recipe.Recipe):
                 ("model.text_layers", "model.text_hidden_size", "model.vocab_size"),
             ),
             (sizes.gram_buckets == 0, "with model.gram_buckets 0.", ("model.gram_dropout",)),
+            (not sizes.linear_part, "with model.linear_part false.", ("model.trees",)),
             (
                 data.train is None,
                 "without data.train: type --data.train with the file.",
@@ -125,8 +126,17 @@ class Recipe(runner.recipe.Recipe):
 
     def metrics(self) -> list[str]:
         """What `score` returns: means over the tables, and each table's own where there are several."""
-        names = ["score", "auroc", "accuracy", "log_loss", "calibration_error", "r2", "rmse"]
-        return [*names, *(f"{name}/*" for name in names[1:])]
+        names = [
+            "score",
+            "score_without_transformer",
+            "auroc",
+            "accuracy",
+            "log_loss",
+            "calibration_error",
+            "r2",
+            "rmse",
+        ]
+        return [*names, *(f"{name}/*" for name in names[2:])]
 
     def packages(self) -> dict[str, str | None]:
         """pandas, and what reads the table's kind of file."""
@@ -269,7 +279,8 @@ class Recipe(runner.recipe.Recipe):
             fitted.append(
                 linear.fit(
                     table, cells(table, train, self.wording), labels(table, train),
-                    cells(table, held_out, self.wording), labels(table, held_out), self.data_settings.split_seed,
+                    linear.Held(cells(table, held_out, self.wording), labels(table, held_out)),
+                    self.data_settings.split_seed, has_trees=self.model_settings.trees,
                 )
             )  # fmt: skip
         linear.write(file, fitted)
@@ -500,6 +511,8 @@ class Recipe(runner.recipe.Recipe):
         scores, z = self._scores(model, batch)
         probabilities = _masked(scores, batch["num_classes"]).softmax(-1).tolist()
         numbers = z.tolist()
+        linear = batch["linear"].float()
+        simple = _masked(linear, batch["num_classes"]).softmax(-1).tolist()
         rows: list[Prediction] = []
         for place, (name, count, mean, std) in enumerate(batch.extra["tables"]):
             if count:
@@ -510,10 +523,16 @@ class Recipe(runner.recipe.Recipe):
                 z = float(batch["targets"][place])
                 target = z * std + mean if math.isfinite(z) else None
                 rows.append({"table": name, "predicted": numbers[place] * std + mean, "target": target})
+            if self.linear is not None:
+                own = simple[place][:count] if count else float(linear[place, 0]) * std + mean
+                rows[-1]["without_transformer"] = own
         return rows
 
     def score(self, rows: list[Prediction]) -> dict[str, float]:
-        """AUROC, R2 and others per table, and `score`: the mean of AUROC or R2 over the tables."""
+        """AUROC, R2 and others per table, and `score`: the mean of AUROC or R2 over the tables.
+
+        `score_without_transformer` is the same of the linear part, with its trees, alone.
+        """
         from recipes.tabular.score import score
 
         return score(rows)
@@ -567,7 +586,11 @@ class Recipe(runner.recipe.Recipe):
         else:
             added[f"prediction{new}"] = [row["predicted"] for row in rows]
         write_predictions(request.input, request.output, added)
-        known = {metric: value for metric, value in self.score(rows).items() if value == value and metric != "score"}
+        known = {
+            metric: value
+            for metric, value in self.score(rows).items()
+            if value == value and not metric.startswith("score")
+        }
         scored = "; ".join(f"{metric} {value:.4f}" for metric, value in known.items())
         notes = [f"note: {line}" for line in frame.attrs["notes"]]
         if new:

@@ -12,7 +12,8 @@ from runner.parts.figures import Figure, calibration, confusion, predicted_again
 
 Prediction = dict[str, Any]
 """One row as JSON: `table`; `probabilities` of the classes, or `predicted` in the target's unit; and `target`, the true
-class as a place among the classes or the true number, None where it is missing."""
+class as a place among the classes or the true number, None where it is missing. `without_transformer`, where there is a
+linear part, holds the probabilities or the number of this part alone."""
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -75,24 +76,43 @@ def score_table(rows: list[Prediction]) -> dict[str, float]:
 
 
 def score(rows: list[Prediction]) -> dict[str, float]:
-    """Metrics of each table (`auroc/NAME`), their means, and `score`: the mean over tables of AUROC or R2."""
+    """Metrics of each table (`auroc/NAME`), their means, and `score`: the mean over tables of AUROC or R2.
+
+    `score_without_transformer` is that mean for the linear part alone, where the rows hold what it says.
+    """
     tables: dict[str, list[Prediction]] = {}
     for row in rows:
         tables.setdefault(row["table"], []).append(row)
     found: dict[str, list[float]] = {}
     each: dict[str, float] = {}
-    main: list[float] = []
     for name, own in tables.items():
         for metric, value in score_table(own).items():
-            if math.isnan(value):
-                continue
-            found.setdefault(metric, []).append(value)
-            each[f"{metric}/{name}"] = value
-            if metric in ("auroc", "r2"):
-                main.append(value)
+            if not math.isnan(value):
+                found.setdefault(metric, []).append(value)
+                each[f"{metric}/{name}"] = value
     means = {metric: float(np.mean(values)) for metric, values in found.items()}
+    main = _main_metrics(tables)
     means["score"] = float(np.mean(main)) if main else math.nan
+    simple = _main_metrics(
+        {
+            name: [
+                {**row, "probabilities" if "probabilities" in row else "predicted": row["without_transformer"]}
+                for row in own
+            ]
+            for name, own in tables.items()
+            if all("without_transformer" in row for row in own)
+        }
+    )
+    if simple:
+        means["score_without_transformer"] = float(np.mean(simple))
     return {**means, **(each if len(tables) > 1 else {})}
+
+
+def _main_metrics(tables: dict[str, list[Prediction]]) -> list[float]:
+    """AUROC or R2 of each table where it is a number."""
+    found = [score_table(own) for own in tables.values()]
+    values = [own[metric] for own in found for metric in ("auroc", "r2") if metric in own]
+    return [value for value in values if not math.isnan(value)]
 
 
 MOST_TABLES = 4

@@ -87,6 +87,9 @@ class ModelSettings:
     number."""
     linear_part: bool = True
     """Fit a linear model on n-grams and numbers before the first step; the transformer learns what it does not know."""
+    trees: bool = True
+    """Grow boosted trees on the numbers and on what the linear part makes of each cell, and mix them with it by the
+    share that does best on rows that neither has seen."""
     gram_buckets: AtLeast0 = 0
     """Buckets of words, letter groups and bins of numbers that are scored directly, beside the transformer; 0: none, as
     in TabSTAR."""

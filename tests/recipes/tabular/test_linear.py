@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 import torch
 from scipy.sparse import csr_matrix
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression
 
-from recipes.tabular import linear
-from recipes.tabular.demo import tables
+from recipes.tabular import demo, linear, trees
 from recipes.tabular.recipe import LINEAR, Recipe
 from recipes.tabular.score import macro_auroc, r2
 from recipes.tabular.settings import DataSettings, ModelSettings
@@ -23,15 +23,15 @@ SIZES = ModelSettings(hidden_size=16, num_attention_heads=2, interaction_layers=
 
 def split(place: int) -> tuple[Table, pd.DataFrame, pd.DataFrame]:
     """A table of the demo, its 300 training rows, and 100 others."""
-    name, target, frame = tables(400)[place]
+    name, target, frame = demo.tables(400)[place]
     return fit(name, frame[:300], target), frame[:300], frame[300:]
 
 
 def fitted(table: Table, train: pd.DataFrame, other: pd.DataFrame, seed: int = 0) -> linear.Linear:
     """The linear part of a table."""
     wording = Wording()
-    return linear.fit(table, cells(table, train, wording), labels(table, train), cells(table, other, wording),
-                      labels(table, other), seed)  # fmt: skip
+    held = linear.Held(cells(table, other, wording), labels(table, other))
+    return linear.fit(table, cells(table, train, wording), labels(table, train), held, seed)
 
 
 def quality(table: Table, scores: np.ndarray, truth: np.ndarray) -> float:
@@ -98,6 +98,49 @@ def test_it_is_written_and_read(tmp_path: Path) -> None:
         assert np.array_equal(own.held_out, again.held_out)
 
 
+@pytest.mark.parametrize("classes", [0, 2, 3])
+def test_the_trees_are_those_of_scikit_learn_without_a_pickle(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(classes)
+    rows = random.normal(size=(400, 5))
+    rows[random.random(rows.shape) < 0.1] = np.nan
+    signal = np.nan_to_num(rows[:, 0] * rows[:, 1]) + np.nan_to_num(rows[:, 2], nan=2.0)
+    targets = np.digitize(signal, np.quantile(signal, np.linspace(0, 1, classes + 1)[1:-1])) if classes else signal
+    kept: list[HistGradientBoostingClassifier | HistGradientBoostingRegressor] = []
+    original = trees._as_arrays
+    monkeypatch.setattr(trees, "_as_arrays", lambda model, *rest: kept.append(model) or original(model, *rest))
+    grown = trees.grow(rows[:300], targets[:300].astype(float), max(1, classes), classes > 0, 0)
+    scores = grown.scores(rows[300:])
+    wanted = kept[0].predict_proba(rows[300:]) if classes else kept[0].predict(rows[300:])[:, None]
+    found = np.exp(linear.log_softmax(scores)) if classes else scores
+    assert np.allclose(found, wanted, atol=1e-5)
+    assert np.array_equal(grown.scores(rows[[317]])[0], scores[17])
+
+
+def test_a_class_that_no_row_has_is_unlikely() -> None:
+    rows = np.random.default_rng(0).normal(size=(120, 2))
+    scores = trees.grow(rows, (rows[:, 0] > 0) * 3.0, 5, True, 0).scores(rows)
+    assert np.array_equal(np.unique(scores.argmax(1)), [0, 3]) and np.exp(linear.log_softmax(scores))[:, 1].max() < 0.01
+
+
+def test_trees_learn_what_a_linear_model_cannot_and_can_be_turned_off(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame(random.normal(size=(600, 2)), columns=["a", "b"])
+    frame["y"] = frame["a"] * frame["b"]
+    table, wording = fit("product", frame[:400], "y"), Wording()
+    train, other = (cells(table, part, wording) for part in (frame[:400], frame[400:]))
+    held = linear.Held(other, labels(table, frame[400:]))
+    own = linear.fit(table, train, labels(table, frame[:400]), held, 0)
+    assert own.share > 0.5 and quality(table, own.scores(table, other), held.targets) > 0.7
+    assert quality(table, own.held_out, labels(table, frame[:400])) > 0.6
+    linear.write(tmp_path / "parts", [own])
+    assert np.array_equal(linear.read(tmp_path / "parts")[0].scores(table, other), own.scores(table, other))
+    without = linear.fit(table, train, labels(table, frame[:400]), held, 0, has_trees=False)
+    assert without.trees is None and quality(table, without.scores(table, other), held.targets) < 0.3
+    # Without validation rows, nothing chooses a share.
+    none = linear.Held(cells(table, frame[:0], wording), held.targets[:0])
+    assert linear.fit(table, train, labels(table, frame[:400]), none, 0).trees is None
+
+
 def test_few_rows_one_class_in_a_fold_and_missing_targets() -> None:
     frame = pd.DataFrame({"n": np.arange(12.0) % 5, "c": ["u", "v"] * 6, "y": ["a"] * 10 + ["b", None]})
     table = fit("few", frame, "y")
@@ -124,6 +167,13 @@ def test_the_model_begins_at_the_linear_part(tmp_path: Path) -> None:
     shares = np.exp(first.linear - first.linear.max(1, keepdims=True))
     shares /= shares.sum(1, keepdims=True)
     assert np.allclose([row["probabilities"] for row in found[: len(shares)]], shares, atol=5e-3)
+    # Near enough the model's own scores, which the evaluation reports beside those of the linear part.
+    scored = recipe.score(found)
+    assert scored["score"] == pytest.approx(scored["score_without_transformer"], abs=0.02)
+    assert {name.split("/")[0] for name in scored} <= {name.split("/")[0] for name in recipe.metrics()}
+    for row in found:
+        row["without_transformer"] = row.get("predicted", row.get("probabilities"))
+    assert recipe.score(found)["score"] == recipe.score(found)["score_without_transformer"]
     # For the training rows, the scores that were held out.
     assert np.array_equal(recipe.data("train").parts[0].linear, recipe.linear[0].held_out)
 
