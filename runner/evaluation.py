@@ -72,7 +72,7 @@ def evaluate_rows(
         return busy > 0
 
     gathering = in_turns(model, meet) if takes_turns else whole(model)
-    with gathering as others, torch.no_grad(), hardware.autocast():
+    with gathering as others, torch.no_grad(), hardware.autocast(), recipe.while_evaluating(model):
         is_shown = shows_progress and hardware.is_main
         for turn in counted(range(rounds), rounds, "evaluation", "batches", is_shown):
             advance(turn, rounds)

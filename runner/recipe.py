@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -339,6 +340,10 @@ class Recipe:
         """What the report draws of an evaluation's rows, such as predicted against true numbers: see
         `runner.parts.figures`. The runner writes it into samples.json. The default draws nothing."""
         return ()
+
+    def while_evaluating(self, model: nn.Module) -> AbstractContextManager[None]:
+        """What holds while a model is evaluated or answers, such as adapters that are merged into the weights."""
+        return nullcontext()
 
     def use_precision(self, model: nn.Module, precision: str) -> None:
         """Prepare a model for training or scoring in `precision` ("no", "bf16" or "fp16"). The runner calls it once,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.errors import ConfigError
-from runner.parts.pretrained import read_pretrained
+from runner.parts.pretrained import LoadIn, read_pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -291,13 +291,13 @@ def _scale_residuals(model: PreTrainedModel, num_layers: int) -> None:
             parameter.mul_((2 * num_layers) ** -0.5)
 
 
-def pretrained(place: Path) -> PreTrainedModel:
-    """The model of a folder or a .gguf file, in fp32. Raises DataError where it is damaged, or no model."""
+def pretrained(place: Path, load_in: LoadIn | None = None) -> PreTrainedModel:
+    """The model of a folder or a .gguf file, as `read_pretrained` reads it."""
     if is_positioned(place):
         # The import registers the class.
         import recipes.language_model.positioned  # noqa: F401
 
-    return read_pretrained(place)
+    return read_pretrained(place, load_in)
 
 
 def check_length(model: PreTrainedModel, max_seq_length: int) -> None:

@@ -8,6 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypedDict, cast
 
@@ -16,9 +17,9 @@ from tyro.conf import Suppress
 import runner.recipe
 from recipes.language_model.settings import DataSettings, GenerationRequest, ModelSettings, TokenizerSettings
 from runner.errors import ConfigError, DataError
-from runner.parts.adapters import BASE, LoraSettings, find_base, hold_base_in_bf16, record_base, with_adapters
+from runner.parts.adapters import BASE, LoraSettings, find_base, hold_base_in_bf16, merged, record_base, with_adapters
 from runner.parts.cache import cache_folder
-from runner.parts.pretrained import arguments_of, find_pretrained
+from runner.parts.pretrained import arguments_of, check_adapted, check_load_in, find_pretrained
 from runner.recipe import Batch, Loss
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Recipe(runner.recipe.Recipe):
     renamed_settings: ClassVar[Mapping[str, str]] = {"data.validation_split": "data.validation_fraction"}
     changeable_settings: ClassVar[frozenset[str]] = frozenset(
         {"data.source", "data.validation_source", "data.isolate_documents", "tokenizer.path", "tokenizer.retrain"}
-        | {"model.pretrained", "model.chunked_loss"}
+        | {"model.pretrained", "model.load_in", "model.chunked_loss"}
     )
     memory_advice: ClassVar[str] = (
         "Lower --micro_batch_size or --data.max_seq_length, or set --gradient_checkpointing true."
@@ -70,6 +71,10 @@ class Recipe(runner.recipe.Recipe):
     def __post_init__(self) -> None:
         if self.lora.rank and not self.model_settings.pretrained:
             raise ConfigError("lora.rank needs a model to adapt: type --model.pretrained with a model's folder.")
+
+    def fresh_start(self) -> None:
+        """Raise ConfigError where weights that are held in 4 bits are to train."""
+        check_adapted(self.model_settings.load_in, self.lora.rank)
 
     @staticmethod
     def presets() -> Mapping[str, Mapping[str, object]]:
@@ -89,6 +94,7 @@ class Recipe(runner.recipe.Recipe):
         from recipes.language_model import tokens
 
         bound = dataclasses.replace(self, assets=folder)
+        check_load_in(self.model_settings.load_in)
         exists = (folder / "tokenizer.json").is_file()
         # The tokenizer is fitted once per run: the other processes and a resumed run read what the first one wrote.
         must_retrain = self.tokenizer_settings.retrain and not (folder / "fitted.json").is_file()
@@ -284,12 +290,16 @@ class Recipe(runner.recipe.Recipe):
 
         requested, assets = self.model_settings.pretrained or "", self.assets or Path("nowhere")
         if self.lora.rank and (assets / BASE).is_file():
-            return model.pretrained(find_base(requested, assets))
+            return model.pretrained(find_base(requested, assets), self.model_settings.load_in)
         kept = assets / "base_config.json"
         if not Path(requested).exists() and kept.is_file():
             # The pretrained folder is gone, but the checkpoint holds its weights.
             return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(kept))
-        return model.pretrained(find_pretrained(requested))
+        return model.pretrained(find_pretrained(requested), self.model_settings.load_in)
+
+    def while_evaluating(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Adapters are merged into the weights."""
+        return merged(model)
 
     def use_precision(self, model: nn.Module, precision: str) -> None:
         """Hold a frozen base in bf16, where products are computed in it."""

@@ -71,6 +71,7 @@ def _model_rules(model: ModelSettings, lora: LoraSettings) -> list[Rule]:
             "with model.pretrained, which has its own architecture.",
             tuple(f"model.{name}" for name in ARCHITECTURE),
         ),
+        (model.pretrained is None, "without model.pretrained.", ("model.load_in",)),
         (
             model.pretrained is None and is_gpt2,
             "in a GPT-2 (norm layer, swiglu false, rope false).",

@@ -7,6 +7,7 @@ from typing import Literal
 
 from runner.errors import ConfigError
 from runner.parts.dimensions import check_attention
+from runner.parts.pretrained import LoadIn
 from runner.parts.setting_types import (
     LEAST_VOCABULARY,
     MOST_VOCABULARY,
@@ -118,6 +119,9 @@ class ModelSettings:
     pretrained: str | None = None
     """Folder, .gguf file or hub id of a trained model to start from; its dimensions replace those below. None: a new
     model."""
+    load_in: LoadIn | None = None
+    """Format of the frozen weights of model.pretrained in memory: 4bit (NF4 of bitsandbytes, for adapters on CUDA);
+    none: fp32, or bf16 where products are computed in it."""
     hidden_size: AtLeast1 = 128
     """Width of the residual stream."""
     num_hidden_layers: AtLeast1 = 6

@@ -128,12 +128,12 @@ def pretrained(
     requested = settings.pretrained or ""
     kept = assets and assets / "base_config.json"
     if has_adapters and assets and (assets / adapters.BASE).is_file():
-        model = read_pretrained(adapters.find_base(requested, assets))
+        model = read_pretrained(adapters.find_base(requested, assets), settings.load_in)
     elif not Path(requested).exists() and kept and kept.is_file():
         # The base has been moved away; its weights are in the checkpoint as well.
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(kept))
     else:
-        model = read_pretrained(find_pretrained(requested))
+        model = read_pretrained(find_pretrained(requested), settings.load_in)
     is_upcycled = is_to_be_upcycled(model.config, settings.num_local_experts)
     model = upcycled(model, settings)
     # Ours is added, per layer and with padding masked.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence, Set
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -31,7 +32,8 @@ from recipes.text2sql.settings import (
     settings_without_effect,
 )
 from runner.errors import ConfigError
-from runner.parts.adapters import BASE, hold_base_in_bf16
+from runner.parts.adapters import BASE, hold_base_in_bf16, merged
+from runner.parts.pretrained import check_adapted, check_load_in
 from runner.parts.setting_types import NotNegative
 from runner.recipe import Batch, Loss, Source
 
@@ -70,7 +72,7 @@ class Recipe(runner.recipe.Recipe):
             "augmentation_prob",
             "schema_perturbation_prob",
         )
-    ) | {"model.pretrained", "model.balance", "model.balance_scope"}
+    ) | {"model.pretrained", "model.load_in", "model.balance", "model.balance_scope"}
     first_settings: ClassVar[Sequence[str]] = ("data.source", "data.dir", "model.pretrained", "model.hidden_size")
 
     @classmethod
@@ -110,6 +112,7 @@ class Recipe(runner.recipe.Recipe):
                 f"lora.rank is {self.lora.rank}, and adapters train on a frozen model: type --model.pretrained FOLDER "
                 "with a trained decoder, or --init_from RUN."
             )
+        check_adapted(self.model_settings.load_in, self.lora.rank)
         longest, written = self.data_settings.max_seq_length, self.generation_settings.max_new_tokens
         if self.data_settings.schema_in_prompt and longest <= written:
             raise ConfigError(
@@ -126,6 +129,7 @@ class Recipe(runner.recipe.Recipe):
     def prepare(self, folder: Path) -> Recipe:
         """Train the tokenizer on the training split, unless the folder has one or model.pretrained brings its own."""
         bound = dataclasses.replace(self, assets=folder)
+        check_load_in(self.model_settings.load_in, self.model_settings.num_local_experts)
         least, size = smallest_vocabulary(self.data_settings), self.tokenizer_settings.vocab_size
         if size < least and not self.model_settings.pretrained:
             raise ConfigError(f"tokenizer.vocab_size is {size}: these data settings need at least {least} tokens.")
@@ -220,6 +224,10 @@ class Recipe(runner.recipe.Recipe):
         is_elsewhere = self.assets is not None and (self.assets / BASE).is_file()
         lora = dataclasses.replace(self.lora, router=True) if has_new_routers else self.lora
         return parts.with_adapters(model, lora, added, is_elsewhere)
+
+    def while_evaluating(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Adapters are merged into the weights."""
+        return merged(model)
 
     def use_precision(self, model: nn.Module, precision: str) -> None:
         """Hold a frozen base in bf16, where products are computed in it."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from runner.errors import ConfigError
 from runner.parts import adapters
 from runner.parts.dimensions import check_attention, check_experts
+from runner.parts.pretrained import LoadIn
 from runner.parts.setting_types import (
     AtLeast0,
     AtLeast1,
@@ -136,6 +137,9 @@ class ModelSettings:
     pretrained: str | None = None
     """Folder, .gguf file or hub id of a trained decoder, whose dimensions, dropout and tokenizer are used; none: train
     a fresh model."""
+    load_in: LoadIn | None = None
+    """Format of the frozen weights of model.pretrained in memory: 4bit (NF4 of bitsandbytes, for adapters on CUDA);
+    none: fp32, or bf16 where products are computed in it."""
     hidden_size: AtLeast1 = 128
     """Width of the residual stream."""
     num_hidden_layers: AtLeast1 = 2
@@ -269,6 +273,8 @@ def settings_without_effect(
             yield from ((f"data.{name}", "in plain prompts: type --data.prompt tokens") for name in names)
     elif data.prompt == "plain":
         yield "data.prompt", "without model.pretrained: a model from random weights uses Relay's tokens"
+    if not model.pretrained:
+        yield "model.load_in", "without model.pretrained"
     if not model.pretrained or model.num_local_experts is None:
         reason = "without upcycling: type --model.pretrained with a dense decoder and --model.num_local_experts 4"
         yield from ((f"model.{name}", reason) for name in ("upcycling_noise", "upcycling_drop"))

@@ -45,7 +45,8 @@ def main(arguments: list[str]) -> None:
         check(Path(output))
     print(f"model: {describe_weights(find_weights(settings.folder))}", file=sys.stderr, flush=True)
     recipe, model = load_trained(settings.folder, config.recipe)
-    print(recipe.answer(model, request))
+    with recipe.while_evaluating(model):
+        print(recipe.answer(model, request))
 
 
 def _names_run(own: list[str]) -> bool:

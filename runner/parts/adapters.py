@@ -5,11 +5,12 @@ Source: Hu et al. 2021 (LoRA), arXiv 2106.09685, section 4.1.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
 
@@ -159,6 +160,54 @@ def adapts_a_table(adapted: PeftModel) -> bool:
 
     base = adapted.get_base_model()
     return any(isinstance(table, LoraLayer) for table in (base.get_input_embeddings(), base.get_output_embeddings()))  # type: ignore[operator]
+
+
+@contextlib.contextmanager
+def merged(model: nn.Module) -> Iterator[None]:
+    """While it is active, the adapters are part of the weights, which are faster to compute with.
+
+    Afterwards the weights are the tensors that they were. A model in pieces (FSDP), weights that are not fp32 all
+    through, in which adapters would lose digits, and adapters of one of two tied tables stay as they are.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [each for each in model.modules() if isinstance(each, BaseTunerLayer)]
+    if not layers or not _can_merge(model):
+        yield
+        return
+    held = {id(each): (each, each.data) for each in model.parameters() if not each.requires_grad}
+    try:
+        for layer in layers:
+            # What is adapted only: a copy of all weights would double the memory.
+            for parameter in layer.get_base_layer().parameters(recurse=False):
+                if id(parameter) in held and held[id(parameter)][1].data_ptr() == parameter.data.data_ptr():
+                    parameter.data = parameter.data.clone()
+            layer.merge()
+        yield
+    finally:
+        for parameter, before in held.values():
+            parameter.data = before
+        for layer in layers:
+            layer.merged_adapters.clear()
+
+
+def _can_merge(model: nn.Module) -> bool:
+    import torch
+
+    adapted = next(
+        (each for each in model.modules() if hasattr(each, "peft_config") and hasattr(each, "base_model")), None
+    )
+    is_whole = all(type(each) is torch.nn.Parameter for each in model.parameters())
+    is_wide = all(each.dtype in (torch.float32, torch.float64) for each in model.parameters())
+    if (
+        adapted is None
+        or not is_whole
+        or not is_wide
+        or torch.is_autocast_enabled(next(model.parameters()).device.type)
+    ):
+        return False
+    peft_model = cast("PeftModel", adapted)
+    return not (are_tied(peft_model) and adapts_a_table(peft_model))
 
 
 BASE = "base.json"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from runner.errors import DataError
+from runner.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,13 +57,65 @@ def arguments_of(place: Path) -> dict[str, str]:
     return {"pretrained_model_name_or_path": str(place.parent), "gguf_file": place.name}
 
 
-def read_pretrained(place: Path) -> PreTrainedModel:
-    """The model of a folder or a .gguf file, in fp32. Raises DataError where it is damaged, or no model."""
+LoadIn = Literal["4bit"]
+"""The formats that the frozen weights of a trained model may be held in, beside their own."""
+
+
+def check_load_in(load_in: LoadIn | None, num_experts: int | None = None) -> None:
+    """Raise ConfigError where this machine cannot hold weights in this format, or nothing can be made of them."""
     import torch
-    from transformers import AutoModelForCausalLM
+
+    if load_in is None:
+        return
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"model.load_in is {load_in}, which needs an NVIDIA GPU with CUDA, and torch sees none here:\n"
+            "leave --model.load_in out (--mixed_precision bf16 halves the weights), or start it where there is one."
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"model.load_in is {load_in}, which needs the package bitsandbytes: type pip install 'relay-train[4bit]'."
+        )
+    if num_experts is not None:
+        raise ConfigError(
+            f"model.load_in is {load_in}, and weights in 4 bits cannot become experts: leave out --model.load_in or "
+            "--model.num_local_experts."
+        )
+
+
+def check_adapted(load_in: LoadIn | None, rank: int) -> None:
+    """Raise ConfigError where weights that are held in few bits are to train."""
+    if load_in is not None and not rank:
+        raise ConfigError(
+            f"model.load_in is {load_in}, and weights in 4 bits cannot train: type --lora.rank 16 to train adapters, "
+            "or leave --model.load_in out."
+        )
+
+
+def read_pretrained(place: Path, load_in: LoadIn | None = None) -> PreTrainedModel:
+    """The model of a folder or a .gguf file, in fp32, or its matrices in 4 bits.
+
+    Source of the 4 bits: Dettmers et al. 2023 (QLoRA), arXiv 2305.14314, section 3.
+    Raises DataError where it is damaged, or no model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     try:
-        return AutoModelForCausalLM.from_pretrained(**arguments_of(place), dtype=torch.float32)
+        if load_in is None:
+            return AutoModelForCausalLM.from_pretrained(**arguments_of(place), dtype=torch.float32)
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        return AutoModelForCausalLM.from_pretrained(
+            **arguments_of(place),
+            dtype=torch.float32,
+            quantization_config=config,
+            device_map={"": torch.cuda.current_device()},
+        )
     except ImportError as error:
         raise DataError(
             f"model.pretrained {place} needs a package: {str(error).strip().splitlines()[0][:160]}\n"

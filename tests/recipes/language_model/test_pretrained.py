@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from recipes.language_model import model
 from recipes.language_model.settings import ModelSettings
-from runner.errors import CheckpointError, DataError
+from runner.config import parse
+from runner.errors import CheckpointError, ConfigError, DataError
 from runner.parts.adapters import Base, check_base, content_of
 from runner.parts.pretrained import arguments_of, find_pretrained
 
@@ -67,6 +69,42 @@ def test_a_gguf_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, con
     with pytest.raises(DataError, match=r"a\.gguf") as caught:
         model.pretrained(place)
     assert len(str(caught.value).splitlines()) <= 3
+
+
+@pytest.mark.parametrize("recipe", ["text2sql", "language_model"])
+def test_four_bits_are_refused_before_data_are_read_where_they_cannot_be(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--recipe", recipe, "--model.pretrained", "x", "--model.load_in", "4bit"]
+    for flags, has_cuda, message in (
+        (["--lora.rank", "4"], False, "needs an NVIDIA GPU with CUDA.*\nleave --model.load_in out"),
+        (["--lora.rank", "4"], True, r"pip install 'relay-train\[4bit\]'"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda has_cuda=has_cuda: has_cuda)
+        # There is no model x, and nothing has looked for it.
+        with pytest.raises(ConfigError, match=message) as caught:
+            parse([*words, *flags]).recipe.prepare(tmp_path)
+        assert len(str(caught.value).splitlines()) <= 3
+    with pytest.raises(ConfigError, match="weights in 4 bits cannot train: type --lora.rank"):
+        parse(words).recipe.fresh_start()
+    assert parse([*words, "--lora.rank", "4"]).recipe.fresh_start() is None
+    with pytest.raises(ConfigError, match="4bit"):
+        parse(["--recipe", recipe, "--model.load_in", "3bit"])
+
+
+def test_four_bits_are_asked_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", lambda **how: asked.update(how))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    model.pretrained(saved(tmp_path), "4bit")
+    config = asked["quantization_config"]
+    assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4" and config.bnb_4bit_use_double_quant
+    assert config.bnb_4bit_compute_dtype == torch.bfloat16 and asked["device_map"] == {"": 1}
+    asked.clear()
+    model.pretrained(tmp_path)
+    assert "quantization_config" not in asked and "device_map" not in asked
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "text"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from runner.errors import ConfigError
-from runner.parts.adapters import LoraSettings, with_adapters
+from runner.parts.adapters import LoraSettings, merged, with_adapters
 
 SIZES: dict[str, Any] = dict(vocab_size=64, bos_token_id=1, eos_token_id=2)
 
@@ -26,6 +26,8 @@ def decoder(kind: str, tied: bool) -> Any:
         return transformers.GPT2LMHeadModel(config)
     if kind == "gemma":
         return transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**SIZES, **sizes, head_dim=16))
+    if kind == "mixtral":
+        return transformers.MixtralForCausalLM(transformers.MixtralConfig(**SIZES, **sizes, num_local_experts=4))
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, **sizes))
 
 
@@ -66,6 +68,59 @@ def test_the_merged_model_has_the_logits_of_the_adapted_one(
     assert float((before - loaded).abs().max()) < tolerance
     # Weights stay tied where no adapter tells the two apart.
     assert merged.config.tie_word_embeddings == (tied and modules is None)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma", "gpt2", "mixtral"])
+@pytest.mark.parametrize(("tied", "new_tokens"), [(True, None), (False, None), (True, [3, 5]), (False, [3, 5])])
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_adapters_are_part_of_the_weights_for_a_while(kind: str, tied: bool, new_tokens: list[int] | None) -> None:
+    from recipes.text2sql.model import with_adapters as of_text2sql
+    from recipes.text2sql.settings import LoraSettings as WithExperts
+
+    if kind == "mixtral":
+        adapted: Any = of_text2sql(
+            decoder(kind, tied), WithExperts(rank=4, router=True), new_tokens or [], False
+        ).eval()
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.data.normal_(0, 0.3)
+    else:
+        adapted = trained(decoder(kind, tied), new_tokens=new_tokens)
+    before = {name: (value.data_ptr(), value.detach().clone()) for name, value in adapted.named_parameters()}
+    ids = torch.tensor([[3, 4, 5, 6, 7, 5]])
+    calls: list[Any] = []
+    for name, module in adapted.named_modules():
+        if ".lora_A" in name and isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        wanted = adapted(input_ids=ids).logits
+        assert calls
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt), merged(adapted):
+            found = adapted(input_ids=ids).logits
+            assert not calls
+            raise KeyboardInterrupt
+        again = adapted(input_ids=ids)  # The adapters count again.
+    assert float((found - wanted).abs().max()) < 1e-5 * max(1.0, float(wanted.abs().max())) and found is not again
+    assert again.logits.equal(wanted)
+    for name, value in adapted.named_parameters():
+        pointer, content = before[name]
+        assert value.data_ptr() == pointer and value.detach().equal(content), name
+
+
+def test_adapters_stay_apart_where_merging_would_change_results() -> None:
+    adapted = trained(decoder("llama", True), target_modules="lm_head")
+    weights = {name: value.data_ptr() for name, value in adapted.named_parameters()}
+    with merged(adapted):
+        assert {name: value.data_ptr() for name, value in adapted.named_parameters()} == weights
+    adapted = trained(decoder("llama", True))
+    ids = torch.tensor([[3, 4]])
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        wanted = adapted(input_ids=ids).logits
+        with merged(adapted):
+            assert adapted(input_ids=ids).logits.equal(wanted)
+    with merged(torch.nn.Linear(2, 2)):
+        pass
 
 
 @pytest.mark.parametrize("tied", [True, False])
