@@ -69,6 +69,10 @@ class Linear:
     share: float = 0.0
     """The score is (1 - share) times that of the linear model, and share times that of the trees."""
 
+    def reads_vectors(self, table: Table) -> bool:
+        """Whether it was fitted on the vectors of a text encoder too."""
+        return len(self.scale) > BUCKETS + NUMBERS * len(table.used)
+
     def scores(self, table: Table, cells: Cells, vectors: np.ndarray | None = None) -> np.ndarray:
         """(rows, outputs) float32: logits, or z. `vectors` (texts, size): of the cells' texts."""
         inputs = _scaled(design(table, cells, vectors), self.scale)

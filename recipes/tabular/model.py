@@ -262,13 +262,14 @@ class TextEncoder(nn.Module):
         self._version = -1
         self._vectors: dict[bytes, Tensor] = {}
         self._vectors_version = -1
+        self.freezes = frozen_layers == len(bert.encoder.layer)
         if frozen_layers:
             for module in (bert.embeddings, *bert.encoder.layer[:frozen_layers]):
                 module.requires_grad_(False)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """(U, L) token ids, sorted by length, and (U,) lengths to (U, D)."""
-        if not self.training and not torch.is_grad_enabled():
+        if self.is_frozen or (not self.training and not torch.is_grad_enabled()):
             return self.project(self._known(tokens, lengths))
         self._vectors.clear()
         sizes = lengths.tolist()
@@ -285,14 +286,19 @@ class TextEncoder(nn.Module):
             give_back()
         return self.project(torch.cat(pieces))
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether no layer learns: each text then has one vector, in training too, which is computed once."""
+        return self.freezes and not any(value.requires_grad for value in self.bert.parameters())
+
     @contextlib.contextmanager
     def keeping_nothing(self) -> Iterator[None]:
         """For texts that do not come again: the frozen layers compute them together, and nothing of it is kept."""
-        self.keeps_states = False
+        before, self.keeps_states = self.keeps_states, False
         try:
             yield
         finally:
-            self.keeps_states = True
+            self.keeps_states = before
 
     def _chunks(
         self, sizes: list[int], most_tokens: int = MOST_CHUNK_TOKENS, equal: bool = False
@@ -320,9 +326,20 @@ class TextEncoder(nn.Module):
         new = [row for row, key in enumerate(keys) if key not in self._vectors]
         for first, last in self._chunks([sizes[row] for row in new], equal=True) if new else ():
             rows = new[first:last]
-            vectors = self._encode(tokens[rows, : sizes[rows[-1]]], lengths[rows])
+            chunk = tokens[rows, : sizes[rows[-1]]], lengths[rows]
+            vectors = self._encode_frozen(*chunk) if self.is_frozen else self._encode(*chunk)
             self._vectors.update((keys[row], vector) for row, vector in zip(rows, vectors, strict=True))
         return torch.stack([self._vectors[key] for key in keys])
+
+    @torch.no_grad()
+    def _encode_frozen(self, chunk: Tensor, sizes: Tensor) -> Tensor:
+        """As `_encode`, of texts of one length, in float32 and without dropout."""
+        was_training = self.bert.training
+        self.bert.eval()
+        with torch.autocast(chunk.device.type, enabled=False), self.keeping_nothing():
+            found = self._encode(chunk, sizes)
+        self.bert.train(was_training)
+        return found
 
     def _encode_frugally(self, chunk: Tensor, sizes: Tensor) -> Tensor:
         """As `_encode`, without what the chunk before has freed."""

@@ -27,15 +27,19 @@ if TYPE_CHECKING:
 
     from recipes.tabular.corpus import Source
     from recipes.tabular.linear import Linear
-    from recipes.tabular.model import TabularModel
+    from recipes.tabular.model import TabularModel, TextEncoder
     from recipes.tabular.rows import Example, Rows
     from recipes.tabular.score import Prediction
-    from recipes.tabular.table import Table, Wording
+    from recipes.tabular.table import Cells, Table, Wording
     from runner.parts.figures import Figure
 
 
 LINEAR = "linear.tensors"
 """Name of the linear parts among what is fitted. Files in .safetensors are for weights alone."""
+POOLING = "relay.json"
+"""Name of the file beside a given text encoder's tokenizer that says how a text becomes one vector."""
+WEIGHTS = "model.safetensors"
+TEXTS_AT_A_TIME = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,10 +183,12 @@ class Recipe(runner.recipe.Recipe):
             (folder / "tables.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
         if self.model_settings.gram_buckets and (is_new or not (folder / "grams.bin").is_file()):
             bound._write_grams(folder / "grams.bin")
-        if self.model_settings.linear_part and is_new:
-            bound._write_linear(folder / LINEAR)
         if not (folder / "text_encoder" / "config.json").is_file():
             bound._write_text_encoder(folder / "text_encoder")
+        if is_new and self.model_settings.text_encoder is not None:
+            bound._print_cut_texts()
+        if self.model_settings.linear_part and is_new:
+            bound._write_linear(folder / LINEAR)
         return bound
 
     def prepare_trained(self, folder: Path) -> Recipe:
@@ -234,12 +240,14 @@ class Recipe(runner.recipe.Recipe):
         return tables
 
     def _write_text_encoder(self, folder: Path) -> None:
-        from recipes.tabular.text import load_encoder, load_tokenizer, small_config, train_tokenizer
+        from recipes.tabular.text import given_pooling, load_encoder, load_tokenizer, small_config, train_tokenizer
 
         sizes = self.model_settings
         if sizes.text_encoder is not None:
             load_tokenizer(sizes.text_encoder).save_pretrained(folder)
             load_encoder(sizes.text_encoder).config.save_pretrained(folder)
+            pooling = sizes.text_pooling if sizes.text_pooling != "auto" else given_pooling(sizes.text_encoder)
+            (folder / POOLING).write_text(json.dumps({"pooling": pooling}), encoding="utf-8")
             return
         print(
             "text encoder: a small one of ours, from nothing; --model.text_encoder DIR takes a pre-trained BERT.",
@@ -275,15 +283,102 @@ class Recipe(runner.recipe.Recipe):
 
         fitted = []
         for source, table in zip(self.sources, self.tables, strict=True):
-            train, held_out = source.splits["train"], source.splits["validation"]
+            seen, held_out = (cells(table, source.splits[split], self.wording) for split in ("train", "validation"))
             fitted.append(
                 linear.fit(
-                    table, cells(table, train, self.wording), labels(table, train),
-                    linear.Held(cells(table, held_out, self.wording), labels(table, held_out)),
-                    self.data_settings.split_seed, has_trees=self.model_settings.trees,
+                    table, seen, labels(table, source.splits["train"]),
+                    linear.Held(
+                        held_out, labels(table, source.splits["validation"]), self._vectors_of(table, held_out)
+                    ),
+                    self.data_settings.split_seed, self._vectors_of(table, seen), self.model_settings.trees,
                 )
             )  # fmt: skip
         linear.write(file, fitted)
+
+    def _print_cut_texts(self) -> None:
+        from transformers import AutoConfig
+
+        from recipes.tabular.text import cut_note
+
+        assert self.assets is not None
+        texts = {text for source, table in zip(self.sources, self.tables, strict=True)
+                 for text in self._texts(table, source.splits["train"])}  # fmt: skip
+        lengths = [len(ids) for ids in self.tokenizer(sorted(texts), verbose=False)["input_ids"]]
+        longest = AutoConfig.from_pretrained(self.assets / "text_encoder").max_position_embeddings
+        line = cut_note(lengths, self.data_settings.max_text_tokens, longest)
+        if line is not None:
+            print(f"note: {line}", flush=True)
+
+    @property
+    def _unfrozen_layers(self) -> int | None:
+        """Upper layers of the text encoder that learn; None: all."""
+        sizes = self.model_settings
+        if self.stage == "finetune" and self.adapt == "frozen_text":
+            return 0
+        if sizes.unfrozen_layers is not None or sizes.text_encoder is None:
+            return sizes.unfrozen_layers
+        # A run of an older version has no such file, and trains six layers.
+        return 0 if self.assets is not None and (self.assets / "text_encoder" / POOLING).is_file() else 6
+
+    def _pooling(self) -> str:
+        """How a text becomes one vector. A run of an older version has no file with it."""
+        sizes = self.model_settings
+        if sizes.text_pooling != "auto" or sizes.text_encoder is None:
+            return "mean" if sizes.text_pooling == "auto" else sizes.text_pooling
+        file = self.assets / "text_encoder" / POOLING if self.assets is not None else Path(POOLING)
+        return json.loads(file.read_text(encoding="utf-8"))["pooling"] if file.is_file() else "cls"
+
+    @functools.cached_property
+    def _linear_encoder(self) -> TextEncoder:
+        """The frozen text encoder for the linear part: from its folder, or from the trained model's weights."""
+        from safetensors.torch import load_file
+        from transformers import AutoConfig, AutoModel
+
+        from recipes.tabular.model import TextEncoder
+        from recipes.tabular.text import load_encoder
+
+        source, assets = self.model_settings.text_encoder, self.assets
+        assert source is not None and assets is not None
+        if Path(source).is_dir() or not _has_weights(assets):
+            bert = load_encoder(source)
+        else:
+            bert = AutoModel.from_config(AutoConfig.from_pretrained(assets / "text_encoder"), add_pooling_layer=False)
+            file = next(own / WEIGHTS for own in (assets, assets.parent) if (own / WEIGHTS).is_file())
+            tensors = {name.removeprefix("texts.bert."): value for name, value in load_file(file).items()}
+            bert.load_state_dict({name: tensors[name] for name in bert.state_dict()})
+        size, layers = bert.config.hidden_size, bert.config.num_hidden_layers
+        return TextEncoder(bert.requires_grad_(False), size, self._pooling(), layers, 64).eval()
+
+    def _vectors_of(self, table: Table, seen: Cells) -> np.ndarray | None:
+        """(texts, size) float32, of length 1, of the texts that the linear part reads; 0 for the others.
+
+        None without a frozen text encoder of the user's.
+        """
+        import numpy as np
+        import torch
+
+        from recipes.tabular.linear import text_columns
+
+        if self.model_settings.text_encoder is None or self._unfrozen_layers != 0:
+            return None
+        encoder = self._linear_encoder
+        found = np.zeros((len(seen.texts), encoder.bert.config.hidden_size), np.float32)
+        places = np.unique(seen.strings[:, text_columns(table)]).tolist()
+        if not places:
+            return found
+        texts = [seen.texts[place] for place in places]
+        ids = self.tokenizer(texts, truncation=True, max_length=self.data_settings.max_text_tokens)["input_ids"]
+        order = sorted(range(len(ids)), key=lambda place: len(ids[place]))
+        for first in range(0, len(order), TEXTS_AT_A_TIME):
+            own = order[first : first + TEXTS_AT_A_TIME]
+            lengths = torch.tensor([len(ids[place]) for place in own])
+            tokens = torch.zeros(len(own), int(lengths.max()), dtype=torch.long)
+            for row, place in enumerate(own):
+                tokens[row, : len(ids[place])] = torch.tensor(ids[place])
+            with torch.no_grad():
+                vectors = torch.nn.functional.normalize(encoder(tokens, lengths), dim=-1)
+            found[[places[place] for place in own]] = vectors.numpy()
+        return found
 
     def _texts(self, table: Table, frame: pd.DataFrame) -> list[str]:
         from recipes.tabular.table import cells
@@ -343,6 +438,7 @@ class Recipe(runner.recipe.Recipe):
         return encode(
             tables, frames, self.wording, self.tokenizer, settings.max_text_tokens,
             settings.max_rows_per_table_per_epoch, self.kept_grams, self._linear_of(tables), is_training,
+            self._vectors_of,
         )  # fmt: skip
 
     def _linear_of(self, tables: list[Table]) -> list[Linear] | None:
@@ -380,14 +476,11 @@ class Recipe(runner.recipe.Recipe):
                 bert.embeddings.word_embeddings.weight.mul_(5.0)
         num_layers = bert.config.num_hidden_layers
         given = sizes.text_encoder is not None
-        unfrozen = sizes.unfrozen_layers if sizes.unfrozen_layers is not None else (6 if given else num_layers)
-        if self.stage == "finetune" and self.adapt == "frozen_text":
-            unfrozen = 0
+        unfrozen = num_layers if self._unfrozen_layers is None else self._unfrozen_layers
         # With all of its layers unfrozen, our own encoder's embeddings learn as well.
         frozen = max(0, num_layers - unfrozen)
-        pooling = sizes.text_pooling if sizes.text_pooling != "auto" else ("cls" if given else "mean")
         cache = Path(sizes.text_cache) if sizes.text_cache is not None else None
-        texts = TextEncoder(bert, sizes.hidden_size, pooling, frozen, sizes.text_chunk_size, cache)
+        texts = TextEncoder(bert, sizes.hidden_size, self._pooling(), frozen, sizes.text_chunk_size, cache)
         if given and not frozen:
             bert.embeddings.requires_grad_(False)
         # Classes of a small table are soon learned by heart, numbers are not.
@@ -623,7 +716,7 @@ class Recipe(runner.recipe.Recipe):
 
 def _has_weights(assets: Path) -> bool:
     """Whether a checkpoint's weights lie beside the assets: the encoder's own are then not asked for."""
-    return any((folder / "model.safetensors").is_file() for folder in (assets, assets.parent))
+    return any((folder / WEIGHTS).is_file() for folder in (assets, assets.parent))
 
 
 def _masked(scores: Tensor, num_classes: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from recipes.tabular import ngram_hashing
 from recipes.tabular.linear import Linear, readings
 from recipes.tabular.order import TableOrder
-from recipes.tabular.table import CHANNELS, Table, Wording, cells, labels
+from recipes.tabular.table import CHANNELS, Cells, Table, Wording, cells, labels
 from runner.recipe import Batch
 
 if TYPE_CHECKING:
@@ -92,11 +92,13 @@ def encode(
     read_buckets: np.ndarray | None,
     linear: Sequence[Linear] | None = None,
     is_training: bool = False,
+    vectors_of: Callable[[Table, Cells], np.ndarray | None] = lambda table, cells: None,
 ) -> Rows:
     """Put frames into token ids and numbers; every distinct text is tokenized once.
 
     `read_buckets` (buckets,) holds which buckets of n-grams the model reads; None: it reads none.
-    `linear` holds the linear part of each table. With `is_training`, the frames are the rows that it was fitted on.
+    `linear` holds the linear part of each table, `vectors_of` gives it the vectors of the cells' texts. With
+    `is_training`, the frames are the rows that it was fitted on.
     """
     places: dict[str, int] = {}
     sets: dict[tuple[str, str | int] | None, int] = {None: 0}
@@ -118,7 +120,10 @@ def encode(
             fitted = linear[place]
             # Where the rows are not those of the fit, nothing was held out for them.
             is_held_out = is_training and len(fitted.held_out) == len(frame)
-            scores = fitted.held_out if is_held_out else fitted.scores(table, own)
+            if is_held_out:
+                scores = fitted.held_out
+            else:
+                scores = fitted.scores(table, own, vectors_of(table, own) if fitted.reads_vectors(table) else None)
         parts.append(Part(table, np.array(targets), codes, strings, reads, own.numbers, labels(table, frame), scores))
     encoded = tokenizer(list(places), truncation=True, max_length=most_tokens)["input_ids"] if places else []
     read: list[np.ndarray] = [np.zeros(0, np.int64)]

@@ -57,7 +57,7 @@ class ModelSettings:
     text_encoder: str | None = None
     """Folder (or hub id) of a BERT, such as intfloat/e5-small-v2; none: a small one of ours, from nothing."""
     unfrozen_layers: AtLeast0 | None = None
-    """Upper layers of the text encoder that learn; none: 6 of a given one, all of ours."""
+    """Upper layers of the text encoder that learn; none: all of ours, and of a given one none."""
     text_layers: AtLeast1 = 2
     """Layers of our own text encoder."""
     text_hidden_size: AtLeast1 = 128
@@ -65,7 +65,8 @@ class ModelSettings:
     vocab_size: AtLeast1 = 8192
     """Tokens of our own text encoder."""
     text_pooling: Literal["auto", "cls", "mean"] = "auto"
-    """How a text becomes one vector; auto: its first token where the encoder is given, the mean with ours."""
+    """How a text becomes one vector; auto: as the given encoder's 1_Pooling/config.json says, else its
+    first token; the mean with ours."""
     text_chunk_size: AtLeast1 = 64
     """Texts encoded at a time; they are sorted by length, so that few are padded."""
     text_cache: str | None = None

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from runner.errors import DataError
 
@@ -68,17 +68,60 @@ def vocabulary_digest(tokenizer: PreTrainedTokenizerFast) -> bytes:
 def load_encoder(source: str | Path) -> BertModel:
     """The BERT of a folder or id, with its weights. Raises DataError where there is none, or another kind of model."""
     from transformers import AutoModel
+    from transformers.utils import logging
 
+    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    # The report of loading names the pooler, which nothing here uses.
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         bert = AutoModel.from_pretrained(str(source), add_pooling_layer=False)
     except (OSError, ValueError, TypeError) as error:
         raise DataError(_no_encoder(source, error)) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_bars:
+            logging.enable_progress_bar()
     if not hasattr(bert, "embeddings") or not hasattr(getattr(bert, "encoder", None), "layer"):
         raise DataError(
             f"{source} is a {type(bert).__name__}; wanted: a BERT (e5, bge and MiniLM are such).\n"
             "Type --model.text_encoder with its folder, or leave it out for a small one with random weights."
         )
     return bert
+
+
+def given_pooling(source: str | Path) -> Literal["cls", "mean"]:
+    """How an encoder's own folder says that a text becomes one vector; the first token where it says nothing.
+
+    Raises DataError where it says something that Relay has not.
+    """
+    file = Path(source) / "1_Pooling" / "config.json"
+    if not file.is_file():
+        return "cls"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    modes = [name for name, value in content.items() if name.startswith("pooling_mode_") and value is True]
+    known: dict[str, Literal["cls", "mean"]] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    if len(modes) != 1 or modes[0] not in known:
+        raise DataError(
+            f"{file} asks for {', '.join(modes) or 'no pooling'}; Relay has the mean and the first token.\n"
+            "Type --model.text_pooling mean or cls to take one of these."
+        )
+    return known[modes[0]]
+
+
+def cut_note(lengths: list[int], most_tokens: int, longest: int) -> str | None:
+    """A line that counts the texts of more than `most_tokens` tokens, with the setting that cuts fewer, or None.
+
+    `longest` is the number of tokens that the encoder can read.
+    """
+    cut = sum(length > most_tokens for length in lengths)
+    if not cut:
+        return None
+    longer = min(longest, 3 * most_tokens, max(lengths))
+    line = f"{cut:,} of {len(lengths):,} texts are cut at {most_tokens} tokens"
+    if longer <= most_tokens:
+        return f"{line}, the most that the text encoder reads"
+    return f"{line}; --data.max_text_tokens {longer} would cut {sum(length > longer for length in lengths):,}"
 
 
 def _no_encoder(source: str | Path, error: Exception) -> str:
