@@ -108,6 +108,8 @@ class Measured:
     """Bytes that the backward pass of one lane needs, without weights and their copies."""
     copies: float = 0.0
     """Bytes of the copies of the weights in bf16 or fp16, which the backward pass needs too."""
+    gathered: float = 0.0
+    """Bytes of the weights and gradients that FSDP2 has gathered at once, an estimate."""
     logits: float = 0.0
     """Bytes of those activations whose last axis is the vocabulary."""
     unknown: str | None = None
@@ -120,7 +122,9 @@ class Measured:
             "gradients": 4 * self.trained / shards,
             "optimiser (AdamW)": 8 * self.trained / shards,
         }
-        if self.copies:
+        if shards > 1:
+            parts["gathered layers"] = self.gathered
+        elif self.copies:
             parts[f"{self.precision} copies"] = self.copies
         return {**parts, "activations": self.activations} if not self.unknown else parts
 
@@ -146,6 +150,7 @@ def measure(recipe: Recipe, batch: Batch | None, run: RunSettings) -> Measured:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         model = build()
         found = Measured(*count_parameters(model), precision if dtype else "fp32")
+        found = dataclasses.replace(found, gathered=gathered_bytes(model, 2 if precision == "bf16" else 4))
         if batch is None:
             return dataclasses.replace(found, unknown="there are no data to read")
         with contextlib.suppress(Exception), mock.patch.object(torch.nn.functional, "grouped_mm", _grouped_shapes):
@@ -212,6 +217,19 @@ def kept_for_backward(
             sizes[2] += size
     del loss
     return sizes[0], sizes[1], sizes[2]
+
+
+def gathered_bytes(model: "nn.Module", weight_bytes: int) -> float:
+    """Bytes that FSDP2 gathers at once, from counted parameters: two of the largest layers, each in the buffer of the
+    gather and as weights, one layer's gradients in fp32 with the buffer of their sum, and, in fp32, weights and
+    gradients of all that is in no layer."""
+    from torch import nn
+
+    layers = [layer for module in model.modules() if isinstance(module, nn.ModuleList) for layer in module]
+    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    largest = max((sum(parameter.numel() for parameter in layer.parameters()) for layer in layers), default=0)
+    others = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in inside)
+    return largest * (4 * weight_bytes + 8) + others * 8
 
 
 def _processes(processes: int, is_sharded: bool) -> str:

@@ -148,3 +148,15 @@ def test_tensors_are_written_one_by_one_into_files_with_an_index(tmp_path: Path,
     if files > 1:
         places = json.loads((tmp_path / "model.safetensors.index.json").read_text(encoding="utf-8"))["weight_map"]
         assert all(name in load_file(tmp_path / places[name]) for name in tensors)
+
+
+def test_the_plan_counts_gathered_layers_in_place_of_copies_of_all_weights() -> None:
+    from runner.commands.plan import Measured, gathered_bytes
+
+    layer = nn.Linear(10, 10, bias=False)
+    model = nn.ModuleDict({"layers": nn.ModuleList([layer, nn.Linear(5, 5, bias=False)]), "head": nn.Linear(7, 1)})
+    assert gathered_bytes(model, 2) == 100 * (4 * 2 + 8) + 8 * 8
+    found = Measured(1000, 1000, 1000, "bf16", copies=2000.0, gathered=gathered_bytes(model, 2))
+    assert found.memory(1)["bf16 copies"] == 2000 and "gathered layers" not in found.memory(1)
+    assert found.memory(8)["gathered layers"] == 1664 and "bf16 copies" not in found.memory(8)
+    assert found.memory(8)["weights"] == 500
