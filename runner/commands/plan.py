@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import datetime
-import math
 import tempfile
 import time
 from pathlib import Path
@@ -13,7 +12,7 @@ from unittest import mock
 from runner.commands import split_flags
 from runner.config import Config, parse, parse_into
 from runner.errors import ConfigError, DataError
-from runner.parts.setting_types import AtLeast0, AtLeast1
+from runner.parts.setting_types import AtLeast0, AtLeast1, NotNegative
 from runner.recipe import Batch, Data, Recipe
 from runner.settings import RunSettings
 from runner.yaml_file import read_launch_config
@@ -33,6 +32,10 @@ class PlanSettings:
 
     accelerate_config: str | None = None
     """The file for accelerate launch. It says how many processes there are, and whether they hold shards."""
+    num_processes: AtLeast0 = 0
+    """Plan for this many processes that hold shards; 0: as accelerate_config says."""
+    device_memory: NotNegative = 0.0
+    """Memory of one device in GB; 0: that of the devices here."""
     longest: AtLeast1 = 8
     """Plan with the longest of this many training examples for each place of the micro-batch."""
     timed_steps: AtLeast0 = 0
@@ -54,12 +57,16 @@ def main(arguments: list[str]) -> None:
         )
         print("on top: some 10 %.\n")
         print("  --accelerate_config FILE.yaml  the file for accelerate launch: how many processes, whether sharded")
+        print("  --num_processes N              plan for N processes that hold shards, in place of the file")
+        print("  --device_memory GB             the memory of one device (default: of the devices here)")
         print("  --longest N                    the longest of N examples for each place of the lane (default 8)")
         print("  --timed_steps N                make N steps here, and say how long all would take (default 0)")
         return
     settings: PlanSettings = parse_into(PlanSettings, own, "relay plan")
     config = parse(flags, "relay plan")
-    processes, is_sharded = _world(settings.accelerate_config)
+    processes, is_sharded = settings.num_processes, settings.num_processes > 1
+    if not processes:
+        processes, is_sharded = _world(settings.accelerate_config)
     config = config.with_batch(processes)
     run = config.run
     batch_size = run.batch_size or 0
@@ -91,7 +98,7 @@ def main(arguments: list[str]) -> None:
     steps = _print_steps(run, data, batch_size, batch)
     if settings.timed_steps and steps:
         _print_time(config, settings.timed_steps, steps)
-    _print_fit(parts, found, run.gradient_checkpointing, is_sharded)
+    _print_fit(parts, found, run.gradient_checkpointing, 1e9 * settings.device_memory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +117,8 @@ class Measured:
     """Bytes of the copies of the weights in bf16 or fp16, which the backward pass needs too."""
     gathered: float = 0.0
     """Bytes of the weights and gradients that FSDP2 has gathered at once, an estimate."""
+    recomputed: float = 0.0
+    """Bytes of the layer that the backward pass computes again, with gradient checkpointing."""
     logits: float = 0.0
     """Bytes of those activations whose last axis is the vocabulary."""
     unknown: str | None = None
@@ -126,7 +135,15 @@ class Measured:
             parts["gathered layers"] = self.gathered
         elif self.copies:
             parts[f"{self.precision} copies"] = self.copies
-        return {**parts, "activations": self.activations} if not self.unknown else parts
+        if self.unknown:
+            return parts
+        parts["activations"] = self.activations
+        return {**parts, "recomputed layer": self.recomputed} if self.recomputed else parts
+
+    def smallest(self, device_bytes: float) -> int | None:
+        """The smallest power of 2 of devices over which shards fit, with a tenth to spare; None where none does."""
+        counts = (2**power for power in range(11))
+        return next((count for count in counts if 1.1 * sum(self.memory(count).values()) < device_bytes), None)
 
 
 def measure(recipe: Recipe, batch: Batch | None, run: RunSettings) -> Measured:
@@ -147,6 +164,7 @@ def measure(recipe: Recipe, batch: Batch | None, run: RunSettings) -> Measured:
         return model
 
     kept: tuple[float, float, float] | None = None
+    recomputed = 0.0
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         model = build()
         found = Measured(*count_parameters(model), precision if dtype else "fp32")
@@ -155,13 +173,25 @@ def measure(recipe: Recipe, batch: Batch | None, run: RunSettings) -> Measured:
             return dataclasses.replace(found, unknown="there are no data to read")
         with contextlib.suppress(Exception), mock.patch.object(torch.nn.functional, "grouped_mm", _grouped_shapes):
             tensors = {name: mode.from_tensor(tensor) for name, tensor in batch.tensors.items()}
-            kept = kept_for_backward(recipe, model, dataclasses.replace(batch, tensors=tensors), dtype)
+            fake = dataclasses.replace(batch, tensors=tensors)
+            kept = kept_for_backward(recipe, model, fake, dtype)
+            if run.gradient_checkpointing:
+                without = kept_for_backward(recipe, recipe.model(), fake, dtype)
+                recomputed = max(without[0] - kept[0], 0.0) / len(largest_list(model))
     if kept is None and found.total <= MOST_PARAMETERS:
         # A loss that reads values cannot be computed on fake tensors: a small model is computed for real.
         kept = kept_for_backward(recipe, build(), batch, dtype)
     if kept is None:
         return dataclasses.replace(found, unknown="the loss reads values, and the model is too large to compute here")
-    return dataclasses.replace(found, activations=kept[0], copies=kept[1], logits=kept[2])
+    return dataclasses.replace(found, activations=kept[0], copies=kept[1], logits=kept[2], recomputed=recomputed)
+
+
+def largest_list(model: "nn.Module") -> "list[nn.Module]":
+    """The layers of the longest list of modules; the model itself where it has none."""
+    from torch import nn
+
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=[]) or [model]
 
 
 def _grouped_shapes(input: "Tensor", weight: "Tensor", *, offs: "Tensor | None" = None, **rest: object) -> "Tensor":
@@ -331,13 +361,15 @@ def _print_steps(run: RunSettings, data: Data | None, batch_size: int, batch: Ba
     return steps
 
 
-def _print_fit(parts: dict[str, float], found: Measured, is_checkpointed: bool, is_sharded: bool) -> None:
-    """Print whether the training fits here, and what would need less memory."""
+def _print_fit(parts: dict[str, float], found: Measured, is_checkpointed: bool, device_bytes: float) -> None:
+    """Print whether the training fits on a device of this memory (0: here), and what would need less memory."""
     import psutil
     import torch
 
     need = 1.1 * sum(parts.values())
-    if torch.cuda.is_available():
+    if device_bytes:
+        have, name = device_bytes, "the device"
+    elif torch.cuda.is_available():
         have, name = torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
     else:
         have, name = psutil.virtual_memory().total, "this machine's memory"
@@ -349,13 +381,10 @@ def _print_fit(parts: dict[str, float], found: Measured, is_checkpointed: bool, 
         if not is_checkpointed:
             print("  --gradient_checkpointing true needs a fraction of the activations")
         print("  a lower --micro_batch_size with the same --batch_size needs proportionally less of them")
-    if not is_sharded:
-        cut = sum(size for part, size in parts.items() if part.startswith(("weights", "gradients", "optimiser")))
-        rest = max(have - 1.1 * (sum(parts.values()) - cut), 1)
-        devices = math.ceil(1.1 * cut / rest)
-        if devices <= 4096:
-            file = shown_launch_config("gpus_fsdp2")
-            print(f"  {file} splits {_bytes(cut)} of it over at least {devices} such devices")
+    devices = found.smallest(have)
+    if devices:
+        file = shown_launch_config("gpus_fsdp2")
+        print(f"  {file} shards it: that fits on at least {devices} such devices")
 
 
 def _count(number: float) -> str:

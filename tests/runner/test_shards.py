@@ -88,7 +88,7 @@ def test_a_model_that_reads_its_weights_while_it_is_built_is_built_at_once(build
     assert same_model(build) is None
 
 
-@pytest.mark.parametrize(("processes", "environment"), [(2, {}), (2, SHARDED), (4, SHARDED)])
+@pytest.mark.parametrize(("processes", "environment"), [(2, {}), (4, {}), (2, SHARDED), (4, SHARDED)])
 def test_a_run_starts_with_the_same_bits_on_any_number_of_processes(
     tmp_path: Path, processes: int, environment: dict[str, str]
 ) -> None:
@@ -160,3 +160,37 @@ def test_the_plan_counts_gathered_layers_in_place_of_copies_of_all_weights() -> 
     assert found.memory(1)["bf16 copies"] == 2000 and "gathered layers" not in found.memory(1)
     assert found.memory(8)["gathered layers"] == 1664 and "bf16 copies" not in found.memory(8)
     assert found.memory(8)["weights"] == 500
+
+
+@pytest.mark.parametrize(("device_bytes", "devices"), [(20e3, 1), (17_500, 2), (9.5e3, 4), (4e3, None)])
+def test_the_plan_names_the_smallest_number_of_devices(device_bytes: float, devices: int | None) -> None:
+    from runner.commands.plan import Measured
+
+    # 16 bytes a parameter, and 4,500 bytes that each device needs in shards, 1,500 on one device alone.
+    found = Measured(1000, 1000, 1000, "bf16", activations=1000.0, recomputed=500.0, gathered=3000.0)
+    assert found.smallest(device_bytes) == devices
+
+
+def test_the_plan_counts_what_torchs_tracker_counts() -> None:
+    """text2sql tiny with 20 layers on 2 processes, a lane of 1 x 63 tokens, fp32, two lanes.
+
+    FSDPMemTracker of torch 2.13 on a fake process group and fake tensors: 213.2 MB without the optimiser, of which
+    33.8 MB are activations.
+    """
+    from runner.commands.plan import Measured, gathered_bytes
+
+    with torch.device("meta"):
+        model = parse(["--recipe", "text2sql", "--preset", "tiny", "--model.num_hidden_layers", "20"]).recipe.model()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    parts = Measured(total, total, total, "fp32", activations=33.8e6, gathered=gathered_bytes(model, 4)).memory(2)
+    assert sum(parts.values()) - parts["optimiser (AdamW)"] == pytest.approx(213.2e6, rel=0.1)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("preset", ["small-2b", "medium-8b", "large-24b"])
+def test_the_lanes_of_a_large_preset_divide_over_its_processes(preset: str, processes: int) -> None:
+    from runner.lanes import check_batch, check_world
+
+    run = parse(["--recipe", "text2sql", "--preset", preset]).with_batch(processes).run
+    check_batch(run.batch_size or 0, run.micro_batch_size)
+    check_world((run.batch_size or 0) // run.micro_batch_size, processes)
