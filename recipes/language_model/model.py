@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -175,11 +175,21 @@ def let_score(model: PreTrainedModel) -> None:
         head.__class__ = ScoringLinear
 
 
-def nats_of_rows(model: nn.Module, inputs: dict[str, object], labels: Tensor, chunked: bool | None) -> Tensor:
-    """The loss of each row in nats: (batch,). `chunked` None: in chunks if the logits are large."""
+class Scored(NamedTuple):
+    """What a model's loss is made of."""
+
+    nats: Tensor
+    """(batch,): the loss of each row."""
+    balance: Tensor | None
+    """The load-balancing loss of the routers, where `output_router_logits` is among the inputs."""
+
+
+def nats_of_rows(model: nn.Module, inputs: dict[str, object], labels: Tensor, chunked: bool | None) -> Scored:
+    """The loss of each row in nats. `chunked` None: in chunks if the logits are large."""
     head = next((each for each in model.modules() if isinstance(each, ScoringLinear)), None)
     if head is None or not (labels.numel() * head.out_features > LARGE_LOGITS if chunked is None else chunked):
-        return sums_of_rows(model(**inputs).logits, labels)
+        output = model(**inputs)
+        return Scored(sums_of_rows(output.logits, labels), getattr(output, "aux_loss", None))
     config = next((each.config for each in model.modules() if hasattr(each, "config")), None)
     cap = getattr(config, "final_logit_softcapping", None)
     head.labels, head.cap = labels, cap
@@ -187,7 +197,8 @@ def nats_of_rows(model: nn.Module, inputs: dict[str, object], labels: Tensor, ch
         if cap is not None:
             # The model would cap the losses.
             config.final_logit_softcapping = None  # type: ignore[union-attr]
-        return model(**inputs).logits
+        output = model(**inputs)
+        return Scored(output.logits, getattr(output, "aux_loss", None))
     finally:
         head.labels = None
         if cap is not None:

@@ -17,9 +17,19 @@ from tyro.conf import Suppress
 import runner.recipe
 from recipes.language_model.settings import DataSettings, GenerationRequest, ModelSettings, TokenizerSettings
 from runner.errors import ConfigError, DataError
-from runner.parts.adapters import BASE, LoraSettings, find_base, hold_base_in_bf16, merged, record_base, with_adapters
+from runner.parts.adapters import (
+    BASE,
+    LoraSettings,
+    find_base,
+    hold_base_in_bf16,
+    linear_names,
+    merged,
+    record_base,
+    with_adapters,
+)
 from runner.parts.cache import cache_folder
 from runner.parts.pretrained import arguments_of, check_adapted, check_load_in, find_pretrained
+from runner.parts.upcycling import is_to_be_upcycled, upcycled
 from runner.recipe import Batch, Loss
 
 if TYPE_CHECKING:
@@ -94,7 +104,8 @@ class Recipe(runner.recipe.Recipe):
         from recipes.language_model import tokens
 
         bound = dataclasses.replace(self, assets=folder)
-        check_load_in(self.model_settings.load_in)
+        check_load_in(self.model_settings.load_in, self.model_settings.num_local_experts)
+        self._check_upcycling()
         exists = (folder / "tokenizer.json").is_file()
         # The tokenizer is fitted once per run: the other processes and a resumed run read what the first one wrote.
         must_retrain = self.tokenizer_settings.retrain and not (folder / "fitted.json").is_file()
@@ -112,6 +123,15 @@ class Recipe(runner.recipe.Recipe):
         if self.model_settings.pretrained:
             bound._record_base(self.model_settings.pretrained, folder)
         return bound
+
+    def _check_upcycling(self) -> None:
+        """Raise ConfigError where model.pretrained cannot become a mixture of experts."""
+        settings = self.model_settings
+        if settings.pretrained and settings.num_local_experts is not None:
+            from transformers import AutoConfig
+
+            place = find_pretrained(settings.pretrained)
+            is_to_be_upcycled(AutoConfig.from_pretrained(**arguments_of(place)), settings.num_local_experts)
 
     def _record_base(self, pretrained: str, assets: Path) -> None:
         """Describe the base in the assets: its architecture, or, of a run with adapters, where its weights are."""
@@ -278,12 +298,22 @@ class Recipe(runner.recipe.Recipe):
             built = model.build(settings, vocab_size, self.data_settings.max_seq_length, special)
         # Runs of version 0.1 have no record of their base: their checkpoints hold it.
         is_elsewhere = self.assets is not None and (self.assets / BASE).is_file()
-        adapted = with_adapters(built, self.lora, base_is_elsewhere=is_elsewhere) if self.lora.rank else built
+        adapted = self._adapted(built, is_elsewhere) if self.lora.rank else built
         # PEFT has put the adapters into `built`.
         model.let_score(built)
         return adapted
 
+    def _adapted(self, built: PreTrainedModel, is_elsewhere: bool) -> nn.Module:
+        if self.model_settings.num_local_experts is None:
+            return with_adapters(built, self.lora, base_is_elsewhere=is_elsewhere)
+        # The routers are new.
+        parameters = ("experts.gate_up_proj", "experts.down_proj", "gate.weight")
+        return with_adapters(built, self.lora, linear_names(built), parameters, base_is_elsewhere=is_elsewhere)
+
     def _pretrained(self) -> PreTrainedModel:
+        return upcycled(self._read_pretrained(), self.model_settings)
+
+    def _read_pretrained(self) -> PreTrainedModel:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         from recipes.language_model import model
@@ -312,13 +342,20 @@ class Recipe(runner.recipe.Recipe):
         # With a cache or a mask, transformers would let packed documents see each other.
         places = batch.tensors.get("position_ids")
         inputs = {"input_ids": batch["input_ids"], "position_ids": places, "use_cache": False}
-        sums = nats_of_rows(model, inputs, batch["labels"], self.model_settings.chunked_loss)
+        is_upcycled = self.model_settings.num_local_experts is not None and self.model_settings.pretrained is not None
+        if is_upcycled:
+            inputs["output_router_logits"] = True
+        sums, balance = nats_of_rows(model, inputs, batch["labels"], self.model_settings.chunked_loss)
         total = sums.detach().sum()
         logs = {
             "bits_per_byte": total / math.log(2) / batch["bytes"].sum().clamp(min=1),
             "perplexity": (total / max(1.0, batch.weight)).clamp(max=80).exp(),
         }
-        return Loss(sums.sum(), logs=logs, outputs={"nats": sums.detach()})
+        if not is_upcycled or balance is None:
+            return Loss(sums.sum(), logs=logs, outputs={"nats": sums.detach()})
+        logs["router/balance_loss"] = balance.detach()
+        auxiliary = self.model_settings.router_aux_loss_coef * balance
+        return Loss(sums.sum(), logs=logs, auxiliary=auxiliary, outputs={"nats": sums.detach()})
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Score]:
         """For each row its loss in nats, its scored tokens, and the bytes of text that these stand for."""

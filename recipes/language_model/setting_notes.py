@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from recipes.language_model.settings import DataSettings, ModelSettings, TokenizerSettings
     from runner.parts.adapters import LoraSettings
 
+UPCYCLING = ("num_experts_per_tok", "upcycling_noise", "upcycling_drop", "router_aux_loss_coef")
+
 Rule = tuple[bool, str, tuple[str, ...]]
 """Whether the settings have no effect, why, and their names."""
 
@@ -71,7 +73,12 @@ def _model_rules(model: ModelSettings, lora: LoraSettings) -> list[Rule]:
             "with model.pretrained, which has its own architecture.",
             tuple(f"model.{name}" for name in ARCHITECTURE),
         ),
-        (model.pretrained is None, "without model.pretrained.", ("model.load_in",)),
+        (model.pretrained is None, "without model.pretrained.", ("model.load_in", "model.num_local_experts")),
+        (
+            model.pretrained is None or model.num_local_experts is None,
+            "without upcycling: type --model.pretrained with a dense decoder and --model.num_local_experts 4.",
+            tuple(f"model.{name}" for name in UPCYCLING),
+        ),
         (
             model.pretrained is None and is_gpt2,
             "in a GPT-2 (norm layer, swiglu false, rope false).",

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from runner.errors import ConfigError
-from runner.parts.dimensions import check_attention
+from runner.parts.dimensions import check_attention, check_experts
 from runner.parts.pretrained import LoadIn
 from runner.parts.setting_types import (
     LEAST_VOCABULARY,
@@ -17,6 +17,7 @@ from runner.parts.setting_types import (
     NotNegative,
     Positive,
     PositiveShare,
+    Share,
     ShareBelow1,
     VocabularySize,
     check_ranges,
@@ -148,11 +149,26 @@ class ModelSettings:
     """Use one matrix for the input and the output embeddings."""
     initializer_range: PositiveShare | None = None
     """Standard deviation of the initial weights; none: sqrt(2 / (5 hidden_size)), 0.056 at 128 and 0.02 at 1000."""
+    num_local_experts: AtLeast1 | None = None
+    """With a dense model.pretrained of the kinds llama, mistral, qwen2 or qwen3: make each feed-forward block so many
+    experts (upcycling); none: it stays dense."""
+    num_experts_per_tok: AtLeast1 = 2
+    """Upcycling: number of experts that process each token (top k)."""
+    upcycling_noise: NotNegative = 0.0
+    """Upcycling: noise on each expert's weights, as a share of their standard deviation; 0: all experts begin as exact
+    copies, and the model computes what the dense one does."""
+    upcycling_drop: Share = 0.0
+    """Upcycling: share of each expert's hidden units that begin with random weights, other units in each expert
+    (drop-upcycling; its authors use 0.5); 0: none."""
+    router_aux_loss_coef: NotNegative = 0.01
+    """Upcycling: coefficient of the load-balancing loss of the routers."""
     chunked_loss: bool | None = None
     """Compute the loss in chunks, without holding all logits in memory; none: if they are larger than 256 MB."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "model.")
+        if self.num_local_experts is not None:
+            check_experts(self.num_experts_per_tok, self.num_local_experts)
         if self.pretrained is None:
             names = (self.hidden_size, self.num_attention_heads, self.num_key_value_heads)
             check_attention(*names, rotary=self.rope)

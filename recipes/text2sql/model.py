@@ -192,19 +192,11 @@ def with_adapters(
             f"lora.dropout is {settings.dropout}, which adapters of experts and routers cannot have:\n"
             "type --lora.dropout 0, or --lora.experts false and no --lora.router."
         )
-    adapted = adapters.with_adapters(model, settings, _linear(model), parameters, new_tokens, base_is_elsewhere)
+    adapted = adapters.with_adapters(
+        model, settings, adapters.linear_names(model), parameters, new_tokens, base_is_elsewhere
+    )
     # PEFT's class passes on what it does not define itself.
     return cast("PreTrainedModel", adapted)
-
-
-def _linear(model: "PreTrainedModel") -> list[str]:
-    """The names of all matrices that are modules, but the output. PEFT's own "all-linear" adds experts and routers of
-    some classes, with twice the rank.
-    """
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    output = model.get_output_embeddings()
-    names = {name.rpartition(".")[2] for name in linear if model.get_submodule(name) is not output}
-    return sorted(names)
 
 
 @torch.no_grad()

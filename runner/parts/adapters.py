@@ -89,6 +89,18 @@ def with_adapters(
     return adapted
 
 
+def linear_names(model: PreTrainedModel) -> list[str]:
+    """The names of all matrices that are modules, but the output.
+
+    PEFT's own "all-linear" adds experts and routers of some classes, with twice the rank.
+    """
+    import torch
+
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    output = model.get_output_embeddings()
+    return sorted({name.rpartition(".")[2] for name in linear if model.get_submodule(name) is not output})
+
+
 def hold_base_in_bf16(model: nn.Module, precision: str) -> None:
     """Hold the frozen matrices of a base in bf16, if `precision` is bf16 and the base lies elsewhere.
 

@@ -170,7 +170,7 @@ def test_families_with_large_vocabularies_score_in_chunks(
     labels[1, 5:] = -100
     found = []
     for chunked in (False, True):
-        losses = model.nats_of_rows(decoder, {"input_ids": ids, "use_cache": False}, labels, chunked)
+        losses = model.nats_of_rows(decoder, {"input_ids": ids, "use_cache": False}, labels, chunked).nats
         decoder.zero_grad()
         losses.sum().backward()
         gradients = {name: each.grad for name, each in decoder.named_parameters() if each.grad is not None}

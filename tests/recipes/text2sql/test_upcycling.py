@@ -26,7 +26,7 @@ def write_dense(folder: Path, kind: str) -> Path:
     write_base(folder, None)
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(
-        vocab_size=258, hidden_size=32, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=260, hidden_size=32, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, tie_word_embeddings=True,
     )  # fmt: skip
     model = getattr(transformers, f"{kind}ForCausalLM")(config)
