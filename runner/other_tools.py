@@ -192,7 +192,7 @@ TABLE = [
     Elsewhere(
         "push_to_hub hub_model_id hub_strategy push hub_repo",
         "upload_to",
-        "It takes the URL of a bucket; for the Hub: hf upload NAME RUN/final after the training.",
+        "It takes the URL of a bucket. For the hub, type relay export RUN --output DIR --push_to_hub OWNER/NAME later.",
     ),
     Elsewhere(
         "hub_token hf_token token use_auth_token api_key wandb_api_key wandb_key aws_access_key_id password secret "

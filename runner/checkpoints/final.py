@@ -202,12 +202,22 @@ def _write_sharded(folder: Path, model: nn.Module, tensors: Mapping[str, torch.T
 
 def model_card(run: Run, config: Config, origin: Origin) -> str:
     """A README.md for the final model: what it is, its scores with metric, split and step, and what they do not say."""
-    return (
-        f"---\nlibrary_name: transformers\ntags: [relay, {config.recipe_name}]\n---\n\n"
-        f"# {Path(run.settings.output_dir or 'model').name}\n\n"
+    from huggingface_hub import ModelCard, ModelCardData
+
+    name = Path(run.settings.output_dir or "model").resolve().name
+    is_transformers = hasattr(run.bare_model, "save_pretrained")
+    data = ModelCardData(
+        library_name="transformers" if is_transformers else "relay",
+        # A recipe may be the path of a file of this machine.
+        tags=["relay", Path(config.recipe_name).name.removesuffix(".py")],
+        model_name=name,
+    )
+    text = (
+        f"# {name}\n\n"
         f"Trained with Relay, recipe `{config.recipe_name}`, preset `{config.preset or 'default'}`, "
         f"{run.state.step} steps of {run.lanes.batch_size} examples.\n\n"
         f"These are the weights of {origin}.\n\n"
         f"{_scores_in_words(run, origin)}"
         "`config.yaml` repeats the run: `relay train --config config.yaml --output_dir NEW`.\n"
     )
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))

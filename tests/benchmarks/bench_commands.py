@@ -24,16 +24,16 @@ COMMANDS = [
     "relay plan --recipe text2sql --preset small-2b",
     "relay check --recipe text2sql --preset nano",
     "relay find-lr --recipe text2sql --preset nano --batch_size 8 --steps 60",
-    f"relay train --recipe text2sql --preset nano --max_steps 100 --eval_steps 50 --save_steps 50 --output_dir {RUN}",
-    f"relay launch --processes 2 --recipe text2sql --preset nano --max_steps 100 --eval_steps 0 --output_dir {RUN}-2",
+    f"relay train --recipe text2sql --preset nano --max_steps 100 --eval_steps 50 --save_steps 50"
+    f" --max_eval_examples 8 --output_dir {RUN}",
+    f"relay launch --processes 2 --recipe text2sql --preset nano --max_steps 100 --eval_steps 0"
+    f" --max_eval_examples 8 --output_dir {RUN}-2",
     f"relay predict {RUN} --question 'show the crime books published after 2010'",
-    f"relay evaluate {RUN} --split test",
-    f"relay evaluate {RUN} --split test --max_eval_examples 48",
+    f"relay evaluate {RUN} --split test --max_eval_examples 16",
     f"relay average {RUN} --best 2 --output {RUN}-mean",
     f"relay export {RUN} --output exported",
     f"relay report {RUN}",
     f"relay checkpoints {RUN}",
-    "relay verify elastic --recipe text2sql --preset nano --trials 1",
 ]
 
 

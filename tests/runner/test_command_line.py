@@ -288,7 +288,7 @@ ELSEWHERE = [
     ("--no_cuda", "CUDA_VISIBLE_DEVICES", ""),
     ("--use_cpu", "CUDA_VISIBLE_DEVICES", ""),
     ("--local_rank 0", "launch", ""),
-    ("--push_to_hub", "--upload_to", "hf upload"),
+    ("--push_to_hub", "--upload_to", "relay export"),
     ("--model_name_or_path x", "--model.pretrained", ""),
     ("--dataset_name x", "--data.source", ""),
     ("--train_file x", "--data.source", ""),
