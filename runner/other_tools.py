@@ -232,11 +232,8 @@ TABLE = [
         "data.validation_fraction",
     ),
     Elsewhere("sample_packing pack_sequences", "data.packing", "data.isolate_documents separates packed documents."),
-    Elsewhere(
-        "load_in_4bit load_in_8bit quantization quantization_config",
-        "",
-        "Relay does not quantise: where it computes in bf16, it holds a frozen model in bf16.",
-    ),
+    Elsewhere("load_in_4bit quantization quantization_config", "model.load_in 4bit", "It needs adapters and CUDA."),
+    Elsewhere("load_in_8bit", "", "Relay holds a frozen model in bf16, or with --model.load_in 4bit in 4 bits."),
     Elsewhere("rl dpo rlhf", "", "Relay has no preference training and no reinforcement learning."),
     Elsewhere("text_column_name text_field dataset_text_field", "data.text_column"),
     Elsewhere("target_column label_column label_name label target label_col y", "data.target"),
