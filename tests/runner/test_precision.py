@@ -53,11 +53,12 @@ def test_a_lane_that_takes_longer_than_the_limit_is_computed_once_in_each_format
     assert calls == ["no", "bf16"] and all(math.isfinite(seconds) for seconds in found.values())
 
 
-@pytest.mark.parametrize(("full", "half", "chosen"), [(1.0, 0.9, True), (1.0, 0.97, False), (1.0, 2.0, False)])
+@pytest.mark.parametrize(("full", "half", "chosen"), [(1.0, 0.85, True), (1.0, 0.95, False), (1.0, 2.0, False)])
 def test_bf16_has_to_be_clearly_faster(full: float, half: float, chosen: bool) -> None:
     is_faster, reason = precision.compared(full, half)
     assert (
-        is_faster == chosen and reason == f"measured: a lane takes 1 s in fp32 and {precision.in_words(half)} in bf16"
+        is_faster == chosen
+        and reason == f"measured: a lane takes 1 s of CPU time in fp32, {precision.in_words(half)} in bf16"
     )
 
 
@@ -107,7 +108,7 @@ def test_auto_takes_the_faster_format_and_the_model_computes_in_it(
     words = ["--recipe", TOY, "--max_steps", "2", "--batch_size", "4", "--micro_batch_size", "4"]
     run = open_run(parse([*words, "--output_dir", str(tmp_path)]))
     assert run.hardware.precision == run.settings.mixed_precision == expected
-    assert "in fp32 and" in run.hardware.describe()
+    assert "CPU time in fp32" in run.hardware.describe()
     with run.hardware.accelerator.autocast():
         assert run.bare_model[0](torch.zeros(1, 4)).dtype == (torch.bfloat16 if expected == "bf16" else torch.float32)
     seen = []

@@ -8,6 +8,13 @@
   const short = (value) => value == null ? "" : value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e6)
     ? value.toExponential(1).replace(".0e", "e") : value.toLocaleString("en", { maximumSignificantDigits: 4 });
   const isRound = (x) => [1, 2, 5].some((first) => Math.abs(Math.log10(x / first) - Math.round(Math.log10(x / first))) < 1e-9);
+  // As many digits as tell two neighbours on an axis apart.
+  const tick = (value, step) => {
+    if (!step || Math.abs(value) >= 1e6 || value !== 0 && (step < 1e-6 || Math.abs(value) < 1e-3)) return short(value);
+    let digits = 0;
+    while (digits < 8 && Math.abs(step * 10 ** digits - Math.round(step * 10 ** digits)) > 1e-6) digits++;
+    return value.toLocaleString("en", { maximumFractionDigits: digits });
+  };
   const charts = (window.relayCharts = []);
   const marks = page.marks;
 
@@ -151,9 +158,9 @@
         scales: { x: { time: false, ...(cloud ? { distr: spec.logAcross ? 3 : 1, auto: false, range: (u, low, high) => low == null || low === high ? spec.across : [low, high] } : {}) },
           y: heat ? { range: [0, spec.rows.length] } : cloud ? { range: spec.up }
           : isLog ? { distr: 3 } : { range: (u, low, high) => fit(low, high) } },
-        axes: [{ ...axis, ...label, label: cloud ? spec.axes[0] : page.across, ...(named ? { splits: () => spec.names.map((_, i) => i) } : {}),
+        axes: [{ ...axis, ...label, size: 30, label: cloud ? spec.axes[0] : page.across, ...(named ? { splits: () => spec.names.map((_, i) => i) } : {}),
           values: (u, v) => v.map((x) => named ? spec.names[x] ?? "" : !cloud && x % 1 || spec.logAcross && !isRound(x) ? "" : short(x)) },
-          { ...axis, ...(cloud ? { ...label, label: spec.axes[1] } : {}), size: 62, values: (u, v) => v.map(heat ? (x) => spec.rows[spec.rows.length - x] ? "" : "" : short) }],
+          { ...axis, ...(cloud ? { ...label, label: spec.axes[1] } : {}), size: 62, values: (u, v, axis, space, step) => v.map((x) => heat || x == null ? "" : isLog ? short(x) : tick(x, step)) }],
         series: [{}, ...(heat || cloud ? [{ show: false }] : spec.series.map((s, i) => ({
           stroke: colour(`--c${spec.colours[i] % 6}`), width: 1.7, spanGaps: true, dash: s.dash ? [6, 4] : undefined,
           points: { show: s.x.length < 40, size: 6, fill: colour(`--c${spec.colours[i] % 6}`) } })))],
@@ -165,7 +172,7 @@
     }
     function fit(low, high) {
       if (low == null) return [0, 1];
-      const margin = low === high ? Math.abs(low) / 2 || 1 : (high - low) * 0.06;
+      const margin = low === high ? Math.abs(low) / 20 || 1 : (high - low) * 0.06;
       return [low >= 0 && low < margin * 2 ? 0 : low - margin, high + margin];
     }
     make();
