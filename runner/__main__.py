@@ -6,7 +6,7 @@ import sys
 
 from runner import __version__
 from runner.errors import ConfigError, RelayError, leave_closed_pipe
-from runner.urls import without_secrets
+from runner.urls import MaskedStream, without_secrets
 
 VERBS = {
     "train": "train a model (the same as accelerate launch runner/train.py)",
@@ -37,7 +37,9 @@ def module_of(verb: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        arguments = sys.argv[1:]
+        sys.stdout, sys.stderr = MaskedStream(sys.stdout), MaskedStream(sys.stderr)  # type: ignore[assignment]
     if arguments[:1] == ["train"]:
         from runner.train import main as train
 

@@ -8,11 +8,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import TextIO
 
-from runner.urls import without_secrets
+from runner.urls import MaskedStream
 
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 CAUGHT = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
@@ -77,29 +77,20 @@ class Signals:
         return signal.Signals(number).name
 
 
-class GuardedStream:
+class GuardedStream(MaskedStream):
     """An output stream that hides secrets, and asks the run to stop, instead of raising, once nobody reads it."""
 
     def __init__(self, stream: TextIO, signals: Signals) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._signals = signals
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._stream, name)
-
     def write(self, text: str) -> int:
-        """Write without secrets, whichever library or traceback they come from; drop it where the reader is gone."""
+        """Write without secrets; drop the text where the reader is gone."""
         try:
-            self._stream.write(without_secrets(text))
-            return len(text)
+            return super().write(text)
         except OSError:
             self._give_up()
             return len(text)
-
-    def writelines(self, lines: Iterable[str]) -> None:
-        """Write each of the lines."""
-        for line in lines:
-            self.write(line)
 
     def flush(self) -> None:
         """Flush, or drop what is left where the reader is gone."""

@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Iterable
+from typing import TextIO
 from urllib.parse import urlsplit
 
 from runner.errors import ConfigError
@@ -55,6 +57,30 @@ def without_secrets(text: str) -> str:
     for value in secrets_in(text):
         text = text.replace(value, MASK)
     return TOKEN.sub(MASK, URL.sub(_masked, text))
+
+
+class MaskedStream:
+    """An output stream that writes *** in place of secrets, whichever library or traceback they come from."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write without secrets; returns the length of the text that was given."""
+        self._stream.write(without_secrets(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each of the lines."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Flush what was written."""
+        self._stream.flush()
 
 
 def secrets_in(text: str) -> list[str]:

@@ -217,6 +217,17 @@ def test_a_traceback_of_a_mistake_hides_secrets() -> None:
     assert "Traceback" in done.stderr and "***@bucket" in done.stderr and "hunter2" not in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize("verb", ["plan", "find-lr", "check"])
+def test_a_traceback_of_any_verb_hides_secrets(verb: str, tmp_path: Path) -> None:
+    (tmp_path / "leaking.py").write_text(LEAKING, encoding="utf-8")
+    words = [sys.executable, "-m", "runner", verb, "--recipe", str(tmp_path / "leaking.py")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "LEAK": "1"}
+    environment["AWS_SECRET_ACCESS_KEY"] = "hunter2hunter2hunter2"
+    done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0 and "hunter2" not in done.stdout + done.stderr, done.stdout + done.stderr
+    assert "***" in done.stdout + done.stderr, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("kind", ["bytes", "files", "nested"])
 def test_an_archive_that_unpacks_to_too_much_is_refused(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
