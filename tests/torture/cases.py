@@ -261,7 +261,7 @@ def signal_the_group(arena: Arena) -> None:
     """What schedulers do: the launcher, the processes and their workers get it at once, and again a moment later."""
 
     def to_all(process: Launcher, number: int) -> None:
-        for _ in range(arena.random.randint(1, 3)):
+        for _ in range(arena.random.randint(1, 4)):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
             time.sleep(arena.random.uniform(0, 0.2))
@@ -318,7 +318,7 @@ def stall(arena: Arena) -> None:
 def suspend(arena: Arena) -> None:
     """All processes are stopped for a moment and continued, like a laptop that sleeps: the run goes on."""
     trial = arena.start()
-    time.sleep(arena.random.uniform(0.2, SECONDS_OF_A_RUN))
+    _until_output(arena, trial, f"step {arena.random.randrange(1, STEPS // 2)}/")
     for number in (signal.SIGSTOP, signal.SIGCONT):
         for each in trial.ranks:
             with contextlib.suppress(ProcessLookupError):
