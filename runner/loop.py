@@ -130,6 +130,9 @@ def evaluate_and_track_best(run: Run) -> bool:
     loss, examples = scores.get("loss", math.nan), len(run.eval_data)
     for line in run.watch.after_evaluation(state.step, loss, examples, is_sampled, scores):
         run.progress.print_line(f"note: {line}")
+    remark = run.recipe.remark(state.step, scores)
+    if remark is not None:
+        run.progress.print_line(remark)
     track(run, "eval", scores)
     return is_best
 

@@ -327,8 +327,8 @@ class Recipe:
         are the same on every process. `model` is unwrapped. Called only where `loss` gives statistics."""
 
     def remark(self, step: int, values: Mapping[str, Any]) -> str | None:
-        """A line for people about the numbers of a logged step: what is wrong, and the setting to change. The runner
-        prints it when it changes."""
+        """A line for people about the numbers of a logged step or of an evaluation: what is wrong, and the setting to
+        change. The runner prints it when it changes, and after each evaluation."""
         return None
 
     def samples(self, rows: list[Row]) -> Sequence[Mapping[str, object]]:

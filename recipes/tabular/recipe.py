@@ -39,6 +39,7 @@ LINEAR = "linear.tensors"
 POOLING = "relay.json"
 """Name of the file beside a given text encoder's tokenizer that says how a text becomes one vector."""
 WEIGHTS = "model.safetensors"
+BASELINES = "baselines.json"
 TEXTS_AT_A_TIME = 512
 
 
@@ -53,14 +54,31 @@ class Recipe(runner.recipe.Recipe):
     data_settings: DataSettings = DataSettings()
     model_settings: ModelSettings = ModelSettings()
     lora_settings: LoraSettings = LoraSettings()
+    baseline: bool = False
+    """Fit a linear model and gradient boosting of scikit-learn too, and show their scores on the same rows."""
     assets: Suppress[Path | None] = None
     """Folder of what was fitted; the runner's to set."""
 
     best_metric: ClassVar[str] = "score"
     changeable_settings: ClassVar[frozenset[str]] = frozenset(
-        {"data.train", "data.test", "data.corpus", "model.text_encoder", "model.text_chunk_size", "model.text_cache"}
+        {
+            "baseline",
+            "data.train",
+            "data.test",
+            "data.corpus",
+            "model.text_encoder",
+            "model.text_chunk_size",
+            "model.text_cache",
+        }
     )
-    first_settings: ClassVar[Sequence[str]] = ("data.train", "data.target", "data.test", "data.task", "stage")
+    first_settings: ClassVar[Sequence[str]] = (
+        "data.train",
+        "data.target",
+        "data.test",
+        "data.task",
+        "stage",
+        "baseline",
+    )
     renamed_settings: ClassVar[Mapping[str, str]] = {"lora.r": "lora.rank"}
 
     def __post_init__(self) -> None:
@@ -133,6 +151,8 @@ class Recipe(runner.recipe.Recipe):
         names = [
             "score",
             "score_without_transformer",
+            "score_linear",
+            "score_boosting",
             "auroc",
             "accuracy",
             "log_loss",
@@ -189,6 +209,8 @@ class Recipe(runner.recipe.Recipe):
             bound._print_cut_texts()
         if self.model_settings.linear_part and is_new:
             bound._write_linear(folder / LINEAR)
+        if self.baseline and (is_new or not (folder / BASELINES).is_file()):
+            bound._write_baselines(folder / BASELINES)
         return bound
 
     def prepare_trained(self, folder: Path) -> Recipe:
@@ -294,6 +316,20 @@ class Recipe(runner.recipe.Recipe):
                 )
             )  # fmt: skip
         linear.write(file, fitted)
+
+    def _write_baselines(self, file: Path) -> None:
+        from recipes.tabular import baselines
+        from recipes.tabular.table import cells, labels
+
+        found: dict[str, list[baselines.Guesses]] = {}
+        for source, table in zip(self.sources, self.tables, strict=True):
+            names = [name for name, rows in source.splits.items() if name != "train" and len(rows)]
+            asked = [cells(table, source.splits[name], self.wording) for name in names]
+            seen, truth = cells(table, source.splits["train"], self.wording), labels(table, source.splits["train"])
+            answers = baselines.guesses(table, seen, truth, asked, self.data_settings.split_seed)
+            for name, own in zip(names, answers, strict=True):
+                found.setdefault(name, []).append(own)
+        baselines.write(file, found)
 
     def _print_cut_texts(self) -> None:
         from transformers import AutoConfig
@@ -426,7 +462,21 @@ class Recipe(runner.recipe.Recipe):
         """The rows of all tables, table after table."""
         frames = [source.splits[split] if split in source.splits else source.splits["train"].iloc[:0]
                   for source in self.sources]  # fmt: skip
-        return self.rows(self.tables, frames, is_training=split == "train")
+        rows = self.rows(self.tables, frames, is_training=split == "train")
+        return self._with_baselines(rows, split) if self.baseline and split != "train" else rows
+
+    def _with_baselines(self, rows: Rows, split: str) -> Rows:
+        """The rows, with what the baselines say of them. Another file's rows have none."""
+        from recipes.tabular import baselines
+
+        found = baselines.read(self.assets / BASELINES, split) if self.assets is not None else None
+        parts = [
+            dataclasses.replace(part, baselines=own)
+            if all(len(each) == len(part.labels) for each in own.values())
+            else part
+            for part, own in zip(rows.parts, found or [{}] * len(rows.parts), strict=True)
+        ]
+        return dataclasses.replace(rows, parts=parts)
 
     def rows(self, tables: list[Table], frames: list[pd.DataFrame], is_training: bool = False) -> Rows:
         """Frames as the model reads them."""
@@ -619,16 +669,25 @@ class Recipe(runner.recipe.Recipe):
             if self.linear is not None:
                 own = simple[place][:count] if count else float(linear[place, 0]) * std + mean
                 rows[-1]["without_transformer"] = own
+            for other, guess in batch.extra["baselines"][place].items():
+                rows[-1][other] = guess if count else guess * std + mean
         return rows
 
     def score(self, rows: list[Prediction]) -> dict[str, float]:
         """AUROC, R2 and others per table, and `score`: the mean of AUROC or R2 over the tables.
 
-        `score_without_transformer` is the same of the linear part, with its trees, alone.
+        `score_without_transformer` is the same of the linear part, with its trees, alone; `score_linear` and
+        `score_boosting` are those of the baselines.
         """
         from recipes.tabular.score import score
 
         return score(rows)
+
+    def remark(self, step: int, values: Mapping[str, float]) -> str | None:
+        """With baselines, which of the models to use, after each evaluation."""
+        from recipes.tabular.baselines import verdict
+
+        return verdict(values)
 
     def figures(self, rows: list[Prediction]) -> list[Figure]:
         """Calibration and confusion of classes, predicted against true numbers; of up to four tables each."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from recipes.tabular import ngram_hashing
+from recipes.tabular.baselines import Guesses
 from recipes.tabular.linear import Linear, readings
 from recipes.tabular.order import TableOrder
 from recipes.tabular.table import CHANNELS, Cells, Table, Wording, cells, labels
@@ -38,6 +39,12 @@ class Part:
     """(rows,) the class, or z of a number."""
     linear: np.ndarray
     """(rows, C) scores of the linear part, float32; zeros where there is none."""
+    baselines: Guesses = dataclasses.field(default_factory=dict)
+    """What the baselines say of these rows, by their names."""
+
+    def guesses(self, place: int) -> dict[str, float | list[float]]:
+        """What each baseline says of a row: probabilities of the classes, or z."""
+        return {name: own[place].tolist() for name, own in self.baselines.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +201,7 @@ def collate(examples: list[Example], pad: int) -> Batch:
         "lengths": torch.from_numpy(lengths),
         "num_targets": most_targets,
         "tables": [(part.table.name, len(part.table.classes), part.table.mean, part.table.std) for part in parts],
+        "baselines": [part.guesses(example.place) for part, example in zip(parts, examples, strict=True)],
     }
     weight = float((classes >= 0).sum() + np.isfinite(targets).sum())
     return Batch(tensors, weight=weight, tokens=int(lengths.sum()), extra=extra)

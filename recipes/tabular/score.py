@@ -8,12 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from runner.parts.figures import Figure, calibration, confusion, predicted_against_true
+from recipes.tabular.baselines import NAMES, verdict
+from runner.parts.figures import Figure, Table, calibration, confusion, predicted_against_true
 
 Prediction = dict[str, Any]
 """One row as JSON: `table`; `probabilities` of the classes, or `predicted` in the target's unit; and `target`, the true
 class as a place among the classes or the true number, None where it is missing. `without_transformer`, where there is a
-linear part, holds the probabilities or the number of this part alone."""
+linear part, holds the probabilities or the number of this part alone; `linear` and `boosting`, with `--baseline true`,
+those of the baselines."""
+OTHERS = {"without_transformer": "score_without_transformer", **{name: f"score_{name}" for name in NAMES}}
+"""The predictions of other models in a row, and the name of their score."""
 
 
 def auroc(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -78,7 +82,7 @@ def score_table(rows: list[Prediction]) -> dict[str, float]:
 def score(rows: list[Prediction]) -> dict[str, float]:
     """Metrics of each table (`auroc/NAME`), their means, and `score`: the mean over tables of AUROC or R2.
 
-    `score_without_transformer` is that mean for the linear part alone, where the rows hold what it says.
+    The scores in OTHERS are that mean for other models, where the rows hold what they say.
     """
     tables: dict[str, list[Prediction]] = {}
     for row in rows:
@@ -93,18 +97,16 @@ def score(rows: list[Prediction]) -> dict[str, float]:
     means = {metric: float(np.mean(values)) for metric, values in found.items()}
     main = _main_metrics(tables)
     means["score"] = float(np.mean(main)) if main else math.nan
-    simple = _main_metrics(
-        {
-            name: [
-                {**row, "probabilities" if "probabilities" in row else "predicted": row["without_transformer"]}
-                for row in own
-            ]
-            for name, own in tables.items()
-            if all("without_transformer" in row for row in own)
-        }
-    )
-    if simple:
-        means["score_without_transformer"] = float(np.mean(simple))
+    for other, metric in OTHERS.items():
+        simple = _main_metrics(
+            {
+                name: [{**row, "probabilities" if "probabilities" in row else "predicted": row[other]} for row in own]
+                for name, own in tables.items()
+                if all(other in row for row in own)
+            }
+        )
+        if simple:
+            means[metric] = float(np.mean(simple))
     return {**means, **(each if len(tables) > 1 else {})}
 
 
@@ -115,6 +117,7 @@ def _main_metrics(tables: dict[str, list[Prediction]]) -> list[float]:
     return [value for value in values if not math.isnan(value)]
 
 
+WITHOUT = "this model without its transformer"
 MOST_TABLES = 4
 """Tables of a kind that the report draws."""
 
@@ -133,7 +136,13 @@ def figures(rows: list[Prediction], classes: Mapping[str, Sequence[str]]) -> lis
         name: (np.array([row["target"] for row in own]), np.array([row["probabilities"] for row in own]))
         for name, own in list(with_classes.items())[:MOST_TABLES]
     }
-    found: list[Figure] = [calibration("calibration", labelled)] if labelled else []
+    found: list[Figure] = []
+    means = score(rows)
+    names = {"score": "this model"} | {metric: NAMES.get(name, WITHOUT) for name, metric in OTHERS.items()}
+    beside = [[name, f"{means[metric]:.4f}"] for metric, name in names.items() if metric in means]
+    if len(beside) > 1:
+        found.append(Table(verdict(means) or "What the transformer adds", ["model", "score"], beside))
+    found += [calibration("calibration", labelled)] if labelled else []
     numeric = [name for name in tables if name not in with_classes][:MOST_TABLES]
     for name in numeric:
         true, predicted = ([row[key] for row in tables[name]] for key in ("target", "predicted"))
