@@ -165,8 +165,13 @@ def measure(recipe: Recipe, batch: Batch | None, run: RunSettings) -> Measured:
 
     kept: tuple[float, float, float] | None = None
     recomputed = 0.0
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    model: nn.Module | None = None
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    # PEFT moves adapters to the device of the weights, which fake weights refuse.
+    with mode, contextlib.suppress(RuntimeError):
         model = build()
+    model = build() if model is None else model
+    with mode:
         found = Measured(*count_parameters(model), precision if dtype else "fp32")
         found = dataclasses.replace(found, gathered=gathered_bytes(model, 2 if precision == "bf16" else 4))
         if batch is None:

@@ -66,3 +66,17 @@ def test_a_family_without_a_mixture_is_refused_before_data_are_read(tmp_path: Pa
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="num_experts_per_tok is 2, and model.num_local_experts is 1"):
         ModelSettings(pretrained="x", num_local_experts=1)
+
+
+@pytest.mark.parametrize(("rank", "experts"), [(0, None), (2, None), (2, 4)])
+def test_relay_plan_counts_a_trained_decoder_with_adapters(tmp_path: Path, rank: int, experts: int | None) -> None:
+    from runner.commands.plan import measure
+    from runner.settings import RunSettings
+
+    recipe = recipe_of(tmp_path, "Llama", rank=rank, num_local_experts=experts)
+    rows = recipe.data("train")
+    found = measure(recipe, recipe.collate([rows[0]]), RunSettings(mixed_precision="no"))  # type: ignore[index]
+    model = recipe.model()
+    assert found.total == sum(each.numel() for each in model.parameters())
+    assert found.trained == sum(each.numel() for each in model.parameters() if each.requires_grad)
+    assert not found.unknown and found.activations > 0
