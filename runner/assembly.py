@@ -90,6 +90,7 @@ def build_run(config: Config, hardware: Hardware, signals: Any, found: Path | No
         # The run keeps the choice for its life: config.yaml and the checkpoints record it.
         config = config.with_run(mixed_precision=hardware.precision)
     recipe.use_precision(model, hardware.precision)
+    hardware = hardware.for_size(sum(each.numel() for each in model.parameters()))
     run = build_loop_parts(
         config, hardware, recipe, model, lanes, train_data, eval_data, max_steps, state, signals, deferred
     )

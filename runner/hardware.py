@@ -39,6 +39,8 @@ class Hardware:
     """Why this precision."""
     is_sharded: bool = False
     """Whether weights, gradients and optimiser are cut over the processes (FSDP2)."""
+    trims: bool = False
+    """Whether memory on a CPU goes back to the system after each lane."""
 
     @property
     def num_processes(self) -> int:
@@ -125,6 +127,15 @@ class Hardware:
                     parameter.grad = torch.zeros_like(parameter)
                 torch.distributed.all_reduce(parameter.grad)
                 parameter.grad /= self.num_processes
+
+    def for_size(self, parameters: int) -> "Hardware":
+        """This hardware, for a model of so many parameters."""
+        return dataclasses.replace(self, trims=self.device.type == "cpu" and parameters >= TRIMMED_PARAMETERS)
+
+    def end_lane(self) -> None:
+        """Give memory back to the system where that is worth its time."""
+        if self.trims:
+            trim_memory()
 
     def autocast(self) -> AbstractContextManager[None]:
         """The context in which a model computes in this run's precision."""
@@ -223,6 +234,21 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """The numbers of glibc's malloc.h."""
 LARGE_BLOCK = 1 << 18
 """Bytes from which on memory on a CPU goes back to the system as soon as it is free."""
+
+
+TRIMMED_PARAMETERS = 100_000_000
+"""Models from this size on are trimmed after each lane: it takes about a second, and a lane takes many."""
+
+
+def trim_memory() -> None:
+    """Let glibc give the free pages of its heap back to the system.
+
+    Lanes of changing lengths leave gaps in the heap, which grow from step to step. Source: man 3 malloc_trim.
+    """
+    if platform.system() == "Linux":
+        # Another C library than glibc lacks the function.
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def return_large_blocks() -> None:

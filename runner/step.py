@@ -82,6 +82,7 @@ def accumulate(run: Run, lanes: list[Fetched], totals: Totals) -> tuple[torch.Te
                 share, logs = backward(run, lane, totals, reduces, whole_step)
                 total += share
                 all_logs.append(logs)
+                run.hardware.end_lane()
         except RuntimeError as error:
             if not memory.is_out_of_memory(error) or not (is_alone or careful):
                 raise

@@ -5,6 +5,7 @@ Run alone: python -m pytest tests/runner/test_own_cost.py
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,3 +120,33 @@ def test_a_loss_that_is_not_finite_makes_every_gradient_nan(value: float, scaled
         assert weights.grad.tolist() == [8.0 if scaled else 2.0] * 3
     else:
         assert weights.grad.isnan().all()
+
+
+@pytest.mark.parametrize(("least", "wanted"), [(6, 0), (5, 3 * STEPS)])
+def test_memory_goes_back_after_each_lane_of_a_large_model(
+    least: int, wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runner import hardware
+
+    calls: list[int] = []
+    monkeypatch.setattr(hardware, "TRIMMED_PARAMETERS", least)
+    monkeypatch.setattr(hardware, "trim_memory", lambda: calls.append(1))
+    operations(tmp_path, lanes=3)
+    # A matrix of four weights and a bias.
+    assert len(calls) == wanted
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
+def test_trimming_gives_back_what_lies_between_blocks_in_use() -> None:
+    import psutil
+
+    from runner.hardware import trim_memory
+
+    # Below the size that gets a mapping of its own; every second one stays.
+    blocks = [torch.ones(16_000) for _ in range(4_000)]
+    del blocks[::2]
+    before = psutil.Process().memory_info().rss
+    trim_memory()
+    after = psutil.Process().memory_info().rss
+    assert before - after > 60_000_000, (before, after)
+    assert all(float(block.sum()) == 16_000 for block in blocks[::500])
