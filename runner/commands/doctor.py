@@ -37,7 +37,7 @@ EXTRAS = {
     "tensorboard": ("tensorboard",),
     "trackio": ("trackio",),
     "sweep": ("optuna",),
-    "tabular": ("charset_normalizer", "openpyxl", "pandas", "pyarrow", "sklearn", "scipy"),
+    "tabular": ("charset_normalizer", "openpyxl", "pandas", "pyarrow", "sklearn", "scipy", "threadpoolctl"),
     "microbiome": ("biom", "h5py", "pandas", "skbio", "sklearn", "scipy"),
 }
 """The extras of pyproject.toml, and what they bring, by the names of import."""
