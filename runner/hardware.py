@@ -314,21 +314,14 @@ TOLD = -1
 def announce_end(rank: int) -> None:
     """Leave the group after an error that only this process knows, and has told the user.
 
-    The others notice that the connection is closed, and ask the store. It lives in the main process, which waits for
-    them for a moment.
+    The others learn it from the store, once they notice that a process is gone.
     """
-    if not torch.distributed.is_initialized():
-        return
 
-    def announce() -> None:
-        store = torch.distributed.distributed_c10d._get_default_store()
-        store.set("relay-told", "1")
-        store.set(f"relay-knows-{rank}", "1")
-        world = torch.distributed.get_world_size()
+    def announce(store: torch.distributed.Store, world: int) -> None:
         torch.distributed.destroy_process_group()
         _wait_until_all_know(store, world)
 
-    _within_limit(announce)
+    _tell(rank, announce)
 
 
 def leave_together(rank: int) -> None:
@@ -336,17 +329,26 @@ def leave_together(rank: int) -> None:
 
     It holds the store, and what it sent about the error may not have arrived. The others mark that they know.
     """
+
+    def leave(store: torch.distributed.Store, world: int) -> None:
+        if rank == 0:
+            _wait_until_all_know(store, world)
+
+    _tell(rank, leave)
+
+
+def _tell(rank: int, then: Callable[[torch.distributed.Store, int], None]) -> None:
+    """Mark in the store that the user has been told why the run ends, and that this process knows."""
     if not torch.distributed.is_initialized():
         return
 
-    def leave() -> None:
+    def tell() -> None:
         store = torch.distributed.distributed_c10d._get_default_store()
         store.set("relay-told", "1")
         store.set(f"relay-knows-{rank}", "1")
-        if rank == 0:
-            _wait_until_all_know(store, torch.distributed.get_world_size())
+        then(store, torch.distributed.get_world_size())
 
-    _within_limit(leave)
+    _within_limit(tell)
 
 
 def _wait_until_all_know(store: torch.distributed.Store, world: int) -> None:

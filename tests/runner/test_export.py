@@ -93,8 +93,9 @@ def test_the_model_card_is_one_that_the_hub_reads(run: Path) -> None:
     from huggingface_hub import ModelCard
 
     card = ModelCard.load(run / "final" / "README.md")
-    assert card.data.tags == ["relay", "toy_recipe"]
-    assert card.data.library_name == "relay" and card.data.model_name == "toy-run"
+    data = card.data.to_dict()
+    assert data["tags"] == ["relay", "toy_recipe"]
+    assert data["library_name"] == "relay" and data["model_name"] == "toy-run"
     assert card.text.strip().startswith("# toy-run") and "## Scores" in card.text
 
 
