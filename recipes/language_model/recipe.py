@@ -28,7 +28,7 @@ from runner.parts.adapters import (
     with_adapters,
 )
 from runner.parts.cache import cache_folder
-from runner.parts.pretrained import arguments_of, check_adapted, check_load_in, find_pretrained
+from runner.parts.pretrained import check_adapted, check_load_in, find_pretrained, read_config
 from runner.parts.upcycling import is_to_be_upcycled, upcycled
 from runner.recipe import Batch, Loss
 
@@ -105,12 +105,13 @@ class Recipe(runner.recipe.Recipe):
 
         bound = dataclasses.replace(self, assets=folder)
         check_load_in(self.model_settings.load_in, self.model_settings.num_local_experts)
-        self._check_upcycling()
         exists = (folder / "tokenizer.json").is_file()
         # The tokenizer is fitted once per run: the other processes and a resumed run read what the first one wrote.
         must_retrain = self.tokenizer_settings.retrain and not (folder / "fitted.json").is_file()
         if exists and not must_retrain:
             return bound
+        # Not for a run that goes on: its base may be gone.
+        self._check_upcycling()
         for corpus in (self._corpus(), self._validation_corpus()):
             if corpus is not None:
                 corpus.check()
@@ -128,19 +129,14 @@ class Recipe(runner.recipe.Recipe):
         """Raise ConfigError where model.pretrained cannot become a mixture of experts."""
         settings = self.model_settings
         if settings.pretrained and settings.num_local_experts is not None:
-            from transformers import AutoConfig
-
-            place = find_pretrained(settings.pretrained)
-            is_to_be_upcycled(AutoConfig.from_pretrained(**arguments_of(place)), settings.num_local_experts)
+            is_to_be_upcycled(read_config(find_pretrained(settings.pretrained)), settings.num_local_experts)
 
     def _record_base(self, pretrained: str, assets: Path) -> None:
         """Describe the base in the assets: its architecture, or, of a run with adapters, where its weights are."""
         if self.lora.rank:
             record_base(pretrained, assets)
             return
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(**arguments_of(find_pretrained(pretrained)))
+        config = read_config(find_pretrained(pretrained))
         (assets / "base_config.json").write_text(config.to_json_string(use_diff=False), encoding="utf-8")
 
     def _check_validation(self) -> None:
@@ -306,6 +302,11 @@ class Recipe(runner.recipe.Recipe):
     def _adapted(self, built: PreTrainedModel, is_elsewhere: bool) -> nn.Module:
         if self.model_settings.num_local_experts is None:
             return with_adapters(built, self.lora, base_is_elsewhere=is_elsewhere)
+        if self.lora.dropout:
+            raise ConfigError(
+                f"lora.dropout is {self.lora.dropout}, which adapters of experts and routers cannot have: "
+                "type --lora.dropout 0."
+            )
         # The routers are new.
         parameters = ("experts.gate_up_proj", "experts.down_proj", "gate.weight")
         return with_adapters(built, self.lora, linear_names(built), parameters, base_is_elsewhere=is_elsewhere)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from runner.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 def is_path(requested: str) -> bool:
@@ -101,7 +103,7 @@ def read_pretrained(place: Path, load_in: LoadIn | None = None) -> PreTrainedMod
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    try:
+    with _naming(place):
         if load_in is None:
             return AutoModelForCausalLM.from_pretrained(**arguments_of(place), dtype=torch.float32)
         config = BitsAndBytesConfig(
@@ -116,12 +118,27 @@ def read_pretrained(place: Path, load_in: LoadIn | None = None) -> PreTrainedMod
             quantization_config=config,
             device_map={"": torch.cuda.current_device()},
         )
+
+
+def read_config(place: Path) -> PretrainedConfig:
+    """The config of a folder or a .gguf file. Raises DataError where it is damaged, or no model's."""
+    from transformers import AutoConfig
+
+    with _naming(place):
+        return AutoConfig.from_pretrained(**arguments_of(place))
+
+
+@contextlib.contextmanager
+def _naming(place: Path) -> Iterator[None]:
+    """Raise DataError with the model's name for each error of its readers."""
+    try:
+        yield
     except ImportError as error:
         raise DataError(
             f"model.pretrained {place} needs a package: {str(error).strip().splitlines()[0][:160]}\n"
             "Type pip install gguf to read .gguf files."
         ) from None
-    # Readers of weights raise errors of their own.
+    # Readers of configs and weights raise errors of their own.
     except Exception as error:
         summary = " ".join(str(error).split())[:200]
         raise DataError(

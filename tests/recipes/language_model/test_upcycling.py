@@ -10,7 +10,7 @@ import transformers
 
 from recipes.language_model.recipe import Recipe
 from recipes.language_model.settings import DataSettings, ModelSettings
-from runner.errors import ConfigError
+from runner.errors import ConfigError, DataError
 from runner.parts.adapters import LoraSettings
 from tests.recipes.text2sql.test_upcycling import write_dense
 
@@ -55,6 +55,36 @@ def test_it_begins_with_the_loss_of_the_dense_model_and_balances(tmp_path: Path,
     assert any("gate.lora_" in name for name in trained) and any("experts." in name for name in trained)
     held = dict(second.named_parameters())
     assert all(value.equal(held[name]) for name, value in first.named_parameters() if name not in trained)
+
+
+def test_the_base_of_a_trained_model_may_be_gone(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "Llama")
+    names = {name for name, _ in recipe.model().named_parameters()}
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    again = recipe.prepare_trained(tmp_path / "assets0")
+    assert {name for name, _ in again.model().named_parameters()} == names
+
+
+@pytest.mark.parametrize("experts", [None, 2])
+@pytest.mark.parametrize("content", [None, "", '{"model_type": "llama", ', '{"model_type": "unheard"}'])
+def test_a_base_without_a_config_that_can_be_read_is_named(
+    experts: int | None, content: str | None, tmp_path: Path
+) -> None:
+    recipe = recipe_of(tmp_path, "Llama", num_local_experts=experts)
+    (tmp_path / "base" / "config.json").unlink()
+    if content is not None:
+        (tmp_path / "base" / "config.json").write_text(content)
+    (tmp_path / "again").mkdir()
+    with pytest.raises(DataError, match="base") as caught:
+        recipe.prepare(tmp_path / "again")
+    assert len(str(caught.value).splitlines()) <= 3
+
+
+def test_dropout_of_adapters_is_refused_by_its_name(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "Llama", rank=2)
+    recipe = dataclasses.replace(recipe, lora=LoraSettings(rank=2, dropout=0.1))
+    with pytest.raises(ConfigError, match="lora.dropout is 0.1.*type --lora.dropout 0"):
+        recipe.model()
 
 
 def test_a_family_without_a_mixture_is_refused_before_data_are_read(tmp_path: Path) -> None:
