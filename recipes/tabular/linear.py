@@ -332,7 +332,7 @@ def _best_penalty(
 ) -> float:
     found: dict[float, float] = {}
     known = truth >= 0 if is_classes else np.isfinite(truth)
-    chosen = evenly(len(targets), MOST_CHOOSING_ROWS)
+    chosen = boosted.evenly(len(targets), MOST_CHOOSING_ROWS)
     inputs, targets = cast("csr_matrix", inputs[chosen]), targets[chosen]
     start: tuple[np.ndarray, np.ndarray] | None = None
     for penalty in PENALTIES:
@@ -344,11 +344,6 @@ def _best_penalty(
         scores = (held @ start[0] + start[1])[known]
         found[penalty] = quality(scores, truth[known], is_classes)
     return max(found, key=found.__getitem__)
-
-
-def evenly(count: int, most: int) -> np.ndarray:
-    """(at most `most`,) places among `count`, evenly spread."""
-    return np.arange(count) if count <= most else np.linspace(0, count - 1, most).astype(np.int64)
 
 
 def log_softmax(scores: np.ndarray) -> np.ndarray:
@@ -366,7 +361,7 @@ def _solve(
     start: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(inputs, outputs) weights and (outputs,) bias, float32. A classification begins at `start`, or at 0."""
-    chosen = evenly(len(targets), MOST_ROWS)
+    chosen = boosted.evenly(len(targets), MOST_ROWS)
     inputs, targets = cast("csr_matrix", inputs[chosen]), targets[chosen]
     squares = np.asarray(inputs.multiply(inputs).sum(0)).ravel()
     used = np.flatnonzero(squares)

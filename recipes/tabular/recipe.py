@@ -148,19 +148,9 @@ class Recipe(runner.recipe.Recipe):
 
     def metrics(self) -> list[str]:
         """What `score` returns: means over the tables, and each table's own where there are several."""
-        names = [
-            "score",
-            "score_without_transformer",
-            "score_linear",
-            "score_boosting",
-            "auroc",
-            "accuracy",
-            "log_loss",
-            "calibration_error",
-            "r2",
-            "rmse",
-        ]
-        return [*names, *(f"{name}/*" for name in names[2:])]
+        names = ["auroc", "accuracy", "log_loss", "calibration_error", "r2", "rmse"]
+        means = ["score", "score_without_transformer", "score_linear", "score_boosting"]
+        return [*means, *names, *(f"{name}/*" for name in names)]
 
     def packages(self) -> dict[str, str | None]:
         """pandas, and what reads the table's kind of file."""
@@ -361,7 +351,8 @@ class Recipe(runner.recipe.Recipe):
         sizes = self.model_settings
         if sizes.text_pooling != "auto" or sizes.text_encoder is None:
             return "mean" if sizes.text_pooling == "auto" else sizes.text_pooling
-        file = self.assets / "text_encoder" / POOLING if self.assets is not None else Path(POOLING)
+        assert self.assets is not None
+        file = self.assets / "text_encoder" / POOLING
         return json.loads(file.read_text(encoding="utf-8"))["pooling"] if file.is_file() else "cls"
 
     @functools.cached_property

@@ -95,7 +95,7 @@ def score(rows: list[Prediction]) -> dict[str, float]:
                 found.setdefault(metric, []).append(value)
                 each[f"{metric}/{name}"] = value
     means = {metric: float(np.mean(values)) for metric, values in found.items()}
-    main = _main_metrics(tables)
+    main = [value for metric, value in each.items() if metric.startswith(("auroc/", "r2/"))]
     means["score"] = float(np.mean(main)) if main else math.nan
     for other, metric in OTHERS.items():
         simple = _main_metrics(

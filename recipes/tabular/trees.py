@@ -66,6 +66,11 @@ class Trees:
         return ((sums[:, :, None] * self.spread).sum(1) + self.bias).astype(np.float32)
 
 
+def evenly(count: int, most: int) -> np.ndarray:
+    """(at most `most`,) places among `count`, evenly spread."""
+    return np.arange(count) if count <= most else np.linspace(0, count - 1, most).astype(np.int64)
+
+
 def grow(inputs: np.ndarray, targets: np.ndarray, outputs: int, is_classes: bool, seed: int) -> Trees:
     """Grow trees on (rows, inputs) and the classes or z of these rows.
 
@@ -74,9 +79,8 @@ def grow(inputs: np.ndarray, targets: np.ndarray, outputs: int, is_classes: bool
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
     from threadpoolctl import threadpool_limits
 
-    if len(targets) > MOST_ROWS:
-        chosen = np.linspace(0, len(targets) - 1, MOST_ROWS).astype(np.int64)
-        inputs, targets = inputs[chosen], targets[chosen]
+    chosen = evenly(len(targets), MOST_ROWS)
+    inputs, targets = inputs[chosen], targets[chosen]
     # Chosen by the out-of-fold loss on the training rows of fifteen tables.
     model: HistGradientBoostingClassifier | HistGradientBoostingRegressor
     with threadpool_limits(1):

@@ -119,7 +119,7 @@ def _unreadable(path: str, error: Exception) -> DataError:
 def pretrained(
     settings: "ModelSettings", tokenizer: "PreTrainedTokenizerBase | None", assets: Path | None, has_adapters: bool
 ) -> tuple["PreTrainedModel", list[int], bool]:
-    """A trained decoder in fp32, which tokens it has not seen before, and whether it has been upcycled.
+    """A trained decoder, which tokens it has not seen before, and whether it has been upcycled.
 
     Raises DataError where it cannot be read.
     """

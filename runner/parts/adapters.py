@@ -181,12 +181,12 @@ def merged(model: nn.Module) -> Iterator[None]:
     Afterwards the weights are the tensors that they were. A model in pieces (FSDP), weights that are not fp32 all
     through, in which adapters would lose digits, and adapters of one of two tied tables stay as they are.
     """
+    if not _can_merge(model):
+        yield
+        return
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [each for each in model.modules() if isinstance(each, BaseTunerLayer)]
-    if not layers or not _can_merge(model):
-        yield
-        return
     held = {id(each): (each, each.data) for each in model.parameters() if not each.requires_grad}
     try:
         for layer in layers:
@@ -209,14 +209,12 @@ def _can_merge(model: nn.Module) -> bool:
     adapted = next(
         (each for each in model.modules() if hasattr(each, "peft_config") and hasattr(each, "base_model")), None
     )
+    # PEFT is not imported for a model without adapters.
+    if adapted is None or torch.is_autocast_enabled(next(model.parameters()).device.type):
+        return False
     is_whole = all(type(each) is torch.nn.Parameter for each in model.parameters())
     is_wide = all(each.dtype in (torch.float32, torch.float64) for each in model.parameters())
-    if (
-        adapted is None
-        or not is_whole
-        or not is_wide
-        or torch.is_autocast_enabled(next(model.parameters()).device.type)
-    ):
+    if not is_whole or not is_wide:
         return False
     peft_model = cast("PeftModel", adapted)
     return not (are_tied(peft_model) and adapts_a_table(peft_model))

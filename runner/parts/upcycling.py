@@ -117,7 +117,7 @@ def _without_weights(dense: PreTrainedModel, num_experts: int, per_token: int) -
     shape: dict[str, object] = {name: getattr(own, name) for name in PASSED_ON if hasattr(own, name)}
     shape |= {"num_experts_per_tok": per_token, "intermediate_size": own.intermediate_size}
     if kind == "Mixtral":
-        shape |= {"num_local_experts": num_experts, "sliding_window": getattr(own, "sliding_window", None)}
+        shape["num_local_experts"] = num_experts
     else:
         shape |= {"num_experts": num_experts, "moe_intermediate_size": own.intermediate_size, "norm_topk_prob": True}
     if kind == "Qwen2Moe":

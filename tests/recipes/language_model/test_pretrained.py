@@ -1,5 +1,6 @@
 """What model.pretrained may be: a folder, a .gguf file, an id of the hub; and what is said where it is nowhere."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,10 @@ def test_four_bits_are_refused_before_data_are_read_where_they_cannot_be(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["--recipe", recipe, "--model.pretrained", "x", "--model.load_in", "4bit"]
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *of: None if name == "bitsandbytes" else found(name, *of)
+    )
     for flags, has_cuda, message in (
         (["--lora.rank", "4"], False, "needs an NVIDIA GPU with CUDA.*\nleave --model.load_in out"),
         (["--lora.rank", "4"], True, r"pip install 'relay-train\[4bit\]'"),
