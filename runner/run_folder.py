@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.checkpoints.pointers import DRAFT
+from runner.checkpoints.pointers import remove_drafts
 from runner.config import Config, write_yaml
 from runner.errors import ConfigError
 from runner.log import Ledger, Metrics
@@ -72,12 +72,6 @@ def is_locked(path: Path) -> bool:
             return True
         fcntl.flock(file, fcntl.LOCK_UN)
     return False
-
-
-def remove_drafts(output_dir: Path) -> None:
-    """Remove what a run that died has left half-written; call it only with the lock."""
-    for draft in output_dir.glob(f"{DRAFT}*"):
-        shutil.rmtree(draft, ignore_errors=True) if draft.is_dir() else draft.unlink(missing_ok=True)
 
 
 def choose_output_dir(config: Config, hardware: Hardware) -> str:

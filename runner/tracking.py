@@ -206,7 +206,7 @@ def track(run: Run, split: str, values: dict[str, Any]) -> None:
 def track_histograms(run: Run) -> None:
     """Send histograms of weights and of this step's gradients to the experiment tracker before each evaluation.
 
-    Of a tensor it gets up to 65,536 numbers, evenly spread; of weights that are cut over processes, nothing.
+    Of a larger tensor it gets 65,536 to 131,071 numbers, evenly spread; of weights that are cut over processes, none.
     """
     kind_of_tracker = run.settings.report_to
     if kind_of_tracker == "none" or not run.hardware.is_main or run.hardware.is_sharded:

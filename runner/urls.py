@@ -63,7 +63,8 @@ class MaskedStream:
     """An output stream that writes *** in place of secrets, whichever library or traceback they come from."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        # Masked once is enough.
+        self._stream = stream._stream if isinstance(stream, MaskedStream) else stream
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)

@@ -41,6 +41,12 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_drafts(output_dir: Path) -> None:
+    """Remove what is half-written; call it only where nobody writes into the folder."""
+    for draft in output_dir.glob(f"{DRAFT}*"):
+        remove(draft)
+
+
 def write_pointer(link: Path, folder: Path) -> None:
     """Make `link` lead to `folder` beside it, at once: a symbolic link, or a file with its name."""
     with draft_beside(link) as draft:

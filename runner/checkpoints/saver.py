@@ -13,7 +13,7 @@ import torch
 from runner.checkpoints.bucket import Uploader
 from runner.checkpoints.disk import writing
 from runner.checkpoints.folders import complete_draft, prune_checkpoints, wait_for_shards, write_checkpoint, write_shard
-from runner.checkpoints.pointers import DRAFT, remove, write_pointer
+from runner.checkpoints.pointers import DRAFT, remove_drafts, write_pointer
 from runner.checkpoints.state import State
 from runner.checkpoints.tensors import (
     clean_name,
@@ -112,8 +112,7 @@ class Saver:
             # That a process could not write says more than that another one waited for its file.
             wrong = min(all_wrong, key=lambda each: not isinstance(each, DiskError), default=None)
             if wrong is not None and self.is_main:
-                for draft in self.output_dir.glob(f"{DRAFT}*"):
-                    remove(draft)
+                remove_drafts(self.output_dir)
         else:
             wrong = hardware.from_main(wrong)
         if wrong is not None:

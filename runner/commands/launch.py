@@ -15,7 +15,7 @@ from typing import Annotated
 
 from runner.config import parse_into
 from runner.errors import ConfigError
-from runner.parts.installation import ROOT, find_launch_config
+from runner.parts.installation import environment_with_relay, find_launch_config
 from runner.parts.setting_types import AtLeast0, AtLeast1, Range, check_ranges
 from runner.signals import CAUGHT, REPEAT_SECONDS
 from runner.trials import free_port
@@ -56,9 +56,7 @@ def main(arguments: list[str]) -> int:
     settings, variables = with_config_file(settings)
     processes = count_processes(settings)
     command = [sys.executable, "-m", "runner", "train", *words]
-    environment = {**os.environ, **variables}
-    # The program is found wherever the command is typed.
-    environment["PYTHONPATH"] = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
+    environment = {**environment_with_relay(), **variables}
     environment.setdefault("OMP_NUM_THREADS", str(threads_per_process(processes)))
     if processes * settings.machines == 1:
         os.execve(sys.executable, command, environment)

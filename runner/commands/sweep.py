@@ -21,7 +21,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -38,7 +37,7 @@ from runner.errors import ConfigError, DataError, Interrupted
 from runner.lanes import key
 from runner.log import append_line, read_lines
 from runner.parts.charts import Cloud, Curve, Page, short_number
-from runner.parts.installation import ROOT, require
+from runner.parts.installation import environment_with_relay, require
 from runner.parts.search_space import NOT_VARIED, Variation, combinations, read_variations
 from runner.parts.setting_types import AtLeast1
 from runner.settings import RunSettings
@@ -103,14 +102,15 @@ def main(arguments: list[str]) -> None:
     own, others = split_flags(SweepSettings, arguments)
     settings: SweepSettings = parse_into(SweepSettings, own, "relay sweep", __doc__)
     config = parse(others, "relay sweep")
-    variations = read_variations(settings.vary, {each.flag: each for each in _known(config)})
+    known = {each.flag: each for owner in (RunSettings, type(config.recipe)) for each in settings_of(owner)}
+    variations = read_variations(settings.vary, known)
     typed = [each.flag for each in variations if each.flag in config.flags]
     if typed:
         raise ConfigError(f"{typed[0]} is varied, and --{typed[0]} has a value for all trials: leave one of them out.")
     if config.run.cloud_provider:
         raise ConfigError("A sweep gives each trial a place of its own in the bucket: type --upload_to URL instead.")
     require(["optuna"], "relay sweep", "sweep")
-    from runner.preflight import check_settings, raise_first
+    from runner.preflight import Check, check_settings, raise_first, wrong_folder
     from runner.run_folder import choose_output_name
 
     config = check_settings(config)
@@ -118,8 +118,6 @@ def main(arguments: list[str]) -> None:
     if config.run.dry_run:
         print(_introduction(config, folder, variations, settings))
         return
-    from runner.preflight import Check, wrong_folder
-
     raise_first([Check("output_dir", wrong_folder(folder, False))])
     with _locked(folder):
         sweep = Sweep.open(config, folder, variations, settings, others)
@@ -163,7 +161,7 @@ class Sweep:
         file = folder / "sweep.json"
         if any(folder.glob("checkpoint-*")) or (folder / "metrics.jsonl").exists():
             raise ConfigError(f"{folder} is the folder of a run: type another --output_dir for the sweep.")
-        own = set(NOT_VARIED) - {"metric_for_best_model", "greater_is_better"}
+        own = NOT_VARIED - {"metric_for_best_model", "greater_is_better"}
         flat = {name: value for name, value in config.flat().items() if name not in own and name != "preset"}
         now = {"vary": {each.flag: str(each) for each in variations}, "settings": {**flat, "preset": config.preset}}
         now = json.loads(json.dumps(now, default=str))
@@ -220,15 +218,18 @@ class Sweep:
     def _train(self, trial: Trial, asked: optuna.trial.Trial, started: Started) -> int:
         """Run the training, and stop it where it falls behind; returns its exit status."""
         place, seen, is_told = self.folder / trial.name, 0, False
+        metrics, read = place / "metrics.jsonl", None
         command = [sys.executable, "-m", "runner", "launch", *self._launch_words(), *self._training_words(trial)]
-        environment = {**os.environ}
-        environment["PYTHONPATH"] = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
         with (self.folder / f"{trial.name}.log").open("ab") as log:
-            process = started.start(command, environment, log)
+            process = started.start(command, environment_with_relay(), log)
         while True:
             # In this order: what it wrote before its end is read after it.
             status = process.poll()
-            trial.scores, trial.step = self._scores(place)
+            written = metrics.stat().st_size if metrics.is_file() else None
+            if written != read or status is not None:
+                # Read only when it has grown: a long run's file would take a core from the training.
+                read = written
+                trial.scores, trial.step = self._scores(place)
             for score in trial.scores[seen:]:
                 asked.report(score, seen)
                 seen += 1
@@ -511,19 +512,23 @@ def _locked(folder: Path) -> Iterator[None]:
     """The folder of the sweep, for this process alone. Raises ConfigError where another one has it."""
     from filelock import FileLock, Timeout
 
+    from runner.run_folder import is_locked
+
     lock = FileLock(folder / ".lock")
+    taken = ConfigError(f"Another sweep is at work in {folder}: wait for it, or type another --output_dir.")
     try:
+        if is_locked(folder / ".lock"):
+            raise taken
         lock.acquire(timeout=0)
     except Timeout:
-        raise ConfigError(f"Another sweep is at work in {folder}: wait for it, or type another --output_dir.") from None
+        raise taken from None
+    except (OSError, NotImplementedError):
+        # Some network folders have no locks.
+        pass
     try:
         yield
     finally:
         lock.release()
-
-
-def _known(config: Config) -> list:
-    return [*settings_of(RunSettings), *settings_of(type(config.recipe))]
 
 
 def _introduction(config: Config, folder: Path, variations: Sequence[Variation], settings: SweepSettings) -> str:

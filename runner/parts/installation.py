@@ -1,6 +1,7 @@
 """Where Relay is installed: from a checkout or from a package, with which extras and launch configurations."""
 
 import importlib.util
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +12,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 DISTRIBUTION = "relay-train"
 """The name on the package index. `relay` and `relay-runner` there are not this program."""
+
+
+def environment_with_relay() -> dict[str, str]:
+    """The environment for a process that finds this Relay wherever the command is typed."""
+    path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def is_checkout() -> bool:

@@ -3,6 +3,8 @@
 Most tests put a script of a few lines in the place of the training, so that forty trials take seconds.
 """
 
+import contextlib
+import errno
 import json
 import os
 import signal
@@ -275,14 +277,30 @@ def test_a_sweep_with_other_settings_is_not_gone_on_with(
 ) -> None:
     words = [*WORDS, "--vary", "learning_rate=0.01,0.1", "--output_dir", str(tmp_path / "s")]
     assert main(words) == 0
-    for other in (["--batch_size", "16"], ["--vary", "warmup_steps=0,5"]):
+    for other, named in ((["--batch_size", "16"], "batch_size"), (["--vary", "warmup_steps=0,5"], "vary ")):
         assert main([*words, *other]) == 2
-        error = capsys.readouterr().err
-        assert "batch_size" in error or "vary warmup_steps" in error
+        assert f"other settings: {named}" in capsys.readouterr().err
     (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
     assert main([*words[:-1], str(tmp_path / "run")]) == 2
     assert "folder of a run" in capsys.readouterr().err
     assert len(trainer) == 2
+
+
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_a_folder_has_one_sweep_where_it_has_locks(
+    has_locks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runner import run_folder
+
+    def no_locks(path: Path) -> bool:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    with sweep._locked(tmp_path):
+        if not has_locks:
+            monkeypatch.setattr(run_folder, "is_locked", no_locks)
+        with contextlib.nullcontext() if not has_locks else pytest.raises(ConfigError, match="at work"):
+            with sweep._locked(tmp_path):
+                pass
 
 
 def test_without_optuna_a_line_says_what_to_install(

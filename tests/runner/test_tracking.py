@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases, the latter offline. Run alone: python -m pytest tests/runner/test_tracking.py"""
+"""TensorBoard, trackio, and Weights & Biases offline. Run alone: python -m pytest tests/runner/test_tracking.py"""
 
 import contextlib
 import json
@@ -73,7 +73,7 @@ def test_trackio_has_the_run_under_its_name_and_goes_on(tmp_path: Path) -> None:
     flags = ("--report_to", "trackio", "--shows_answers", "true")
     interrupted(run, Interruption("fetch", 13, signal=signal.SIGTERM), *flags)
     train(run, *flags, "--resume_from_checkpoint", "auto")
-    (file,) = [file for file in (run / "trackio").glob("*.db")]
+    (file,) = (run / "trackio").glob("*.db")
     with contextlib.closing(sqlite3.connect(file)) as database:
         rows = [(name, step, json.loads(text)) for name, step, text in
                 database.execute("select run_name, step, metrics from metrics")]  # fmt: skip
