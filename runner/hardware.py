@@ -77,6 +77,7 @@ class Hardware:
                 wrong = error
         answer, wrong = self.from_main((answer, wrong))
         if wrong is not None:
+            wrong.is_of_one_process = False
             raise wrong
         return cast(Value, answer)
 

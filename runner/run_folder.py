@@ -129,11 +129,10 @@ def follow_moved_run(config: Config) -> Config:
 
 
 def open_files(run: Run, config: Config) -> None:
-    """Write the settings, and open metrics and ledger, on the main process."""
+    """Write the settings, and open metrics and ledger; for the main process."""
     output_dir = Path(run.settings.output_dir or "")
-    if run.hardware.is_main:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        write_yaml(config, output_dir / "config.yaml")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_yaml(config, output_dir / "config.yaml")
     open_metrics(run)
 
 

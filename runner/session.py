@@ -61,8 +61,13 @@ def _run(config: Config, search: RunSettings, hardware: Hardware, signals: Signa
     found, state = find_resume_point(search, output_dir, hardware)
     config = settings_to_go_on_with(config, found, state, output_dir, hardware)
     settings = config.run
-    if hardware.is_main and not settings.dry_run:
-        empty_assets(output_dir)
+    if not settings.dry_run:
+
+        def empty() -> None:
+            with writing("assets", output_dir):
+                empty_assets(output_dir)
+
+        hardware.on_main(empty)
     run = build_run(config, hardware, signals, found, state)
     config = dataclasses.replace(config, run=run.settings)
     _introduce(run, config, found)
@@ -72,8 +77,12 @@ def _run(config: Config, search: RunSettings, hardware: Hardware, signals: Signa
     if found is not None:
         found = take_over_checkpoint(run, found, output_dir)
     run.saver.reserve(run)
-    with writing("config.yaml", output_dir):
-        open_files(run, config)
+
+    def open_all() -> None:
+        with writing("config.yaml", output_dir):
+            open_files(run, config)
+
+    hardware.on_main(open_all)
     start_trackers(run, config)
     if settings.upload_to and hardware.is_main:
         run.saver.uploader = Uploader(

@@ -128,6 +128,38 @@ def test_a_run_whose_folder_changes_under_it(tmp_path: Path, where: str) -> None
             write()
 
 
+def end_of_two(words: list[str], log_file: Path, environment: dict[str, str]) -> list[int]:
+    """The exit statuses of a training of two processes.
+
+    Not through Trial: its processes are forked from one that has not loaded the library of `faults`.
+    """
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-m", "runner", "train", *words]
+    with log_file.open("wb") as log:
+        processes = [
+            subprocess.Popen(
+                command, cwd=REPOSITORY, stdout=log, stderr=log,
+                env={**os.environ, **environment, **group, "RANK": rank, "LOCAL_RANK": rank},
+            )
+            for rank in ("0", "1")
+        ]  # fmt: skip
+        try:
+            return [process.wait(120) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+
+
+@pytest.mark.parametrize("file", [".assets", "config.yaml"])
+def test_a_disk_that_breaks_at_the_start_ends_all(file: str, tmp_path: Path, faults: dict[str, str]) -> None:
+    run = tmp_path / "run"
+    fault = {**faults, "FAULT_CALL": "open", "FAULT_PATH": f"run/{file}", "FAULT_ERRNO": str(errno.EIO)}
+    statuses = end_of_two([*SHORT, "--output_dir", str(run)], tmp_path / "log", fault)
+    printed = (tmp_path / "log").read_text(encoding="utf-8")
+    assert statuses == [2, 2] and "Traceback" not in printed and printed.count("error: ") == 1, printed
+    assert f"cannot be written into {run}: the disk reports an error" in printed
+
+
 @pytest.mark.parametrize(
     ("call", "file"), [("rename", "model.shard-1"), ("rename", "optimizer.shard-0"), ("open", "state.json")]
 )
@@ -138,22 +170,7 @@ def test_a_process_that_cannot_write_its_shards_ends_all(
     words = [*SHORT, "--output_dir", str(run), "--save_steps", "2"]
     # All of the first checkpoint can be written.
     fault = {**faults, "FAULT_CALL": call, "FAULT_PATH": f"-4-shards/{file}", "FAULT_ERRNO": str(errno.ENOSPC)}
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    # Not through Trial: its processes are forked from one that has not loaded the library.
-    command = [sys.executable, "-m", "runner", "train", *words]
-    with (tmp_path / "log").open("wb") as log:
-        processes = [
-            subprocess.Popen(
-                command, cwd=REPOSITORY, stdout=log, stderr=log,
-                env={**os.environ, **fault, **group, "ACCELERATE_USE_FSDP": "true", "RANK": rank, "LOCAL_RANK": rank},
-            )
-            for rank in ("0", "1")
-        ]  # fmt: skip
-        try:
-            statuses = [process.wait(120) for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
+    statuses = end_of_two(words, tmp_path / "log", {**fault, "ACCELERATE_USE_FSDP": "true"})
     printed = (tmp_path / "log").read_text(encoding="utf-8")
     assert statuses == [2, 2], printed
     message = printed[printed.index("error: ") :]
