@@ -17,7 +17,6 @@ from runner import errors, registry
 from runner.__main__ import VERBS, module_of
 from runner.fields import Setting, defaults_of, settings_of
 from runner.parts.setting_types import range_of
-from runner.recipe import Recipe
 from runner.settings import FIRST, RunSettings
 
 DOCS = Path(__file__).resolve().parent
@@ -213,6 +212,9 @@ def help_of(verb: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", shown.getvalue()).strip()
 
 
+SHARED = ("Recipe", "Batch", "Loss", "Stream", "Order", "Source", "Download")
+"""The classes of `runner/recipe.py` that the page of the contract shows, in its order."""
+
 CONTRACT = f"""# What a recipe consists of
 
 The classes that a recipe and the runner share (`runner/recipe.py`), made of their docstrings.
@@ -221,27 +223,7 @@ The classes that a recipe and the runner share (`runner/recipe.py`), made of the
 .. automodule:: runner.recipe
    :no-members:
 
-.. autoclass:: {Recipe.__module__}.Recipe
-   :members:
-
-.. autoclass:: runner.recipe.Batch
-   :members:
-
-.. autoclass:: runner.recipe.Loss
-   :members:
-
-.. autoclass:: runner.recipe.Stream
-   :members:
-
-.. autoclass:: runner.recipe.Order
-   :members:
-
-.. autoclass:: runner.recipe.Source
-   :members:
-
-.. autoclass:: runner.recipe.Download
-   :members:
-```
+{chr(10).join(f".. autoclass:: runner.recipe.{name}{chr(10)}   :members:{chr(10)}" for name in SHARED)}```
 
 ## Errors
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from runner.checkpoints.pointers import resolve_pointer
 from runner.log import read_lines
-from runner.parts.charts import Cloud, Curve, Page, Points, flat_values, short_number
+from runner.parts.charts import MOST_COLOURS, Cloud, Curve, Page, Points, flat_values, short_number
 
 UNITS = {
     "loss": "loss",
@@ -291,14 +291,27 @@ def _chart(found: Page, records: Sequence[Record], name: str) -> str:
 
 
 def _scores(found: Page, records: Sequence[Record]) -> list[str]:
+    """Charts of the evaluations' scores; of a single run, a score and its groups (METRIC/GROUP) share one chart."""
+    names = _names([event for record in records for event in record.scored], (int, float))
+    together: dict[str, list[str]] = {}
+    for name in names:
+        if name != "loss" and any(len(_points(record.scored, name)) > 1 for record in records):
+            together.setdefault(name.partition("/")[0], []).append(name)
     figures = []
-    for name in _names([event for record in records for event in record.scored], (int, float)):
-        curves = [
-            Curve("validation" if len(records) == 1 else record.name, _points(record.scored, name), place)
-            for place, record in enumerate(records)
-        ]
-        if name != "loss" and any(len(curve.points) > 1 for curve in curves):
-            figures.append(found.curves(name, curves))
+    for metric, parts in together.items():
+        if len(records) == 1 and 1 < len(parts) <= MOST_COLOURS:
+            curves = [
+                Curve(part.partition("/")[2] or "all", _points(records[0].scored, part), place)
+                for place, part in enumerate(parts)
+            ]
+            figures.append(found.curves(metric, curves))
+            continue
+        for part in parts:
+            curves = [
+                Curve("validation" if len(records) == 1 else record.name, _points(record.scored, part), place)
+                for place, record in enumerate(records)
+            ]
+            figures.append(found.curves(part, curves))
     return [figure for figure in figures if figure]
 
 

@@ -16,6 +16,9 @@ PARTS = Path(__file__).parent / "uplot"
 MOST_POINTS = 4000
 """Points of a curve in a page; of more, evenly spread ones are taken."""
 
+MOST_COLOURS = 7
+"""Colours that the page's style has for curves."""
+
 Points = Sequence[tuple[float, float | None]]
 """(step, value), in the order of the steps."""
 

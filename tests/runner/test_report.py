@@ -116,6 +116,30 @@ def test_several_runs_lie_over_each_other_with_what_differs(tmp_path: Path, caps
     assert main(["report", str(tmp_path / "a"), "--output", str(tmp_path)]) == 2
 
 
+def test_a_score_and_its_groups_share_a_chart(tmp_path: Path) -> None:
+    events = [
+        {
+            "step": step,
+            "split": "eval",
+            "f1": 0.25,
+            "accuracy": 0.5,
+            "accuracy/held_out": 0.1,
+            "accuracy/seen": step / 2,
+        }
+        for step in (1, 2)
+    ]
+    write_events(tmp_path, *events)
+    page = report.write(tmp_path).read_text(encoding="utf-8")
+    (chart,) = [chart for chart in data_of(page)["charts"] if chart["title"].startswith("accuracy")]
+    assert chart["keys"] == ["all", "held_out", "seen"] and len(set(chart["colours"])) == 3
+    assert curve(page, "accuracy", "seen") == [(1, 0.5), (2, 1.0)]
+    assert curve(page, "f1", "validation") == [(1, 0.25), (2, 0.25)]
+    # A chart has no more curves than it has colours; the others get charts of their own.
+    write_events(tmp_path, *({**event, **{f"accuracy/{i}": 0.1 * i for i in range(7)}} for event in events))
+    page = report.write(tmp_path).read_text(encoding="utf-8")
+    assert curve(page, "accuracy/seen", "validation") == [(1, 0.5), (2, 1.0)]
+
+
 def test_metrics_by_layer_become_cells_and_odd_numbers_do_no_harm(tmp_path: Path) -> None:
     write_events(
         tmp_path,

@@ -10,7 +10,9 @@
   const isRound = (x) => [1, 2, 5].some((first) => Math.abs(Math.log10(x / first) - Math.round(Math.log10(x / first))) < 1e-9);
   // As many digits as tell two neighbours on an axis apart.
   const tick = (value, step) => {
-    if (!step || Math.abs(value) >= 1e6 || value !== 0 && (step < 1e-6 || Math.abs(value) < 1e-3)) return short(value);
+    if (!step) return short(value);
+    if (Math.abs(value) >= 1e6 || step < 1e-5)
+      return value.toExponential(Math.min(8, Math.max(0, Math.ceil(Math.log10(Math.abs(value) / step) - 1e-9))));
     let digits = 0;
     while (digits < 8 && Math.abs(step * 10 ** digits - Math.round(step * 10 ** digits)) > 1e-6) digits++;
     return value.toLocaleString("en", { maximumFractionDigits: digits });
@@ -80,7 +82,7 @@
     ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
     ctx.clip();
     spec.series.forEach((s, i) => {
-      ctx.strokeStyle = ctx.fillStyle = colour(`--c${spec.colours[i] % 6}`);
+      ctx.strokeStyle = ctx.fillStyle = colour(`--c${spec.colours[i] % 7}`);
       const at = s.x.map((x, j) => [u.valToPos(x, "x", true), u.valToPos(s.y[j], "y", true)]);
       if (s.line) {
         ctx.beginPath();
@@ -114,14 +116,17 @@
       if (found) {
         const [i, j] = found, s = spec.series[i], across = spec.names[s.x[j]] ?? number(s.x[j]);
         const words = s.labels[j] ?? `${spec.axes[0]} ${across}, ${spec.axes[1]} ${number(s.y[j])}`;
-        read.innerHTML = `<span style="color:var(--c${spec.colours[i] % 6})">${words}</span>`;
+        read.innerHTML = `<span style="color:var(--c${spec.colours[i] % 7})">${words}</span>`;
         return;
       }
     }
     if (spec.kind === "points" || at == null || left == null || left < 0) {
-      // One curve needs no key: the title names it.
-      read.innerHTML = spec.keys.length === 1 && spec.kind !== "heat" ? "" : spec.keys.map((key, i) => `<b style="color:var(--c${spec.colours[i] % 6})">${key}</b>`)
-        .join(" &nbsp; ");
+      // One curve needs no key: the title names it. Without a pointer, as on a phone, its last value can be read.
+      const last = (s) => { const y = s.y.filter((value) => value != null); return number(y[y.length - 1]); };
+      read.innerHTML = spec.kind === "curves" && spec.keys.length === 1 ? `last <b>${last(spec.series[0])}</b>`
+        : spec.kind === "points" && spec.keys.length === 1 ? ""
+        : spec.keys.map((key, i) => `<span style="color:var(--c${spec.colours[i] % 7})"><b>${key}</b>${spec.kind === "curves" ? " " + last(spec.series[i]) : ""}</span>`)
+          .join(" &nbsp; ");
       return;
     }
     let words = `${page.across} ${number(u.data[0][at])}`;
@@ -135,7 +140,7 @@
       let near = at;
       while (near > 0 && u.data[i + 1][near] == null) near--;
       const value = u.data[i + 1][near], older = near !== at && value != null ? ` (at ${number(u.data[0][near])})` : "";
-      words += ` &nbsp; <span style="color:var(--c${spec.colours[i] % 6})">${spec.keys[i]} <b>${number(value)}</b>${older}</span>`;
+      words += ` &nbsp; <span style="color:var(--c${spec.colours[i] % 7})">${spec.keys[i]} <b>${number(value)}</b>${older}</span>`;
     }
     read.innerHTML = words;
   }
@@ -162,8 +167,8 @@
           values: (u, v) => v.map((x) => named ? spec.names[x] ?? "" : !cloud && x % 1 || spec.logAcross && !isRound(x) ? "" : short(x)) },
           { ...axis, ...(cloud ? { ...label, label: spec.axes[1] } : {}), size: 62, values: (u, v, axis, space, step) => v.map((x) => heat || x == null ? "" : isLog ? short(x) : tick(x, step)) }],
         series: [{}, ...(heat || cloud ? [{ show: false }] : spec.series.map((s, i) => ({
-          stroke: colour(`--c${spec.colours[i] % 6}`), width: 1.7, spanGaps: true, dash: s.dash ? [6, 4] : undefined,
-          points: { show: s.x.length < 40, size: 6, fill: colour(`--c${spec.colours[i] % 6}`) } })))],
+          stroke: colour(`--c${spec.colours[i] % 7}`), width: 1.7, spanGaps: true, dash: s.dash ? [6, 4] : undefined,
+          points: { show: s.x.length < 40, size: 6, fill: colour(`--c${spec.colours[i] % 7}`) } })))],
         hooks: { draw: [(u) => { if (cloud) return drawPoints(u, spec); if (heat) drawCells(u, spec); drawMarks(u); }], setCursor: [(u) => tell(u, spec, read)] },
       }, data, place);
       charts.push(chart);
