@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from recipes.text2sql.decoding.masks import OnlyGrammatical, writer_of
 from recipes.text2sql.prompts.prompt import reveal, reveal_names
@@ -24,6 +24,7 @@ from recipes.text2sql.sql.results import first_that_finds, is_ordered, is_valid,
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import Cache
 
     from recipes.text2sql.prompts.encoding import Encoder, Example
     from recipes.text2sql.settings import GenerationSettings
@@ -62,6 +63,8 @@ def write_candidates(
         # Beam search looks at twice as many tokens as it has beams, and at more if several tokens may end a text.
         needed = None if is_sampled else 1 if count == 1 else 4 * count
         processors.append(OnlyGrammatical(writers, count, longest, settings.max_new_tokens, needed))
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    read = {"past_key_values": prompts_read_once(model, ids, mask, count)} if count > 1 else {}
     if is_sampled:
         ids, mask = ids.repeat_interleave(count, 0), mask.repeat_interleave(count, 0)
         processors.append(TemperatureLogitsWarper(settings.temperature))
@@ -69,19 +72,39 @@ def write_candidates(
             processors.append(TopPLogitsWarper(settings.top_p))
         processors.append(SeededSampling(uniforms(examples, count, settings.max_new_tokens, settings.seed), longest))
     written = model.generate(
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
+        input_ids=ids,
+        attention_mask=mask,
         max_new_tokens=settings.max_new_tokens,
         do_sample=False,
         num_beams=1 if is_sampled else count,
         num_return_sequences=1 if is_sampled else count,
         logits_processor=processors,
+        **read,
     )  # (batch * candidates, time)
     texts = [str(tokenizer.decode([t for t in row if t not in (pad, end)])) for row in written[:, longest:].tolist()]
     return [
         [as_sql(encoder, text, example) for text in texts[number * count : (number + 1) * count]]
         for number, example in enumerate(examples)
     ]
+
+
+def prompts_read_once(model: Any, ids: Tensor, mask: Tensor, count: int) -> Cache | None:
+    """Keys and values of all but the last token of each prompt, `count` times: candidates share the work of reading.
+
+    `ids` and `mask` are (batch, time), padded on the left. None where the model has another kind of cache, or where
+    the prompts are too short.
+    """
+    if ids.shape[1] < 2:
+        return None
+    places = (mask.cumsum(-1) - 1).clamp(min=0)[:, :-1]
+    with torch.no_grad():
+        cache = model(
+            input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=places, use_cache=True, logits_to_keep=1
+        ).past_key_values
+    if not isinstance(cache, DynamicCache):
+        return None
+    cache.batch_repeat_interleave(count)
+    return cache
 
 
 def as_sql(encoder: Encoder, text: str, example: Example) -> str:

@@ -19,6 +19,7 @@ import torch
 from recipes.text2sql.data import cache, demo
 from recipes.text2sql.data.questions import Question
 from recipes.text2sql.data.questions import read_demo as demo_questions
+from recipes.text2sql.decoding import candidates
 from recipes.text2sql.decoding.candidates import SeededSampling, as_sql, most_voted, uniforms, write_candidates
 from recipes.text2sql.decoding.masks import OnlyGrammatical, State, Writer, writer_of
 from recipes.text2sql.prompts import prompt
@@ -96,6 +97,48 @@ def test_candidates_in_a_batch_are_those_of_one_by_one(recipe: Recipe, model: An
         assert [texts[0] for texts in together] == [texts[0] for texts in likeliest]
         other = candidates_of(generating(asked, seed=1), model, examples)
         assert [texts[0] for texts in other] == [texts[0] for texts in together] and other != together
+
+
+def decoder(kind: str) -> Any:
+    """A tiny decoder of another kind in fp64, with large random weights."""
+    from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, Qwen3MoeConfig
+
+    size: dict[str, Any] = {"vocab_size": 2048, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+                            "head_dim": 8, "num_key_value_heads": 2, "intermediate_size": 32}  # fmt: skip
+    config = {
+        "gemma3_text": lambda: Gemma3TextConfig(
+            **size, sliding_window=16, layer_types=["sliding_attention", "full_attention"]
+        ),
+        "gpt2": lambda: GPT2Config(vocab_size=2048, n_embd=32, n_layer=2, n_head=4),
+        "qwen3_moe": lambda: Qwen3MoeConfig(**size, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
+    }[kind]()
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(config, experts_implementation="eager").double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.4)
+    return model
+
+
+@pytest.mark.parametrize("settings", [{"num_beams": 5}, {"temperature": 1.5, "num_candidates": 5}])
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "gemma3_text", "gpt2"])
+def test_candidates_share_the_reading_of_their_prompt(
+    recipe: Recipe, model: Any, kind: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = model if kind == "mixtral" else decoder(kind)
+    asked = generating(recipe, max_new_tokens=6, **settings)
+    examples = [asked.data("validation")[number] for number in (0, 10, 20)]
+    read = []
+    hook = writer.get_input_embeddings().register_forward_hook(lambda _, given, __: read.append(given[0].numel()))
+    shared = candidates_of(asked, writer, examples)
+    hook.remove()
+    longest = max(len(example.prompt) for example in examples)
+    assert read[0] == len(examples) * (longest - 1)
+    assert sum(read) <= len(examples) * (longest - 1 + 5 * 6)
+    monkeypatch.setattr(candidates, "prompts_read_once", lambda *_: None)
+    assert shared == candidates_of(asked, writer, examples)
+    assert len({text for texts in shared for text in texts}) > 4
 
 
 def test_a_single_draw_is_drawn() -> None:
