@@ -21,25 +21,21 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 help:
 	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
 
-# DEMO_DB finds the bookshop of the made databases. Half of the cores: threads that fight for busy ones crawl;
-# more than four do not help a model this small.
+# Half of the cores: threads that fight for busy ones crawl; more than four do not help a model this small.
+# FLAGS are further flags of the training.
 DEMO ?= runs/demo
 QUESTION ?= show the crime books published after 2010
-DEMO_DB = from recipes.text2sql.demo import build; \
-	print(next(pair.database for pair in build().dev if pair.db_id == "bookshop"))
+DB ?= demo:bookshop
 
 demo: $(VENV)/.installed
 	@echo "This trains a small model on generated questions: about 7 minutes on two CPU cores. Relay evaluates it at four"
 	@echo "steps and at the end. The score is execution_accuracy, the share of questions whose SQL returns the right rows:"
 	@echo "seen, on databases of the training data; held_out, on databases that the model has never seen."
-	@THREADS=$$($(BIN)/python -c 'import os; print(max(1, min(4, (os.cpu_count() or 2) // 2)))') && \
-	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
-		--num_cpu_threads_per_process $$THREADS \
-		runner/train.py --recipe text2sql --output_dir $(DEMO) --resume_from_checkpoint auto
+	@export OMP_NUM_THREADS=$$($(BIN)/python -c 'import os; print(max(1, min(4, (os.cpu_count() or 2) // 2)))') && \
+	$(BIN)/relay train --recipe text2sql --output_dir $(DEMO) --resume_from_checkpoint auto $(FLAGS)
 	@$(BIN)/relay report $(DEMO) --text
-	@DB="$(DB)"; DB=$${DB:-$$($(BIN)/python -c '$(DEMO_DB)')} && \
-	echo "relay predict --checkpoint $(DEMO)/final --db $$DB --question \"$(QUESTION)\"" && \
-	$(BIN)/relay predict --checkpoint $(DEMO)/final --db "$$DB" --question "$(QUESTION)"
+	@echo "relay predict --checkpoint $(DEMO)/final --db $(DB) --question \"$(QUESTION)\""
+	@$(BIN)/relay predict --checkpoint $(DEMO)/final --db "$(DB)" --question "$(QUESTION)"
 
 test: $(VENV)/.tested
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest

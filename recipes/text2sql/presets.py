@@ -34,6 +34,7 @@ def presets() -> dict[str, dict[str, Any]]:
             **nano,
             "mixed_precision": "no",
             "data.schema_tokens": True,
+            "data.word_dropout": 0.15,
             "num_train_epochs": 4.0,
             "learning_rate": 2e-3,
             "logging_steps": 50,
