@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from recipes.text2sql.settings import LoraSettings, ModelSettings
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -172,6 +173,23 @@ def _add_rows(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", kn
 def config_of(model: nn.Module) -> "PretrainedConfig":
     """The config of a model, also inside data parallelism's wrapper."""
     return cast("PretrainedConfig", (model if hasattr(model, "config") else model.get_submodule("module")).config)
+
+
+def positions(model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
+    """The `position_ids` of rows padded on the left, from their mask (batch, time); none where a model takes none."""
+    from transformers import PreTrainedModel
+
+    decoder = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    if "position_ids" not in inspect.signature(decoder.forward).parameters:
+        return {}
+    return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+
+
+def ended_together(mask: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The mask and the tensors, (batch, time) each, with the padding of each row before it instead of behind it."""
+    length = mask.shape[1]
+    source = torch.arange(length, device=mask.device)[None] - (length - mask.sum(1, keepdim=True))
+    return tuple(each.gather(1, source % length) for each in (mask, *tensors))
 
 
 def with_adapters(

@@ -264,12 +264,17 @@ class Recipe(runner.recipe.Recipe):
         from recipes.text2sql import experts
         from recipes.text2sql import model as parts
 
-        settings, mask = self.model_settings, batch["attention_mask"].reshape(-1)
+        settings, mask = self.model_settings, batch["attention_mask"]
         routers = experts.routers_of(model)
         config = parts.config_of(model)
-        asked = {"output_router_logits": True} if hasattr(config, "output_router_logits") else {}
+        asked: dict[str, Any] = {"output_router_logits": True} if hasattr(config, "output_router_logits") else {}
         # Prompts are not scored, and their logits would take most of the memory.
-        ids, labels = batch["input_ids"], batch["labels"][:, 1:]
+        ids, labels = batch["input_ids"], batch["labels"]
+        if settings.pretrained and not model.training:
+            # Rows that end together have their scored tokens in the same columns, so that few columns get logits.
+            mask, ids, labels = parts.ended_together(mask, ids, labels)
+            asked |= parts.positions(model, mask)
+        labels = labels[:, 1:]
         if settings.pretrained:
             # (kept,): positions before a token that some row is scored on.
             kept = (labels != -100).any(0).nonzero().flatten()
@@ -277,9 +282,8 @@ class Recipe(runner.recipe.Recipe):
         else:
             kept = ids.shape[1] - batch.extra.get("prompts", 1) + 1
             labels = labels[:, 1 - kept :]
-        output = model(
-            input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False, logits_to_keep=kept, **asked
-        )
+        output = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept, **asked)
+        mask = mask.reshape(-1)
         # At least fp32, whatever the model computes in.
         logits = output.logits[:, : labels.shape[1]]  # (batch, kept, vocab)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -287,7 +291,7 @@ class Recipe(runner.recipe.Recipe):
             logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=-100,
             reduction="sum",
         )  # fmt: skip
-        if not asked:
+        if "output_router_logits" not in asked:
             # A dense model has no experts to balance.
             return Loss(total)
         top_k = config.num_experts_per_tok

@@ -16,6 +16,7 @@ import torch
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from recipes.text2sql.decoding.masks import OnlyGrammatical, writer_of
+from recipes.text2sql.model import positions
 from recipes.text2sql.prompts.prompt import reveal, reveal_names
 from recipes.text2sql.sql.canonical import canonical
 from recipes.text2sql.sql.execution import Execution, execute
@@ -96,10 +97,10 @@ def prompts_read_once(model: Any, ids: Tensor, mask: Tensor, count: int) -> Cach
     """
     if ids.shape[1] < 2:
         return None
-    places = (mask.cumsum(-1) - 1).clamp(min=0)[:, :-1]
+    ids, mask = ids[:, :-1], mask[:, :-1]
     with torch.no_grad():
         cache = model(
-            input_ids=ids[:, :-1], attention_mask=mask[:, :-1], position_ids=places, use_cache=True, logits_to_keep=1
+            input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1, **positions(model, mask)
         ).past_key_values
     if not isinstance(cache, DynamicCache):
         return None

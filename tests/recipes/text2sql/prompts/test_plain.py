@@ -223,6 +223,48 @@ def test_a_model_is_scored_that_no_run_has_touched(tmp_path: Path, capsys: pytes
     assert "model.pretrained" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["Llama", "GPT2", "Bloom", "Gemma3Text", "Qwen3Moe"])
+def test_an_evaluation_computes_few_logits_and_the_loss_stays(tmp_path: Path, kind: str) -> None:
+    import transformers
+
+    write_folder(tmp_path)
+    write_base(tmp_path / "base", None)
+    torch.manual_seed(0)
+    size = {"vocab_size": 258, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "sliding_window": 40}  # fmt: skip
+    config = {
+        "GPT2": lambda: transformers.GPT2Config(
+            vocab_size=258, n_embd=16, n_layer=2, n_head=2, n_positions=2048, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
+        ),
+        "Bloom": lambda: transformers.BloomConfig(vocab_size=258, hidden_size=16, n_layer=2, n_head=2),
+        "Qwen3Moe": lambda: transformers.Qwen3MoeConfig(
+            **size, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=8
+        ),
+    }.get(kind, lambda: getattr(transformers, f"{kind}Config")(**size))()
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.3)
+    model.save_pretrained(tmp_path / "base")
+    data = DataSettings(source="spider", dir=str(tmp_path), max_seq_length=2000)
+    (tmp_path / "assets").mkdir()
+    recipe = Recipe(data_settings=data, model_settings=ModelSettings(pretrained=str(tmp_path / "base")))
+    recipe = recipe.prepare(tmp_path / "assets")
+    examples = sorted((recipe.data("train")[n] for n in range(len(PAIRS))), key=lambda each: -len(each.prompt))
+    longest = max(len(each.target) for each in examples)
+    assert len(examples[0].prompt) - len(examples[-1].prompt) > 5
+    batch, model = recipe.collate(examples), recipe.model()
+    columns: list[int] = []
+    model.register_forward_hook(lambda *given: columns.append(given[-1].logits.shape[1]))
+    with torch.no_grad():
+        trained, scored = recipe.loss(model.train(), batch), recipe.loss(model.eval(), batch)
+    assert float(scored.sum) == pytest.approx(float(trained.sum), rel=1e-5)
+    assert columns[1] == longest < columns[0]
+    if kind == "Qwen3Moe":
+        assert float(scored.auxiliary) == pytest.approx(float(trained.auxiliary), rel=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("prompt", ["plain", "tokens"])
 def test_a_run_with_adapters_holds_its_base_in_bf16_and_not_in_checkpoints(tmp_path: Path, prompt: str) -> None:
