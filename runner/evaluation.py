@@ -88,7 +88,7 @@ def evaluate_rows(
                 # A process that takes turns stops where all of them meet.
                 with contextlib.nullcontext() if takes_turns else stoppable(asked_to_stop):
                     loss = Loss.of(recipe.loss(model, batch))
-                    batch.outputs = loss.outputs
+                    batch.outputs, batch.places = loss.outputs, ids
                     sums.append((number, float(loss.sum), float(batch.weight)))
                     rows += zip(ids, recipe.predict(model, batch), strict=True)
                     if others is not None:

@@ -47,6 +47,8 @@ class Batch:
     """`Loss.outputs` of this batch, when the runner evaluates: `predict` then needs no second forward pass."""
     step_statistics: Tensor | None = None
     """The sum of `Loss.statistics` over the whole step, where the recipe `needs_step_statistics`."""
+    places: Sequence[int] = ()
+    """In an evaluation: the place of each example among those that are evaluated, from 0."""
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -332,8 +334,9 @@ class Recipe:
         return None
 
     def samples(self, rows: list[Row]) -> Sequence[Mapping[str, object]]:
-        """A few of an evaluation's rows for people, as texts by the name of their column; `right` says whether it is a
-        right answer. The runner writes them into samples.json, for the report. The default shows none."""
+        """A few of an evaluation's rows for people, as texts by the name of their column. `right`, where it is there,
+        says whether it is a right answer. The runner writes them into samples.json, for the report. The default shows
+        none."""
         return ()
 
     def figures(self, rows: list[Row]) -> Sequence[Figure]:

@@ -47,7 +47,7 @@ class Record:
     origin: Mapping[str, Any]
     """Which evaluation the weights in `final/` are of; empty where there is no `final/`."""
     answers: Mapping[str, Any]
-    """samples.json: answers of an evaluation, right and wrong ones, with its step and how many it scored."""
+    """samples.json: answers or texts of an evaluation, with its step and how many it scored."""
 
     @classmethod
     def of(cls, run: Path) -> "Record":
@@ -67,8 +67,8 @@ class Record:
             _json(run / "samples.json", {}),
         )
 
-    def samples(self, is_right: bool) -> list[Mapping[str, Any]]:
-        """The right answers, or the wrong ones."""
+    def samples(self, is_right: bool | None) -> list[Mapping[str, Any]]:
+        """The right answers, or the wrong ones; None: those that are neither."""
         return [sample for sample in self.answers.get("samples", []) if sample.get("right") is is_right]
 
     @property
@@ -140,9 +140,9 @@ def in_words(run: Path) -> str:
         lines += ["", f"scores on the validation split at step {found[-1]['step']:,}"]
         width = max(len(name) for name in scores)
         lines += [f"  {name:{width}}  {short_number(value)}" for name, value in scores.items()]
-    for is_right, words in ((True, "right"), (False, "wrong")):
+    for is_right, words in ((True, "a right answer"), (False, "a wrong answer"), (None, "a sample")):
         for sample in record.samples(is_right):
-            lines += ["", f"a {words} answer, at step {record.answers['step']:,}"]
+            lines += ["", f"{words}, at step {record.answers['step']:,}"]
             lines += [f"  {name + ':':10} {text}" for name, text in sample.items() if name != "right"]
     return "\n".join(lines)
 
@@ -332,8 +332,8 @@ def _score_table(found: Page, record: Record, is_one: bool) -> None:
 
 
 def _samples(found: Page, record: Record, is_one: bool) -> None:
-    """Tables of right and of wrong answers of the last evaluation."""
-    for is_right, words in ((True, "Right answers"), (False, "Wrong answers")):
+    """Tables of what an evaluation's model answered or wrote."""
+    for is_right, words in ((True, "Right answers"), (False, "Wrong answers"), (None, "Samples")):
         chosen = record.samples(is_right)
         if chosen:
             found.heading(words if is_one else f"{words}: {record.name}")

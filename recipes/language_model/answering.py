@@ -130,6 +130,35 @@ def generate(
     return [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]
 
 
+SAMPLES = 3
+"""Texts of an evaluation that a report shows with the model's continuation."""
+PROMPT_TOKENS = 32
+"""A sample's prompt has at most as many tokens."""
+
+
+def continuations(generator: Generator, rows: list[list[int]], length: int) -> list[dict[str, str]]:
+    """The beginning of each row of token ids with `length` tokens by the model and with those that follow in the row.
+
+    Sampled as `relay predict` does by default. A row whose beginning is empty text has no continuation.
+    """
+    from recipes.language_model.settings import GenerationRequest
+
+    def text(ids: list[int]) -> str:
+        return str(generator.tokenizer.decode(ids, skip_special_tokens=True))
+
+    cuts = [min(PROMPT_TOKENS, len(row) // 2) for row in rows]
+    found = [
+        {"prompt": text(row[:cut]), "model": "", "data": text(row[cut : cut + length])}
+        for row, cut in zip(rows, cuts, strict=True)
+    ]
+    begun = [sample for sample in found if sample["prompt"]]
+    request = GenerationRequest(max_new_tokens=length, begin=False)
+    written = generate(generator, [sample["prompt"] for sample in begun], request) if begun else []
+    for sample, generated in zip(begun, written, strict=True):
+        sample["model"] = generated
+    return found
+
+
 def report_unknown(tokenizer: PreTrainedTokenizerFast, prompt: str, reported: set[str]) -> None:
     """Print the characters of a prompt that the tokenizer does not know, except those in `reported`; add them to it."""
     if tokenizer.unk_token_id is None:

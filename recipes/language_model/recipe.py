@@ -29,6 +29,7 @@ from runner.parts.adapters import (
 )
 from runner.parts.cache import cache_folder
 from runner.parts.pretrained import check_adapted, check_load_in, find_pretrained, read_config
+from runner.parts.setting_types import AtLeast0
 from runner.parts.upcycling import is_to_be_upcycled, upcycled
 from runner.recipe import Batch, Loss
 
@@ -52,6 +53,14 @@ class Score(TypedDict):
     bytes: float
 
 
+class Continued(Score, total=False):
+    """The same, and for a few rows text that the model wrote."""
+
+    prompt: str
+    model: str
+    data: str
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe(runner.recipe.Recipe):
     """Settings and methods of language_model."""
@@ -60,6 +69,8 @@ class Recipe(runner.recipe.Recipe):
     tokenizer_settings: TokenizerSettings = TokenizerSettings()
     model_settings: ModelSettings = ModelSettings()
     lora: LoraSettings = LoraSettings()
+    sample_tokens: AtLeast0 = 40
+    """Tokens that an evaluation lets the model write for each of three validation texts, for the report; 0: none."""
     Request: ClassVar[type[GenerationRequest]] = GenerationRequest
     assets: Suppress[Path | None] = None
     """Folder of the tokenizer; the runner sets it."""
@@ -270,7 +281,8 @@ class Recipe(runner.recipe.Recipe):
         tensors = {"input_ids": ids, "labels": labels, "bytes": sizes}
         if self.data_settings.isolate_documents:
             tensors["position_ids"] = model.places(documents)
-        return Batch(tensors, weight=int((labels != -100).sum()), tokens=sum(len(row.ids) - 1 for row in examples))
+        lengths = [len(row.ids) - 1 for row in examples]
+        return Batch(tensors, weight=int((labels != -100).sum()), tokens=sum(lengths), extra={"lengths": lengths})
 
     def model(self) -> nn.Module:
         """A fresh decoder, or the one of model.pretrained; with adapters where lora.rank is above 0."""
@@ -358,18 +370,32 @@ class Recipe(runner.recipe.Recipe):
         auxiliary = self.model_settings.router_aux_loss_coef * balance
         return Loss(sums.sum(), logs=logs, auxiliary=auxiliary, outputs={"nats": sums.detach()})
 
-    def predict(self, model: nn.Module, batch: Batch) -> list[Score]:
-        """For each row its loss in nats, its scored tokens, and the bytes of text that these stand for."""
+    def predict(self, model: nn.Module, batch: Batch) -> list[Continued]:
+        """For each row its loss in nats, its scored tokens, and the bytes of text that these stand for; for the first
+        rows of an evaluation also a continuation."""
+        from recipes.language_model.answering import SAMPLES, continuations
+
         outputs = batch.outputs or self.loss(model, batch).outputs
         assert outputs is not None
         counts = (batch["labels"] != -100).sum(1)
         columns = (outputs["nats"], counts, batch["bytes"])
-        return [
+        rows: list[Continued] = [
             {"nats": nats, "tokens": count, "bytes": size}
             for nats, count, size in zip(*(column.tolist() for column in columns), strict=True)
         ]
+        shown = [number for number, place in enumerate(batch.places) if place < SAMPLES]
+        if shown and self.sample_tokens:
+            ids = [batch["input_ids"][number, : batch.extra["lengths"][number]].tolist() for number in shown]
+            found = continuations(self.generator(model), ids, self.sample_tokens)
+            for number, texts in zip(shown, found, strict=True):
+                rows[number] = cast("Continued", {**rows[number], **texts})
+        return rows
 
-    def score(self, rows: list[Score]) -> dict[str, float]:
+    def samples(self, rows: list[Continued]) -> list[dict[str, object]]:
+        """The beginnings of validation texts, with what the model and what the data go on with."""
+        return [{name: row.get(name, "") for name in ("prompt", "model", "data")} for row in rows if row.get("prompt")]
+
+    def score(self, rows: Sequence[Score]) -> dict[str, float]:
         """Bits per byte, which is comparable between vocabularies, and perplexity per token."""
         nats, tokens, size = (sum(row[name] for row in rows) for name in ("nats", "tokens", "bytes"))
         return {

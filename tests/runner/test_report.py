@@ -140,6 +140,17 @@ def test_a_score_and_its_groups_share_a_chart(tmp_path: Path) -> None:
     assert curve(page, "accuracy/seen", "validation") == [(1, 0.5), (2, 1.0)]
 
 
+def test_samples_that_are_neither_right_nor_wrong_are_shown(tmp_path: Path) -> None:
+    write_events(tmp_path, {"step": 4, "split": "train", "loss": 2.0})
+    samples = [{"prompt": "Once <b>", "model": "upon a time"}]
+    content = {"step": 4, "examples": 9, "samples": samples}
+    (tmp_path / "samples.json").write_text(json.dumps(content), encoding="utf-8")
+    page = report.write(tmp_path).read_text(encoding="utf-8")
+    assert "<h2>Samples</h2>" in page and "Once &lt;b&gt;" in page and "<td>upon a time</td>" in page
+    assert "Right answers" not in page and "Wrong answers" not in page
+    assert "a sample, at step 4\n  prompt:    Once <b>" in report.in_words(tmp_path)
+
+
 def test_metrics_by_layer_become_cells_and_odd_numbers_do_no_harm(tmp_path: Path) -> None:
     write_events(
         tmp_path,

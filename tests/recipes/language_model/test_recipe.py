@@ -504,6 +504,27 @@ def test_the_same_seed_writes_the_same_text(writer: tuple[Recipe, Any], tmp_path
     assert len(set(penalised)) >= len(set(greedy[0]))
 
 
+def test_the_first_texts_of_an_evaluation_are_continued(writer: tuple[Recipe, Any]) -> None:
+    recipe, decoder = writer
+    rows = recipe.data("validation")
+    batch = recipe.collate([rows[number] for number in range(5)])
+    with torch.no_grad():
+        plain = recipe.predict(decoder, batch)
+        # As in the second batch of an evaluation, and in the first.
+        batch.places = range(5, 10)
+        assert recipe.predict(decoder, batch) == plain and not recipe.samples(plain)
+        batch.places = [4, 2, 7, 0, 1]
+        found = recipe.predict(decoder, batch)
+        again = recipe.predict(decoder, batch)
+        silent = dataclasses.replace(recipe, sample_tokens=0).predict(decoder, batch)
+    assert found == again and silent == plain and recipe.score(found) == recipe.score(plain)
+    samples = recipe.samples(found)
+    assert len(samples) == 3 and ["prompt" in row for row in found] == [False, True, False, True, True]
+    text = str(recipe.tokenizer.decode(batch["input_ids"][1].tolist(), skip_special_tokens=True))
+    assert text.startswith(f"{samples[0]['prompt']}{samples[0]['data']}"[:60])
+    assert 0 < len(str(samples[0]["model"])) <= 40
+
+
 def test_a_file_of_prompts_is_written_as_each_alone(writer: tuple[Recipe, Any], tmp_path: Path) -> None:
     recipe, decoder = writer
     file = tmp_path / "prompts.txt"
