@@ -20,7 +20,7 @@ from recipes.text2sql.data import cache, demo
 from recipes.text2sql.data.questions import Question
 from recipes.text2sql.data.questions import read_demo as demo_questions
 from recipes.text2sql.decoding import candidates
-from recipes.text2sql.decoding.candidates import SeededSampling, as_sql, most_voted, uniforms, write_candidates
+from recipes.text2sql.decoding.candidates import SeededSampling, as_sql, most_voted, picked, uniforms, write_candidates
 from recipes.text2sql.decoding.masks import OnlyGrammatical, State, Writer, writer_of
 from recipes.text2sql.prompts import prompt
 from recipes.text2sql.prompts.encoding import Example
@@ -139,6 +139,23 @@ def test_candidates_share_the_reading_of_their_prompt(
     monkeypatch.setattr(candidates, "prompts_read_once", lambda *_: None)
     assert shared == candidates_of(asked, writer, examples)
     assert len({text for texts in shared for text in texts}) > 4
+
+
+@pytest.mark.parametrize("vocabulary", [5, 256, 257, 3000, 20_000])
+@pytest.mark.parametrize("spread", [0.1, 1.0, 10.0])
+def test_few_sorted_shares_pick_what_all_of_them_would(vocabulary: int, spread: float) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    scores = torch.randn(24, vocabulary, generator=generator) * spread
+    # Eight rows as they are, eight with many equal shares, eight with few allowed tokens.
+    scores[8:16] = scores[8:16].bfloat16().float()
+    scores[16:, torch.rand(vocabulary, generator=generator) < 0.99] = -torch.inf
+    scores[16:, vocabulary // 2] = 0.0
+    shares, numbers = scores.softmax(-1), torch.rand(24, generator=generator)
+    numbers[::4], numbers[1::8], numbers[2::8] = 2.0, 0.0, 1 - 2**-24
+    sums, order = shares.sort(dim=-1, descending=True, stable=True)
+    place = (sums.double().cumsum(-1) < numbers.double()[:, None]).sum(-1)
+    place = torch.minimum(place, (sums > 0).sum(-1) - 1) * (numbers < 2)
+    assert picked(shares, numbers).equal(order.gather(-1, place[:, None])[:, 0])
 
 
 def test_a_single_draw_is_drawn() -> None:

@@ -18,7 +18,9 @@ from recipes.text2sql.settings import DataSettings, ModelSettings
 from recipes.text2sql.sql.execution import execute
 from recipes.text2sql.sql.results import same_result
 from recipes.text2sql.sql.schema import Schema
+from runner import trials
 from runner.__main__ import main
+from runner.checkpoints.tensors import read_tensors
 from runner.config import parse
 from tests.recipes.text2sql.test_recipe import PAIRS, TABLES_JSON, write_folder
 
@@ -263,6 +265,30 @@ def test_an_evaluation_computes_few_logits_and_the_loss_stays(tmp_path: Path, ki
     assert columns[1] == longest < columns[0]
     if kind == "Qwen3Moe":
         assert float(scored.auxiliary) == pytest.approx(float(trained.auxiliary), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("targets", "wanted"),
+    [
+        ("[q_proj, v_proj]", {"q_proj", "v_proj"}),
+        ("\n  - down_proj", {"down_proj"}),
+        ("q_proj,o_proj", {"q_proj", "o_proj"}),
+    ],
+)
+def test_matrices_that_a_yaml_file_lists_get_the_adapters(tmp_path: Path, targets: str, wanted: set[str]) -> None:
+    write_folder(tmp_path)
+    write_base(tmp_path / "base", CHAT)
+    (tmp_path / "run.yaml").write_text(f"lora:\n  rank: 2\n  target_modules: {targets}\n", encoding="utf-8")
+    words = ["--config", str(tmp_path / "run.yaml"), "--recipe", "text2sql", "--preset", "lora"]
+    words += ["--model.pretrained", str(tmp_path / "base"), "--data.source", "spider", "--data.dir", str(tmp_path)]
+    words += ["--data.max_seq_length", "700", "--max_steps", "1", "--max_eval_examples", "1", "--mixed_precision", "no"]
+    words += ["--generation.max_new_tokens", "2", "--output_dir", str(tmp_path / "run")]
+    trials.train(words, 1, tmp_path / "log")
+    final = tmp_path / "run" / "final"
+    assert set(json.loads((final / "adapter_config.json").read_text())["target_modules"]) == wanted
+    names = read_tensors(final / "adapter_model.safetensors")
+    assert names and {name.split(".lora_")[0].rpartition(".")[2] for name in names} == wanted
 
 
 @pytest.mark.filterwarnings("ignore")
