@@ -7,10 +7,7 @@ import datetime
 import os
 import platform
 import random
-import re
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
@@ -21,7 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from runner.errors import ConfigError, LostProcess, RelayError
+from runner.errors import ConfigError, RelayError
 from runner.parts.installation import launch_line, shown_launch_config
 from runner.settings import RunSettings
 
@@ -264,149 +261,6 @@ def return_large_blocks() -> None:
             mallopt = ctypes.CDLL(None).mallopt
             for parameter in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
                 mallopt(parameter, LARGE_BLOCK)
-
-
-LOST = re.compile(
-    r"gloo|nccl|connection (closed|reset|refused)|timed? ?out|broken pipe|tcpstore|socket|work(er)? .*abort",
-    re.IGNORECASE,
-)
-"""What torch's process groups say where another process is gone or silent."""
-ANSWER_SECONDS = 3.0
-"""How long the processes that waited in vain have to say so to each other."""
-
-
-@contextlib.contextmanager
-def naming_lost_processes(settings: RunSettings) -> Iterator[None]:
-    """Raise LostProcess, with the rank, in place of what the process group says where another process is lost."""
-    try:
-        yield
-    except RuntimeError as error:
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not LOST.search(str(error)):
-            raise
-        raise LostProcess(describe_lost(settings.ddp_timeout, str(error))) from error
-
-
-def describe_lost(limit_seconds: float, said: str) -> str:
-    """Which processes do not answer, and what to look at. Empty on all but the first process that noticed."""
-    rank, silent = int(os.environ.get("RANK", "0")), silent_ranks()
-    if silent is not None and TOLD in silent:
-        return ""
-    if silent is None:
-        who = "the main process (rank 0) is gone, or the network is cut"
-    elif not silent:
-        who = "the connection was lost"
-    else:
-        if rank != min(set(range(int(os.environ["WORLD_SIZE"]))) - set(silent)):
-            return ""
-        who = f"rank {', '.join(map(str, silent))} does not answer"
-    if re.search("timed? ?out", said, re.IGNORECASE):
-        who += f"; the limit is {limit_seconds:.0f} s (--ddp_timeout)"
-    return (
-        f"Waited for the other processes: {who}.\nA process died or stalled, or the network is cut: see its "
-        "own message. With several networks, set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the right one.\n"
-        "Go on from the last checkpoint with --resume_from_checkpoint auto."
-    )
-
-
-TOLD = -1
-"""In place of a rank: a process has told the user why it ended."""
-
-
-def announce_end(rank: int) -> None:
-    """Leave the group after an error that only this process knows, and has told the user.
-
-    The others learn it from the store, once they notice that a process is gone.
-    """
-
-    def announce(store: torch.distributed.Store, world: int) -> None:
-        torch.distributed.destroy_process_group()
-        _wait_until_all_know(store, world)
-
-    _tell(rank, announce)
-
-
-def leave_together(rank: int) -> None:
-    """Leave the group after an error that every process knows: the main process last.
-
-    It holds the store, and what it sent about the error may not have arrived. The others mark that they know.
-    """
-
-    def leave(store: torch.distributed.Store, world: int) -> None:
-        if rank == 0:
-            _wait_until_all_know(store, world)
-
-    _tell(rank, leave)
-
-
-def _tell(rank: int, then: Callable[[torch.distributed.Store, int], None]) -> None:
-    """Mark in the store that the user has been told why the run ends, and that this process knows."""
-    if not torch.distributed.is_initialized():
-        return
-
-    def tell() -> None:
-        store = torch.distributed.distributed_c10d._get_default_store()
-        store.set("relay-told", "1")
-        store.set(f"relay-knows-{rank}", "1")
-        then(store, torch.distributed.get_world_size())
-
-    _within_limit(tell)
-
-
-def _wait_until_all_know(store: torch.distributed.Store, world: int) -> None:
-    """Wait, for some seconds at most, until all processes have marked that they know of the end."""
-    deadline = time.monotonic() + ANSWER_SECONDS
-    missing = set(range(world))
-    while missing and time.monotonic() < deadline:
-        missing = {rank for rank in missing if not store.check([f"relay-knows-{rank}"])}
-        time.sleep(0.02)
-
-
-def _within_limit(action: Callable[[], None]) -> None:
-    """Ask the store: behind a cut network it does not answer, and it has no time limit of its own."""
-    thread = threading.Thread(target=_suppressed, args=(action,), daemon=True)
-    thread.start()
-    thread.join(ANSWER_SECONDS + 2)
-
-
-def silent_ranks() -> list[int] | None:
-    """The ranks that do not say, within some seconds, that they wait as well; None where nobody can be asked.
-
-    Each process that waited in vain leaves a mark in the store that the group was made with.
-    """
-    marks: set[int] = set()
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-    def ask() -> None:
-        store = torch.distributed.distributed_c10d._get_default_store()
-        store.set(f"relay-waited-{rank}", "1")
-        marks.add(rank)
-        deadline = time.monotonic() + ANSWER_SECONDS
-        while time.monotonic() < deadline and len(marks) < world and TOLD not in marks:
-            if store.check(["relay-told"]):
-                marks.add(TOLD)
-            marks.update(each for each in range(world) if store.check([f"relay-waited-{each}"]))
-            time.sleep(0.1)
-        if TOLD in marks:
-            store.set(f"relay-knows-{rank}", "1")
-            if rank == 0:
-                # The store ends with this process.
-                _wait_until_all_know(store, world)
-
-    _within_limit(ask)
-    if TOLD in marks:
-        return [TOLD]
-    return sorted(set(range(world)) - marks) if rank in marks else None
-
-
-def _suppressed(function: Callable[[], None]) -> None:
-    with contextlib.suppress(Exception):
-        function()
-
-
-def close_hardware() -> None:
-    """Leave the process group; a process that exits without it can abort the others."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def best_device_type() -> str:

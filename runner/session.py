@@ -19,9 +19,10 @@ from runner.checkpoints.resume import find_resume_point, restore, settings_to_go
 from runner.checkpoints.saver import size_of
 from runner.checkpoints.tensors import Gathered, load_model, model_parts
 from runner.config import Config, yaml_of
+from runner.ending import follow_the_end, naming_lost_processes
 from runner.errors import BadStep, CheckpointError, DivergedError, UploadError
 from runner.fetching import is_stream
-from runner.hardware import Hardware, naming_lost_processes, open_hardware
+from runner.hardware import Hardware, open_hardware
 from runner.preflight import checks_of_places, raise_first
 from runner.run import Run
 from runner.run_folder import choose_output_dir, empty_assets, lock_run_folder, open_files, open_metrics
@@ -43,6 +44,7 @@ def run(config: Config) -> None:
 def _open_and_run(config: Config, before: Config, signals: Signals) -> None:
     """Open the hardware and the folder. `before` has the settings that these need."""
     hardware = open_hardware(before.run)
+    follow_the_end()
     if before.run.mixed_precision != config.run.mixed_precision:
         hardware = dataclasses.replace(hardware, reason="as the run recorded it")
     output_dir = choose_output_dir(config, hardware)

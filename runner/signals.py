@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TextIO
 
@@ -36,10 +36,7 @@ class Signals:
         """What asked for the end, in words."""
         self.since = 0.0
         self.process = os.getpid()
-        for number in CAUGHT:
-            # nohup ignores SIGHUP: the run is to outlive its terminal.
-            if self.name(number) != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._note)
+        catch(self._note)
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
             if stream is not None and not isinstance(stream, GuardedStream):
@@ -75,6 +72,17 @@ class Signals:
     def name(number: int) -> str:
         """The signal as people call it."""
         return signal.Signals(number).name
+
+
+def catch(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Let a function handle the signals in CAUGHT, also one that was ignored until now.
+
+    A script's shell starts what it puts into the background (`&`) with SIGINT ignored. Only SIGHUP may stay ignored:
+    that is what nohup does, so that a run outlives its terminal.
+    """
+    for number in CAUGHT:
+        if Signals.name(number) != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 class GuardedStream(MaskedStream):

@@ -31,8 +31,10 @@ def main(arguments: list[str] | None = None, program: str = "relay train") -> in
             config = check_settings(config)
             # torch and accelerate take seconds to import: not before the settings are known to be right.
             from runner import session
+            from runner.ending import leave_together
 
         session.run(config)
+        leave_together(0)
     except RelayError as error:
         if config.run.debug if config is not None else wants_debug(arguments):
             sys.excepthook = print_traceback
@@ -42,9 +44,9 @@ def main(arguments: list[str] | None = None, program: str = "relay train") -> in
             # Leaving the group in order would wait for the processes that do not answer.
             os._exit(error.exit_status)
         if "torch" in sys.modules:
-            from runner.hardware import announce_end, leave_together
+            from runner.ending import announce_end, leave_together
 
-            (announce_end if error.is_of_one_process else leave_together)(int(os.environ.get("RANK", "0")))
+            (announce_end if error.is_of_one_process else leave_together)(error.exit_status)
         return error.exit_status
     except BrokenPipeError:
         if config is not None:
@@ -53,9 +55,9 @@ def main(arguments: list[str] | None = None, program: str = "relay train") -> in
         return leave_closed_pipe()
     finally:
         if "torch" in sys.modules:
-            from runner.hardware import close_hardware
+            from runner.ending import close_group
 
-            close_hardware()
+            close_group()
         # Not now: a program that calls this function goes on, and what it starts would inherit ignored signals.
         atexit.register(ignore_at_the_end)
     return 0

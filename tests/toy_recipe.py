@@ -73,7 +73,7 @@ class Recipe(runner.recipe.Recipe):
     weightless: bool = False
     """Score nothing, as where every label is masked."""
     slow_rows: int = 0
-    """Seconds that a micro-batch takes to be put together."""
+    """Seconds that a micro-batch takes to be put together: in a loader worker, and on the slow process."""
     dying_workers: bool = False
     """Let every loader worker die as if memory ran out."""
     unsendable: bool = False
@@ -122,11 +122,12 @@ class Recipe(runner.recipe.Recipe):
         return Batch(tensors, weight=float(counts.sum()), extra=extra)
 
     def _misbehave(self) -> None:
-        if torch.utils.data.get_worker_info() is not None:
+        rank, in_worker = int(os.environ.get("RANK", "0")), torch.utils.data.get_worker_info() is not None
+        if in_worker or self.slow_process == rank:
             time.sleep(self.slow_rows)
-            if self.dying_workers:
-                os.kill(os.getpid(), signal.SIGKILL)
-        if self.broken_process == int(os.environ.get("RANK", "0")):
+        if in_worker and self.dying_workers:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.broken_process == rank:
             raise DataError("row 1 is broken: mend it.")
 
     def model(self) -> nn.Module:

@@ -17,12 +17,14 @@ from runner.config import parse_into
 from runner.errors import ConfigError
 from runner.parts.installation import environment_with_relay, find_launch_config
 from runner.parts.setting_types import AtLeast0, AtLeast1, Range, check_ranges
-from runner.signals import CAUGHT, REPEAT_SECONDS
+from runner.signals import REPEAT_SECONDS, catch
 from runner.trials import free_port
 from runner.yaml_file import read_launch_config
 
 AFTER_A_FAILURE_SECONDS = 30.0
 """How long the other processes have to end by themselves once one has failed."""
+AFTER_A_SIGNAL_SECONDS = 60.0
+"""How long they have once one has saved and stopped: the main process copies what is left into a bucket."""
 ALIASES = {"--num_processes": "--processes", "--nproc_per_node": "--processes", "--num_machines": "--machines"}
 """What accelerate and torchrun call these flags."""
 
@@ -161,9 +163,7 @@ class Launch:
         }
         self.since = 0.0
         self.processes: list[subprocess.Popen[bytes]] = []
-        for number in CAUGHT:
-            if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._pass_on)
+        catch(self._pass_on)
         for place in range(processes):
             rank = {"LOCAL_RANK": str(place), "RANK": str(settings.machine_rank * processes + place)}
             self.processes.append(subprocess.Popen(command, env={**environment, **shared, **rank}))
@@ -184,9 +184,9 @@ class Launch:
         while len(order) < len(self.processes):
             ended = [rank for rank, each in enumerate(self.processes) if each.poll() is not None]
             order += [rank for rank in ended if rank not in order]
-            failed = any(self.processes[rank].returncode not in (0, 75) for rank in order)
-            if failed:
-                deadline = min(deadline, time.monotonic() + AFTER_A_FAILURE_SECONDS)
+            for status in {self.processes[rank].returncode for rank in order} - {0}:
+                patience = AFTER_A_SIGNAL_SECONDS if status == 75 else AFTER_A_FAILURE_SECONDS
+                deadline = min(deadline, time.monotonic() + patience)
             if time.monotonic() > deadline:
                 for rank in set(range(len(self.processes))) - set(order):
                     self.processes[rank].kill()

@@ -41,7 +41,7 @@ from runner.parts.installation import environment_with_relay, require
 from runner.parts.search_space import NOT_VARIED, Variation, combinations, read_variations
 from runner.parts.setting_types import AtLeast1
 from runner.settings import RunSettings
-from runner.signals import CAUGHT, REPEAT_SECONDS, end_with_parent
+from runner.signals import CAUGHT, REPEAT_SECONDS, catch, end_with_parent
 from runner.yaml_file import read_yaml
 
 if TYPE_CHECKING:
@@ -493,9 +493,7 @@ class Started:
 def _passing_signals_on() -> Iterator[Started]:
     started = Started()
     before = {number: signal.getsignal(number) for number in CAUGHT}
-    for number, handler in before.items():
-        if handler != signal.SIG_IGN:
-            signal.signal(number, started.pass_on)
+    catch(started.pass_on)
     try:
         yield started
     finally:

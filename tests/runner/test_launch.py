@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from runner.__main__ import main
 from runner.commands.launch import (
+    Launch,
     LaunchSettings,
     count_processes,
     status_of,
@@ -19,6 +21,7 @@ from runner.commands.launch import (
     with_own_names,
 )
 from runner.errors import ConfigError
+from runner.signals import CAUGHT
 from tests.launching import metrics
 from tests.runner.test_signals import Started, saved, start
 
@@ -138,6 +141,33 @@ def test_a_signal_saves_and_ends_with_75(
     said = run.output()[run.output().index("saving after this step") :]
     assert "Traceback" not in said and len(said.splitlines()) <= 8, said
     assert said.count("Stopped by") == 1
+
+
+def test_a_launcher_in_the_background_of_a_script_hears_sigint(tmp_path: Path, start: Callable[..., Started]) -> None:
+    # A shell without job control starts what is put into the background with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        run = start(tmp_path / "run", command=TWO)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    run.until("step 20/").process.send_signal(signal.SIGINT)
+    assert run.status() == 75, run.output()
+
+
+@pytest.mark.parametrize(
+    ("first", "patience"), [("exit(75)", "AFTER_A_SIGNAL_SECONDS"), ("exit(1)", "AFTER_A_FAILURE_SECONDS")]
+)
+def test_a_process_that_never_ends_is_killed(monkeypatch: pytest.MonkeyPatch, first: str, patience: str) -> None:
+    monkeypatch.setattr(f"runner.commands.launch.{patience}", 0.1)
+    code = f"import os, time\nif os.environ['RANK'] == '0': {first}\ntime.sleep(3600)"
+    before = {number: signal.getsignal(number) for number in CAUGHT}
+    try:
+        launch = Launch([sys.executable, "-c", code], dict(os.environ), LaunchSettings(), 2)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    launch.wait()
+    assert [each.returncode for each in launch.processes][1] == -signal.SIGKILL
 
 
 def test_a_launcher_that_is_killed_leaves_nobody_behind(tmp_path: Path, start: Callable[..., Started]) -> None:

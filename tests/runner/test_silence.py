@@ -49,14 +49,25 @@ def test_a_process_that_is_killed_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in trial.output()
 
 
-def test_a_mistake_of_one_process_is_printed_by_it_and_by_no_other(tmp_path: Path) -> None:
-    # The examples of the second process's lanes are broken, and it alone knows.
-    trial = Trial([*without_checkpoints(tmp_path / "run"), "--broken_process", "1"], 2, tmp_path / "log")
-    statuses = trial.wait(60)
-    assert statuses[1] == 2 and statuses[0] != 0, trial.output()
+@pytest.mark.parametrize("broken", [0, 1, 2])
+def test_a_mistake_of_one_process_is_printed_by_it_and_all_end_with_its_status(tmp_path: Path, broken: int) -> None:
+    # The examples of one process's lanes are broken, and it alone knows. The others wait for it, or still compute.
+    processes = 3 if broken == 2 else 2
+    words = [*without_checkpoints(tmp_path / "run"), "--batch_size", "24", "--broken_process", str(broken)]
+    trial = Trial(words, processes, tmp_path / "log")
+    assert trial.wait(60) == [2] * processes, trial.output()
     printed = trial.output()
-    assert "error: rank 1: row" in printed and "Traceback" not in printed
-    assert "Waited for" not in printed, printed
+    assert printed.count("error: ") == 1 and ("error: row" if broken == 0 else f"error: rank {broken}: row") in printed
+    assert "Traceback" not in printed and "Waited for" not in printed and "TCPStore" not in printed, printed
+
+
+def test_a_process_that_computes_learns_at_once_that_the_main_one_ended(tmp_path: Path) -> None:
+    # The main process meets its error while the other one reads an example for an hour.
+    words = [*without_checkpoints(tmp_path / "run"), "--broken_process", "0", "--slow_process", "1"]
+    words += ["--slow_rows", "3600"]
+    trial = Trial(words, 2, tmp_path / "log")
+    assert trial.wait(60) == [2, 2], trial.output()
+    assert trial.output().count("error: ") == 1 and "TCPStore" not in trial.output()
 
 
 @pytest.mark.parametrize(

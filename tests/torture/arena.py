@@ -172,9 +172,7 @@ class Arena:
         """The run ended with one message of at most three lines that says what is wrong with the disk."""
         printed = self.output()
         expect("Traceback" not in printed, f"a traceback: {printed[-1500:]}")
-        # A process that waits in a collective operation notices the end of the main one late: then the store is gone,
-        # and it cannot know that the user has been told.
-        messages = [text for text in printed.split("error: ")[1:] if not text.startswith("rank 1: Waited for")]
+        messages = printed.split("error: ")[1:]
         expect(len(messages) == 1, f"{len(messages)} messages: {printed[-800:]}")
         lines = messages[0].strip().splitlines()
         # torch may have added lines of its own about the other process.
