@@ -85,10 +85,12 @@ def generate(
     torch.manual_seed(request.seed)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
     stop = tokenizer.eos_token_id if request.stop else None
+    # An empty text begins behind the end of another where a model has no token for the beginning.
+    begin = next(each for each in (tokenizer.bos_token_id, tokenizer.eos_token_id, pad) if each is not None)
     known = []
     for prompt, ids in zip(prompts, tokens.encode(tokenizer, prompts), strict=True):
-        begins = not prompt or (request.begin and generator.add_bos)
-        known.append(([tokenizer.bos_token_id] if begins else []) + ids.tolist())
+        begins = not prompt or (request.begin and generator.add_bos and tokenizer.bos_token_id is not None)
+        known.append(([begin] if begins else []) + ids.tolist())
     written: list[list[int]] = [[] for _ in prompts]
     streamer = Parts(tokenizer, show) if show else None
     if show:

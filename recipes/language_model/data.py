@@ -42,18 +42,23 @@ class Packer:
     settings: DataSettings
 
     def tokenize(self, passages: list[Passage]) -> list[np.ndarray]:
-        """Token ids of each passage, with BOS and EOS where documents begin and end."""
+        """Token ids of each passage, with BOS and EOS where documents begin and end.
+
+        Some trained models have no such token, as Qwen2.5 has no BOS: none is added then.
+        """
         if self.settings.chat_template:
             # The template marks where a conversation begins and ends.
             return tokens.encode_conversations(self.tokenizer, [passage.text for passage in passages])
         found = []
+        bos = self.tokenizer.bos_token_id if self.settings.add_bos else None
+        eos = self.tokenizer.eos_token_id if self.settings.add_eos else None
         encoded = tokens.encode(self.tokenizer, [passage.text for passage in passages])
         for passage, ids in zip(passages, encoded, strict=True):
             parts = [ids]
-            if passage.starts and self.settings.add_bos:
-                parts.insert(0, np.array([self.tokenizer.bos_token_id], np.int32))
-            if passage.ends and self.settings.add_eos:
-                parts.append(np.array([self.tokenizer.eos_token_id], np.int32))
+            if passage.starts and bos is not None:
+                parts.insert(0, np.array([bos], np.int32))
+            if passage.ends and eos is not None:
+                parts.append(np.array([eos], np.int32))
             found.append(np.concatenate(parts))
         return found
 

@@ -97,6 +97,11 @@ class Recipe(runner.recipe.Recipe):
         """Raise ConfigError where weights that are held in 4 bits are to train."""
         check_adapted(self.model_settings.load_in, self.lora.rank)
 
+    @property
+    def has_trained_weights(self) -> bool:
+        """Whether the model begins with those of model.pretrained."""
+        return self.model_settings.pretrained is not None
+
     @staticmethod
     def presets() -> Mapping[str, Mapping[str, object]]:
         """Named settings."""

@@ -9,10 +9,12 @@ import torch
 
 from recipes.language_model import model
 from recipes.language_model.settings import ModelSettings
+from runner.__main__ import main
 from runner.config import parse
 from runner.errors import CheckpointError, ConfigError, DataError
 from runner.parts.adapters import Base, check_base, content_of
 from runner.parts.pretrained import arguments_of, find_pretrained
+from tests.recipes.text2sql.prompts.test_plain import write_base
 
 TINY = ModelSettings(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
 
@@ -131,3 +133,43 @@ def test_a_base_is_known_by_its_content(tmp_path: Path) -> None:
     check_base(base, second)
     with pytest.raises(CheckpointError, match="is not at .*\ntype --model.pretrained"):
         check_base(base, tmp_path / "c")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_is_scored_that_no_run_has_touched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = write_base(tmp_path / "base", None)
+    text = tmp_path / "novel.txt"
+    text.write_text("It was the best of times, it was the worst of times.\n\n" * 200, encoding="utf-8")
+    words = ["evaluate", "--recipe", "language_model", "--data.source", str(text), "--data.max_seq_length", "32"]
+    few = ["--max_eval_examples", "4"]
+    assert main([*words, *few, "--model.pretrained", str(base)]) == 0
+    printed = capsys.readouterr().out
+    assert "validation, 4 examples" in printed
+    # Tokens are bytes here, and a model of small random weights gives each about the same share: log2(258) bits.
+    assert float(printed.split("bits_per_byte")[1].split()[0]) == pytest.approx(8.0, abs=0.3)
+    # A model from random weights has nothing to score.
+    assert main([*words, *few]) == 2
+    assert main([*words, "--model.pretrained", str(tmp_path / "none")]) == 2
+    assert "model.pretrained" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", [{}, {"bos_token": "<end>"}, {"eos_token": None}])
+def test_a_tokenizer_without_marks_of_documents_is_used_as_it_is(tmp_path: Path, names: dict[str, str | None]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from recipes.language_model.answering import Generator, generate
+    from recipes.language_model.data import Packer
+    from recipes.language_model.settings import DataSettings, GenerationRequest
+    from recipes.language_model.text import Passage
+
+    base = write_base(tmp_path / "base", None)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    for name, value in names.items():
+        setattr(tokenizer, name, value)
+    has_bos, has_eos = "bos_token" in names, "eos_token" not in names
+    (ids,) = Packer(tokenizer, DataSettings(add_bos=True, add_eos=True)).tokenize([Passage("It was")])
+    end = tokenizer.convert_tokens_to_ids("<end>")
+    assert ids.tolist()[has_bos : len(ids) - has_eos] == tokenizer.encode("It was", add_special_tokens=False)
+    assert len(ids) == 6 + has_bos + has_eos and (not has_bos or ids[0] == end) and (not has_eos or ids[-1] == end)
+    generator = Generator(AutoModelForCausalLM.from_pretrained(base).eval(), tokenizer, 64, True)
+    assert len(generate(generator, ["", "It was"], GenerationRequest(max_new_tokens=3, stop=False))) == 2
