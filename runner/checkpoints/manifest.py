@@ -14,8 +14,6 @@ from runner.checkpoints.state import wrong_in_state
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 TENSORS = re.compile(r"(model|optimizer)(\.shard-\d+)?\.safetensors")
-MOST_HEADER_BYTES = 100_000_000
-"""The limit that safetensors itself has."""
 LITTER = re.compile(r"\..*|Thumbs\.db|desktop\.ini")
 """Files that systems and file managers leave in any folder."""
 
@@ -137,6 +135,8 @@ def _wrong_content(folder: Path, step: int) -> str | None:
         return f"state.json {wrong}"
     if step >= 0 and state["step"] != step:
         return f"state.json is of step {state['step']}, not {step}"
+    if (state.get("best_step") or 0) > state["step"]:
+        return f"state.json has a best_step of {state['best_step']}, after its step {state['step']}"
     return _wrong_tensors(folder, state.get("layout"))
 
 
@@ -190,21 +190,14 @@ def layout(headers: Mapping[str, Header]) -> str:
 
 
 def _header(path: Path) -> Header:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(size - 8, MOST_HEADER_BYTES):
-            raise ValueError(path.name)
-        text = file.read(length)
+    from safetensors import SafetensorError, safe_open
+
     try:
-        entries = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
-        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        found = {name: (str(entry["dtype"]), tuple(map(int, entry["shape"]))) for name, entry in entries.items()}
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        with safe_open(path, framework="numpy") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in parts.items()}
+    except (SafetensorError, ValueError):
         raise ValueError(path.name) from None
-    if 8 + length + end != size:
-        raise ValueError(path.name)
-    return found
 
 
 def _hash(path: Path) -> str:

@@ -32,7 +32,7 @@ class State:
     """Run ids of the trackers, so that a resumed run continues there."""
     scaler: dict[str, float] | None = None
     """fp16's loss scale."""
-    excluded: list[Any] = dataclasses.field(default_factory=list)
+    excluded: list[int | str] = dataclasses.field(default_factory=list)
     """Ids of examples that are left out from now on."""
     cursors: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Where each lane of a stream stands, by the lane's number."""
@@ -69,6 +69,18 @@ class State:
         return None if score is None else f"the best score, {score:.4f} at step {step}, is forgotten: it was {reason}."
 
 
+LEAST = {
+    "num_examples": 0,
+    "examples_seen": 0,
+    "evaluations_without_improvement": 0,
+    "best_step": 0,
+    "mean_gradient_norm": 0,
+    "largest_lane": 0,
+    "parts": 1,
+}
+"""The smallest value of numbers that nothing else decides."""
+
+
 def wrong_in_state(content: object) -> str | None:
     """What is wrong with the content of a state.json, in words; None where it is right."""
     if not isinstance(content, dict):
@@ -80,6 +92,11 @@ def wrong_in_state(content: object) -> str | None:
     for name, value in content.items():
         if name in hints and not _fits(value, hints[name]):
             return f"has a {name} of {str(value)[:40]!r}"
+    for name, least in LEAST.items():
+        if (content.get(name) or 0) < least and name in content:
+            return f"has a {name} of {content[name]}"
+    if any(len(entry) != 2 for entries in content.get("data", {}).values() for entry in entries):
+        return "has data files without a name or a hash"
     if content["step"] < 0 or not 1 <= content["micro_batch_size"] <= content["batch_size"]:
         return f"has step {content['step']}, batch_size {content['batch_size']} and micro_batch_size " + (
             str(content["micro_batch_size"])
@@ -88,17 +105,27 @@ def wrong_in_state(content: object) -> str | None:
 
 
 def _fits(value: object, hint: object) -> bool:
-    """Whether a JSON value is of an annotated type, as far as its outermost kind goes."""
+    """Whether a JSON value is of an annotated type, with all that it holds."""
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, each) for each in get_args(hint))
+    if hint is Any:
+        return True
+    if origin is tuple:
+        # JSON has lists alone.
+        parts = get_args(hint)
+        return isinstance(value, list) and len(value) == len(parts) and all(map(_fits, value, parts))
+    if origin is list:
+        return isinstance(value, list) and all(_fits(each, get_args(hint)[0]) for each in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(each, get_args(hint)[1]) for each in value.values())
     if hint is type(None):
         return value is None
     if isinstance(value, bool):
         return hint is bool
     if hint is float:
         return isinstance(value, (int, float))
-    return isinstance(value, origin or hint)  # type: ignore[arg-type]
+    return isinstance(value, hint)  # type: ignore[arg-type]
 
 
 def read_state(folder: Path) -> State:

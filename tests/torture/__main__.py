@@ -11,6 +11,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -120,6 +121,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--write", type=Path, help="the page into which the table is written")
     parser.add_argument("--json", type=Path, help="the file into which the results are written")
     options = parser.parse_args(arguments)
+    # Under nohup the trainings would rightly ignore it.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if sys.platform == "linux":
         # Whoever loses its parent becomes a child of this process, which counts it.
         set_child_subreaper = 36

@@ -60,6 +60,23 @@ def of_tensors(file: str, change: Callable[[dict[str, torch.Tensor]], object]) -
     return make
 
 
+def of_header(**changes: object) -> Callable[[Path], None]:
+    """Another entry for every tensor in the header of the weights."""
+
+    def change(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        content = file.read_bytes()
+        end = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:end])
+        for name in header.keys() - {"__metadata__"}:
+            header[name] |= changes
+        text = json.dumps(header).encode()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + content[end:])
+        of_state(layout=...)(folder)
+
+    return change
+
+
 def as_integers(tensors: dict[str, torch.Tensor]) -> None:
     tensors |= {name: value.round().long() for name, value in tensors.items()}
 
@@ -83,6 +100,16 @@ SEALED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no batch at all": (of_state(batch_size=0), "batch_size 0"),
     "cursors that are a list": (of_state(cursors=[1]), "state.json has a cursors of"),
     "a best score in words": (of_state(best_score="good"), "state.json has a best_score of 'good'"),
+    "a number in place of files": (of_state(data={"train": 5}), "state.json has a data of"),
+    "a data file without a hash": (of_state(data={"train": [["a.csv"]]}), "data files without a name or a hash"),
+    "a hash that is a list": (of_state(data={"train": [["a.csv", []]]}), "state.json has a data of"),
+    "changes without words": (of_state(data_changes=[[5]]), "state.json has a data_changes of"),
+    "a tracker's id that is a number": (of_state(trackers={"wandb": 5}), "state.json has a trackers of"),
+    "a loss scale in words": (of_state(scaler={"scale": "large"}), "state.json has a scaler of"),
+    "an example without an id": (of_state(excluded=[{}]), "state.json has a excluded of"),
+    "no part of a lane": (of_state(parts=0), "state.json has a parts of 0"),
+    "examples below none": (of_state(examples_seen=-1), "state.json has a examples_seen of -1"),
+    "a best step to come": (of_state(best_step=11), "best_step of 11, after its step 10"),
     "a state that is a list": (lambda folder: (folder / "state.json").write_text("[]"), "state.json holds no state"),
     "no JSON": (lambda folder: (folder / "state.json").write_text("{"), "state.json is not JSON"),
     "deep nesting": (lambda folder: (folder / "state.json").write_text("[" * 100_000), "state.json is not JSON"),
@@ -99,6 +126,11 @@ SEALED: dict[str, tuple[Callable[[Path], object], str]] = {
         of_tensors("model.safetensors", lambda tensors: tensors.update({"0.bias": torch.zeros(3)})),
         "another shape",
     ),
+    "an infinite shape": (of_header(shape=[float("inf"), 4]), "is not a safetensors file"),
+    "a shape in words": (of_header(shape="34"), "is not a safetensors file"),
+    "a place in words": (of_header(data_offsets=[0, "x"]), "is not a safetensors file"),
+    "a place in a list": (of_header(data_offsets=[0, []]), "is not a safetensors file"),
+    "an unknown dtype": (of_header(dtype="F99"), "is not a safetensors file"),
     "a cut file": (
         lambda folder: os.truncate(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size // 2),
         "model.safetensors is not a safetensors file",
