@@ -19,20 +19,35 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-static long done;
+static long done, after;
+static int is_set, number;
+static const char *wanted, *part, *mark;
+
+/* Only the main thread reads the variables, once they are all set: it is the one that changes the environment, and
+ * getenv in another thread meanwhile reads memory that is free already. */
+static int is_asked(void) {
+    if (__atomic_load_n(&is_set, __ATOMIC_ACQUIRE)) return 1;
+    if (syscall(SYS_gettid) != getpid()) return 0;
+    const char *names[] = {"FAULT_CALL", "FAULT_PATH", "FAULT_MARK", "FAULT_AFTER", "FAULT_ERRNO"}, *values[5];
+    for (int i = 0; i < 5; i++)
+        if (!(values[i] = getenv(names[i]))) return 0;
+    wanted = strdup(values[0]), part = strdup(values[1]), mark = strdup(values[2]);
+    after = atol(values[3]), number = atoi(values[4]);
+    __atomic_store_n(&is_set, 1, __ATOMIC_RELEASE);
+    return 1;
+}
 
 static int fails(const char *call, const char *path, long amount) {
-    const char *wanted = getenv("FAULT_CALL"), *part = getenv("FAULT_PATH"), *mark = getenv("FAULT_MARK");
-    if (!wanted || !part || !mark || strcmp(call, wanted) || !strstr(path, part)) return 0;
-    if (__atomic_add_fetch(&done, amount, __ATOMIC_SEQ_CST) <= atol(getenv("FAULT_AFTER"))) return 0;
+    if (!is_asked() || strcmp(call, wanted) || !strstr(path, part)) return 0;
+    if (__atomic_add_fetch(&done, amount, __ATOMIC_SEQ_CST) <= after) return 0;
     syscall(SYS_close, syscall(SYS_openat, AT_FDCWD, mark, O_CREAT | O_WRONLY, 0600));
-    errno = atoi(getenv("FAULT_ERRNO"));
+    errno = number;
     return 1;
 }
 
 static int file_fails(const char *call, int file, long amount) {
     char link[64], path[4096];
-    if (!getenv("FAULT_CALL")) return 0;
+    if (!is_asked()) return 0;
     snprintf(link, sizeof link, "/proc/self/fd/%d", file);
     long length = syscall(SYS_readlinkat, AT_FDCWD, link, path, sizeof path - 1);
     if (length < 0) return 0;
