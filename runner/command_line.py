@@ -280,7 +280,11 @@ def _number(setting: Setting, word: str, label: str) -> str:
     else:
         limit = range_of(setting.hint) or Range(-LARGEST if is_whole else -math.inf, LARGEST if is_whole else math.inf)
         if not limit.holds(value):
-            kind = f"{setting.wanted} {limit}" if limit.low > -LARGEST else f"{setting.wanted} that is finite"
+            kind = (
+                f"{setting.wanted} {limit.wanted_instead(value)}"
+                if limit.low > -LARGEST
+                else f"{setting.wanted} that is finite"
+            )
             raise ConfigError(f"{label} is {word}: type {kind}.")
         return word
     meant = None

@@ -14,6 +14,7 @@ from runner.parts.setting_types import (
     Range,
     Share,
     ShareBelow1,
+    Workers,
     check_ranges,
 )
 from runner.urls import shown
@@ -139,7 +140,7 @@ class RunSettings:
     """Alternative to upload_to: the folder in the bucket."""
     cloud_region: str | None = None
     """AWS region of the bucket, where AWS_DEFAULT_REGION does not set it."""
-    num_workers: AtLeast0 = 0
+    num_workers: Workers = 0
     """Processes that prepare micro-batches ahead, per training process; 0: prepare them in the loop."""
     loader_timeout: NotNegative = 1800
     """Seconds without a micro-batch from the num_workers processes after which the run ends; 0: never."""

@@ -30,6 +30,10 @@ class Range:
         is_inside = math.isfinite(value) and self.low <= value <= self.high and value not in self.without
         return is_inside or value in self.beside
 
+    def wanted_instead(self, value: float) -> str:
+        """What to type in place of a number outside the range: also the largest count, where it is above that."""
+        return f"of at most {self.high}" if self.high == MOST and value > MOST else str(self)
+
     def __str__(self) -> str:
         if not math.isfinite(self.high) or self.high == MOST:
             words = f"above {self.low:g}" if self.low in self.without else f"of at least {self.low:g}"
@@ -58,6 +62,8 @@ class Position:
 
 AtLeast0 = Annotated[int, Range(0, MOST)]
 AtLeast1 = Annotated[int, Range(1, MOST)]
+Workers = Annotated[int, Range(0, 256)]
+"""Processes that each training process starts beside itself: a typing mistake must not fill the machine with them."""
 AtLeast2 = Annotated[int, Range(2, MOST)]
 NotNegative = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, without=(0,))]
@@ -100,4 +106,4 @@ def check_ranges(owner: object, prefix: str = "") -> None:
         if allowed is not None and isinstance(value, (int, float)) and not allowed.holds(value):
             name = prefix + field.name
             kind = "a number" if _holds_float(hints[field.name]) else "a whole number"
-            raise ConfigError(f"{name} is {value}: type --{name} with {kind} {allowed}.")
+            raise ConfigError(f"{name} is {value}: type --{name} with {kind} {allowed.wanted_instead(value)}.")

@@ -93,6 +93,8 @@ def test_a_yaml_file_that_is_none(tmp_path: Path) -> None:
         ("--max_steps", "many", "max_steps"),
         ("--lr_scheduler_type", "cosin", "cosine"),
         ("--max_steps", "0", "at least 1"),
+        ("--batch_size", "1099511627776", "at most 2147483647"),
+        ("--gradient_accumulation_steps", "4294967296", "at most 2147483647"),
         ("--micro_batch_size", "0", "at least 1"),
         ("--warmup_ratio", "2", "from 0 to 1"),
         ("--learning_rate", "nan", "at least 0"),
@@ -107,6 +109,14 @@ def test_a_yaml_file_that_is_none(tmp_path: Path) -> None:
 )
 def test_a_value_that_cannot_be(tmp_path: Path, flag: str, value: str, wanted: str) -> None:
     ends([*SHORT, "--output_dir", str(tmp_path / "run"), flag, value], tmp_path, wanted)
+
+
+@pytest.mark.parametrize("number", [257, 1_000_000, 2**31 - 1])
+def test_a_number_of_workers_that_would_fill_the_machine_is_refused(number: int) -> None:
+    # Without a training: were it not refused, this test would start them.
+    with pytest.raises(ConfigError, match="type --num_workers with a whole number from 0 to 256"):
+        RunSettings(num_workers=number)
+    assert RunSettings(num_workers=256).num_workers == 256
 
 
 @pytest.mark.parametrize("tracker", ["trackio", "wandb", "tensorboard"])
