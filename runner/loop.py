@@ -32,6 +32,9 @@ def train(run: Run) -> None:
     losses: list[torch.Tensor] = []
     ends_epoch = False
     fetched = fetch_lanes(run)
+    evaluates_at_start = run.recipe.evaluates_at_start if settings.eval_on_start is None else settings.eval_on_start
+    if state.step == 0 and state.best_step is None and evaluates_at_start:
+        state.evaluation_due = True
     while state.evaluation_due or (state.step < run.max_steps and not out_of_patience(run)):
         if not state.evaluation_due:
             started = time.monotonic()

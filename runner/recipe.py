@@ -268,6 +268,12 @@ class Recipe:
         return False
 
     @property
+    def evaluates_at_start(self) -> bool:
+        """Whether the runner evaluates before the first step unless `--eval_on_start` decides: where a training begins
+        with something fitted, and the best checkpoint must not be worse."""
+        return False
+
+    @property
     def has_trained_weights(self) -> bool:
         """Whether `model()` returns trained weights, so that `relay evaluate --recipe NAME` can score it without a
         run."""

@@ -98,6 +98,8 @@ class RunSettings:
     """Steps between two evaluations; 0: only at the end."""
     eval_every: Literal["steps", "epoch"] = "steps"
     """epoch: evaluate at the end of each epoch, instead of every eval_steps."""
+    eval_on_start: bool | None = None
+    """Evaluate before the first step, so that checkpoint-best can be the start; the recipe decides when not given."""
     eval_batch_size: AtLeast1 | None = None
     """Examples at a time in evaluation, on each process; micro_batch_size when not given."""
     save_steps: AtLeast0 = 500

@@ -122,6 +122,21 @@ def test_final_has_the_best_weights_and_everything_says_so(
     assert "checkpoint-24, step 24" in capsys.readouterr().err
 
 
+def test_the_start_can_be_the_best_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    # The training destroys the weights: no later evaluation is better.
+    words = ("--eval_on_start", "true", "--save_steps", "0", "--eval_steps", "6", "--max_steps", "12")
+    train(run, *words, "--final", "best", "--learning_rate", "10")
+    assert [line["step"] for line in metrics(run, "eval")] == [0, 6, 12]
+    assert json.loads((run / "final" / "origin.json").read_text())["step"] == 0
+    assert resolve_pointer(run / "checkpoint-best").name == "checkpoint-0"
+    assert same_bits(weights(run), dict(read_tensors(run / "checkpoint-0" / "model.safetensors")))
+    # A run that goes on does not evaluate its start again.
+    interrupted(tmp_path / "other", Interruption("fetch", 4, signal=signal.SIGTERM), *words)
+    train(tmp_path / "other", *words, "--resume_from_checkpoint", "auto")
+    assert [line["step"] for line in metrics(tmp_path / "other", "eval")] == [0, 6, 12]
+
+
 @pytest.mark.parametrize(
     ("flags", "step"),
     [
