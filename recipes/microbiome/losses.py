@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recipes.microbiome.model import MicrobiomeModel, Output, embedding_distances, in_full
+from recipes.microbiome.model import MicrobiomeModel, Output, embedding_distances, feature_statistics, in_full
 from runner.recipe import Batch, Loss
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ def total_loss(settings: StageSettings, is_classification: bool, model: Microbio
                 penalty = settings.target_penalty * settings.model_settings.readout_shrinkage
                 losses.append(0.5 * penalty * output.addition.square().mean())
         total = torch.stack(losses).sum()
-    return Loss(total * len(batch["asvs"]), logs=logs)
+    moving = None if settings.is_frozen else output.features
+    statistics = None if moving is None else feature_statistics(moving)
+    return Loss(total * len(batch["asvs"]), logs=logs, statistics=statistics)
 
 
 def _unifrac_loss(output: Output, wanted: Tensor, penalty: float, logs: Logs) -> Tensor:

@@ -69,6 +69,8 @@ class Output:
     """What the network adds to the linear readout, where there is one."""
     branches: Float[Tensor, "samples features"] | None = None
     """What the target is read off, before it is standardised; see UniFracHead.branch_features."""
+    features: Float[Tensor, "samples features"] | None = None
+    """The same, standardised."""
     scale: float = 1.0
     """What `embedding_distances` divides by in the tanh form."""
 
@@ -223,6 +225,10 @@ class AsvEncoder(nn.Module):
 
 
 TIP_BUCKETS = 1021
+# Statistics of features are counted in multiples of 1 / UNITS.
+UNITS = 2**20
+# How far the centre and the spread of the features move to those of a step's samples.
+FOLLOWING = 0.2
 
 
 def tip_codes(tokens: Int[Tensor, "asvs letters"]) -> Int[Tensor, " asvs"]:
@@ -338,6 +344,21 @@ def embedding_distances(
     return 1 - shared / union.clamp(min=1e-6)
 
 
+def _damped(deviations: Float[Tensor, " features"]) -> Float[Tensor, " features"]:
+    """What features of these standard deviations are divided by; see MicrobiomeModel.standardise."""
+    return (deviations + 0.1 * deviations.mean() + 1e-6) * math.sqrt(len(deviations))
+
+
+def feature_statistics(features: Float[Tensor, "samples features"]) -> Int[Tensor, "3 features"]:
+    """Of standardised features: their sum, the sum of their squares, and their number.
+
+    In multiples of 1 / UNITS, so that their sum over micro-batches is the same in any order.
+    """
+    features = features.detach()
+    terms = torch.stack([features, features.square(), torch.ones_like(features)])
+    return (terms * UNITS).round().long().sum(1)
+
+
 class MicrobiomeModel(nn.Module):
     """All stacks of a stage."""
 
@@ -437,10 +458,25 @@ class MicrobiomeModel(nn.Module):
 
     @torch.no_grad()
     def standardise(self, features: Float[Tensor, "samples features"]) -> None:
-        """Read the target off the branches' differences between these samples, in units of their spread."""
-        spread = features.std(0)
+        """Read the target off the branches' differences between these samples, in units of their spread.
+
+        The features are divided by the root of their number as well. Their sum of squares is then about 1, and a step
+        of the optimiser, which moves all weights of the head by as much, moves the target by little.
+        """
         self.branch_centre.copy_(features.mean(0))
-        self.branch_spread.copy_(spread + 0.1 * spread.mean() + 1e-6)
+        self.branch_spread.copy_(_damped(features.std(0)))
+
+    @torch.no_grad()
+    def follow_branches(self, statistics: Float[Tensor, "3 features"]) -> None:
+        """Move the centre and the spread of the branches towards those of a step's samples: see feature_statistics.
+
+        The branches move while the encoder trains. Without this, the head would take that for differences.
+        """
+        total, square, number = statistics / UNITS
+        shift = total / number
+        deviations = (square / number - shift.square()).clamp(min=0).sqrt() * self.branch_spread
+        self.branch_centre.add_(FOLLOWING * shift * self.branch_spread)
+        self.branch_spread.lerp_(_damped(deviations), FOLLOWING)
 
     def freeze_base(self) -> None:
         """Leave stage 1 as it is: no gradient, no dropout, no optimiser state."""
@@ -530,7 +566,7 @@ class MicrobiomeModel(nn.Module):
         if self.reads_branches:
             with torch.autocast(tokens.device.type, enabled=False):
                 output.branches = self.unifrac_head.branch_features(encoded[:, 1:], is_there, abundance)
-                features = (output.branches - self.branch_centre) / self.branch_spread
+                features = output.features = (output.branches - self.branch_centre) / self.branch_spread
                 output.target = self.target_head(F.dropout(features, self.shape.target_dropout, self.training))
         elif self.shape.num_outputs:
             shares = F.pad((abundance * 1000).log1p(), (1, 0))[..., None]

@@ -60,6 +60,16 @@ class Recipe(StageSettings, runner.recipe.Recipe):
         """Settings that the user changed and that have no effect beside the others."""
         return without_effect(self, changed)
 
+    @property
+    def best_metric(self) -> str:  # type: ignore[override]
+        """The loss of the target where a linear readout is to be beaten, else of everything."""
+        return "target_loss" if self.wants_readout else "loss"
+
+    @property
+    def evaluates_at_start(self) -> bool:
+        """The linear readout alone is the first candidate for the best checkpoint."""
+        return self.wants_readout
+
     # Data ---------------------------------------------------------------------------------------------
 
     @property
@@ -96,8 +106,8 @@ class Recipe(StageSettings, runner.recipe.Recipe):
             of_nucleotides = ["nucleotide_accuracy", "nucleotide_majority"]
             names += [*of_nucleotides, *(f"{name}/unseen" for name in of_nucleotides)]
         if self.wants_target:
-            of_target = ["target_mae", "target_r2", "target_accuracy", "target_macro_f1", "target_auroc"]
-            names += [*of_target, *(f"{name}/by_group" for name in of_target)]
+            of_target = ["target_loss", "target_mae", "target_r2", "target_accuracy", "target_macro_f1", "target_auroc"]
+            names += [*of_target, *(f"{name}/by_group" for name in of_target if name != "target_loss")]
             names += [f"{name}/readout" for name in of_target if self.wants_readout]
         return names
 
@@ -254,6 +264,10 @@ class Recipe(StageSettings, runner.recipe.Recipe):
 
         return total_loss(self, bool(self.fitted.classes), cast("MicrobiomeModel", model), batch)
 
+    def end_step(self, model: nn.Module, statistics: Tensor) -> None:
+        """Keep the target's features standardised while the encoder moves them."""
+        cast("MicrobiomeModel", model).follow_branches(statistics)
+
     # Use ----------------------------------------------------------------------------------------------
 
     def predict(self, model: nn.Module, batch: Batch) -> list[Row]:
@@ -265,7 +279,7 @@ class Recipe(StageSettings, runner.recipe.Recipe):
     def score(self, rows: list[Row]) -> dict[str, float]:
         """UniFrac over all pairs of the split, nucleotides beside the column majority, and the target."""
         from recipes.microbiome.prediction import compare_distances
-        from recipes.microbiome.score import distance_scores, nucleotide_scores, target_scores
+        from recipes.microbiome.score import distance_scores, nucleotide_scores, target_losses, target_scores
 
         scores: dict[str, float] = {}
         if self.wants_unifrac:
@@ -275,6 +289,7 @@ class Recipe(StageSettings, runner.recipe.Recipe):
             found = {asv: counts for row in rows for asv, *counts in row.get("nucleotides", ())}
             scores |= nucleotide_scores(found, seen)
         if self.wants_target and rows:
+            scores |= target_losses(rows, self.fitted)
             scores |= target_scores(rows, not self.fitted.classes, "group" in rows[0])
         return scores
 

@@ -11,6 +11,7 @@ from runner.parts.figures import Figure, Scatter, calibration, confusion, predic
 
 if TYPE_CHECKING:
     from recipes.microbiome.prediction import Row
+    from recipes.microbiome.target import Fitted
 
 
 def distance_scores(true: np.ndarray, predicted: np.ndarray, permutations: int = 99) -> dict[str, float]:
@@ -65,7 +66,7 @@ def regression_scores(true: np.ndarray, predicted: np.ndarray) -> dict[str, floa
 def class_scores(true: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
     """Accuracy, macro F1 and AUROC (of two classes, else the mean of one against the rest).
 
-    `true` (samples,) are class numbers, `probabilities` (samples, classes).
+    `true` (samples,) are class numbers, -1 for a class that training has not seen; `probabilities` (samples, classes).
     """
     from sklearn.metrics import f1_score, roc_auc_score
 
@@ -75,10 +76,33 @@ def class_scores(true: np.ndarray, probabilities: np.ndarray) -> dict[str, float
         "target_accuracy": float((guess == true).mean()),
         "target_macro_f1": float(f1_score(true, guess, average="macro", labels=present, zero_division=0.0)),  # type: ignore[arg-type]
     }
-    areas = [roc_auc_score(true == each, probabilities[:, each]) for each in present] if len(present) > 1 else []
+    known = present[present >= 0] if len(present) > 1 else []
+    areas = [roc_auc_score(true == each, probabilities[:, each]) for each in known]
     if len(areas) == 2 and probabilities.shape[1] == 2:
         areas = areas[1:]
     return scores | ({"target_auroc": float(np.mean(areas))} if areas else {})
+
+
+def target_losses(rows: Sequence[Row], fitted: Fitted) -> dict[str, float]:
+    """What training minimises of the target, over the samples: smooth L1 of the standardised target, or cross-entropy.
+
+    Samples of a class that training has not seen are left out, as in training.
+    """
+    true = np.array([row.get("target") for row in rows], float)
+    known = true >= 0 if fitted.classes else np.isfinite(true)
+    losses: dict[str, float] = {}
+    for name, key in (("target_loss", "predicted"), ("target_loss/readout", "by_readout")):
+        if not known.any() or key not in rows[0]:
+            continue
+        predicted = np.array([row.get(key) for row in rows], float)[known]
+        if fitted.classes:
+            right = predicted[np.arange(len(predicted)), true[known].astype(int)]
+            each = -np.log(np.maximum(right, 1e-12))
+        else:
+            apart = np.abs(predicted - true[known]) / fitted.deviation
+            each = np.where(apart < 1, 0.5 * apart**2, apart - 0.5)
+        losses[name] = float(each.mean())
+    return losses
 
 
 def target_scores(rows: Sequence[Row], is_regression: bool, grouped: bool) -> dict[str, float]:

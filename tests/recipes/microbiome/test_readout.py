@@ -119,6 +119,90 @@ def test_a_run_begins_with_the_readout_and_reports_it_alone(tmp_path: Path) -> N
     assert all(abs(float(row["predicted"]) - float(row["by_readout"]) - moved) < 1e-4 for row in rows)  # type: ignore
 
 
+@pytest.mark.parametrize(("target", "samples", "asvs"), [("half", 90, 60), ("target", 90, 60), ("target", 120, 300)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_joint_training_begins_with_small_gradients_and_stays_near_the_readout(
+    target: str, samples: int, asvs: int, seed: int, tmp_path: Path
+) -> None:
+    data = DataSettings(demo_samples=samples, demo_asvs=asvs, group="site", target=target)
+    # As in the presets default and small.
+    sizes = ModelSettings(
+        hidden_size=64, num_attention_heads=4, embedding_size=256, asv_layers=1, sample_layers=1, encoder_layers=0,
+        patch_size=10, dropout=0.0,
+    )  # fmt: skip
+    recipe = Recipe(stage="predict", data_settings=data, model_settings=sizes, count_penalty=0.0, nuc_penalty=0.1)
+    recipe = recipe.prepare(tmp_path)
+    torch.manual_seed(seed)
+    model = recipe.model().train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=2e-3)
+    training, held_out = recipe.data("train"), recipe.data("validation")
+    norms = []
+    for step in range(8):
+        torch.manual_seed(step)
+        batch = recipe.collate([training[(16 * step + number) % len(training)] for number in range(16)])
+        loss = recipe.loss(model, batch)
+        optimizer.zero_grad()
+        (loss.sum / 16).backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, 1.0)))
+        optimizer.step()
+        assert loss.statistics is not None
+        recipe.end_step(model, loss.statistics.float())
+    assert max(norms) < 20, norms
+    rows = recipe.predict(model.eval(), recipe.collate([held_out[number] for number in range(len(held_out))]))
+    scores = recipe.score(rows)
+    assert scores["target_loss"] < 1.1 * scores["target_loss/readout"] + 0.01
+
+
+def test_statistics_of_features_do_not_depend_on_how_samples_are_divided() -> None:
+    from recipes.microbiome.model import feature_statistics
+
+    torch.manual_seed(0)
+    features = torch.randn(64, 10) * 0.05
+    parts = [sum(feature_statistics(part) for part in features.split(size)) for size in (64, 16, 7, 1)]
+    assert all(torch.equal(part, parts[0]) for part in parts)  # type: ignore[arg-type]
+
+
+def test_the_head_follows_the_branches_as_they_move() -> None:
+    from recipes.microbiome.model import feature_statistics
+
+    model = recipe_of().model()
+    torch.manual_seed(0)
+    moved = torch.randn(64, 16) * torch.linspace(0.1, 2, 16) + torch.linspace(-3, 3, 16)
+    for _ in range(60):
+        features = (moved - model.branch_centre) / model.branch_spread
+        model.follow_branches(feature_statistics(features).float())
+    centre, spread = model.branch_centre.clone(), model.branch_spread.clone()
+    model.standardise(moved)
+    assert torch.allclose(centre, model.branch_centre, atol=1e-3)
+    # The standard deviation of a sample has n - 1 where a mean of squares has n.
+    assert torch.allclose(spread, model.branch_spread, rtol=0.02)
+
+
+def test_the_best_checkpoint_is_chosen_by_the_target_and_the_readout_alone_is_a_candidate() -> None:
+    recipe = recipe_of()
+    assert recipe.best_metric == "target_loss" and recipe.best_metric in recipe.metrics() and recipe.evaluates_at_start
+    for other in (
+        dataclasses.replace(recipe, stage="pretrain"),
+        dataclasses.replace(recipe, model_settings=dataclasses.replace(recipe.model_settings, linear_readout=False)),
+    ):
+        assert other.best_metric == "loss" and not other.evaluates_at_start
+
+
+def test_the_targets_loss_is_what_training_minimises() -> None:
+    for target in ("target", "half"):
+        recipe = recipe_of(target=target)
+        recipe = dataclasses.replace(recipe, unifrac_penalty=0.0, nuc_penalty=0.0)
+        model = recipe.model().eval()
+        data = recipe.data("validation")
+        batch = recipe.collate([data[number] for number in range(len(data))])
+        with torch.no_grad():
+            wanted = float(recipe.loss(model, batch).logs["target_loss"])
+            scores = recipe.score(recipe.predict(model, batch))
+        assert scores["target_loss"] == pytest.approx(wanted, rel=1e-4)
+        assert scores["target_loss/readout"] == pytest.approx(wanted, rel=1e-4)
+
+
 def test_what_the_network_adds_is_shrunk() -> None:
     losses = {}
     for shrinkage in (0.0, 3.0):
