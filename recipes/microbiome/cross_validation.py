@@ -13,7 +13,7 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,6 +23,7 @@ from recipes.microbiome.baselines import Fold, baselines
 from recipes.microbiome.fitting import fit, target_values
 from recipes.microbiome.score import target_scores
 from recipes.microbiome.splits import partition
+from runner.errors import DataError
 
 if TYPE_CHECKING:
     from recipes.microbiome.prediction import Row
@@ -63,6 +64,7 @@ def compare(settings: StageSettings, study: Study, folds: int, trains: Callable[
     for number in range(folds):
         own = dataclasses.replace(settings.source, fold=number)
         splits = partition(study, own)
+        _check_classes(study, settings.source, fitted, values, splits, number)
         fold = Fold(
             settings, study, _refitted(study, own, fitted, splits["train"]), splits["train"], splits["validation"]
         )
@@ -81,6 +83,33 @@ def compare(settings: StageSettings, study: Study, folds: int, trains: Callable[
     is_regression = not fitted.classes
     scores = {name: target_scores(rows, is_regression, group is not None) for name, rows in found.items()}
     return Comparison(scores, per_fold, found)
+
+
+def _check_classes(
+    study: Study,
+    data: DataSettings,
+    fitted: Fitted,
+    values: np.ndarray,
+    splits: Mapping[str, np.ndarray],
+    number: int,
+) -> None:
+    """Raise DataError for a fold that would train on one class alone; print a note for one that lacks a class."""
+    there = {int(value) for value in values[splits["train"]]}
+    lacking = [name for place, name in enumerate(fitted.classes) if place not in there]
+    if not lacking:
+        return
+    held_out = ""
+    if data.group is not None:
+        rows = [row for row in splits["validation"] if study.metadata[str(data.target)][row] in lacking]
+        held_out = f": {data.group} {', '.join(sorted({study.metadata[data.group][row] for row in rows})[:4])}"
+    listed = ", ".join(map(repr, lacking[:4]))
+    if len(there) < 2:
+        raise DataError(
+            f"Fold {number} would train on one class alone: it holds out all samples of {data.target} "
+            f"{listed}{held_out}.\nBring more groups of that class. Without --group, a group would be on both "
+            "sides."
+        )
+    print(f"note: fold {number} trains without {data.target} {listed}, and so cannot find it{held_out}.", flush=True)
 
 
 def fold_runs(

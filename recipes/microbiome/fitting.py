@@ -112,7 +112,18 @@ def fit_study(settings: StageSettings, study: Study, splits: Mapping[str, np.nda
             "too good; --data.split grouped without a split_file keeps them together.",
             flush=True,
         )
-    return fit(study, data, splits["train"], settings.wants_target)
+    fitted = fit(study, data, splits["train"], settings.wants_target)
+    if fitted.classes and data.group is not None:
+        cells, groups = study.metadata[str(data.target)], study.metadata[data.group]
+        for name in sorted(set(cells)):
+            own = {group for cell, group in zip(cells, groups, strict=True) if cell == name}
+            if len(own) == 1:
+                print(
+                    f"warning: all samples of {data.target} {name!r} are of one {data.group} ({own.pop()}), so that "
+                    "class is either trained on or held out.",
+                    flush=True,
+                )
+    return fitted
 
 
 def fit(study: Study, settings: DataSettings, rows: np.ndarray, wants_target: bool) -> Fitted:

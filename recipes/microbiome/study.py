@@ -268,7 +268,8 @@ def _with_reads(counts: SparseRows, rows: np.ndarray, wanted: int, notes: list[s
             "Lower --data.rarefy_depth or --data.min_reads."
         )
     if not enough.all():
-        notes.append(f"{(~enough).sum()} of {len(rows)} samples have fewer than {wanted} reads: left out.")
+        what = f"fewer than {wanted} reads" if wanted > 1 else "no reads"
+        notes.append(f"{(~enough).sum()} of {len(rows)} samples have {what}: left out.")
     return rows[enough]
 
 

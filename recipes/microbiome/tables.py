@@ -94,6 +94,13 @@ def _from_text(path: Path) -> Table:
     header, rows = _cells(lines[start][1]), [(number, _cells(line)) for number, line in lines[start + 1 :]]
     if not rows:
         raise DataError(f"{path} holds no ASV below its header.")
+    # A tab at the end of each line, as some programs write it, makes a column without name and content.
+    while (
+        len(header) > 1
+        and not header[-1].strip()
+        and all(not "".join(row[len(header) - 1 :]).strip() for _, row in rows)
+    ):
+        header, rows = header[:-1], [(number, row[: len(header) - 1]) for number, row in rows]
     for number, row in rows:
         if len(row) != len(header):
             raise DataError(

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from recipes.microbiome.settings import DataSettings
 
 # What stands in metadata where nothing was measured.
-MISSING = {"", "na", "nan", "n/a", "null", "missing", "not applicable", "not collected", "not provided"}
+MISSING = {"", "na", "nan", "n/a", "#n/a", "null", "missing", "not applicable", "not collected", "not provided"}
 MISSING |= {"missing: not collected", "missing: not provided", "restricted access", "missing: restricted access"}
 # The same among numbers; among words these can be classes, such as no antibiotic.
 MISSING_NUMBERS = {"none", "unspecified", "unknown"}
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
-DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
+NUMBER_WITH_COMMAS = re.compile(r"[+-]?\d+(,\d+)+(\.\d+)?")
 
 
 class Column(NamedTuple):
@@ -49,12 +49,15 @@ def read_target(cells: Sequence[str], source: str, declared: str | None, setting
     """Decide whether a target is a number or a class.
 
     `source` is the file's name, `declared` its type in the file. Raises DataError for a column that is neither: words
-    among numbers, decimal commas, nearly as many classes as samples.
+    among numbers, numbers with commas, nearly as many classes as samples, classes of two spellings.
     """
     name = f"The column {settings.target!r} of {source}"
     has_value = np.array([not is_missing(cell, settings.missing_values) for cell in cells], bool)
     present = [cell.strip() for cell, there in zip(cells, has_value, strict=True) if there]
-    if settings.task == "classification" or (settings.task == "auto" and declared == "categorical") or not present:
+    if settings.task == "auto" and declared == "categorical":
+        _check_spelling(name, present)
+        return Column(False, has_value)
+    if settings.task == "classification" or not present:
         return Column(False, has_value)
     words = [cell for cell in present if not is_number(cell) and cell.lower() not in MISSING_NUMBERS]
     numbers = sum(map(is_number, present))
@@ -63,12 +66,11 @@ def read_target(cells: Sequence[str], source: str, declared: str | None, setting
         said = np.array([cell.strip().lower() not in MISSING_NUMBERS for cell in cells], bool)
         return Column(True, has_value & said)
     classes = len(set(present))
-    if any(map(DECIMAL_COMMA.fullmatch, words)) and all(
-        is_number(word) or DECIMAL_COMMA.fullmatch(word) or words.count(word) < 3 for word in words
-    ):
+    with_commas = [word for word in words if NUMBER_WITH_COMMAS.fullmatch(word)]
+    if with_commas and all(word in with_commas or words.count(word) < 3 for word in words):
         raise DataError(
-            f"{name} holds numbers with a decimal comma, like {next(filter(DECIMAL_COMMA.fullmatch, words))!r}.\n"
-            f"Write them with a point, or type --data.task classification for {classes} classes."
+            f"{name} holds numbers with a comma, like {with_commas[0]!r}: a decimal comma, or one between thousands?\n"
+            f"Write them with a decimal point and no comma, or type --data.task classification for {classes} classes."
         )
     if numbers or wants_numbers:
         listed = ", ".join(f"{word!r} ({count})" for word, count in Counter(words).most_common(4)) or "only words"
@@ -83,7 +85,21 @@ def read_target(cells: Sequence[str], source: str, declared: str | None, setting
             f"{name} holds {classes} different values in {len(present)} samples, like {present[0][:30]!r}: neither "
             "numbers nor classes that repeat.\nCorrect the column, or type --data.task classification."
         )
+    if settings.task == "auto":
+        _check_spelling(name, present)
     return Column(False, has_value)
+
+
+def _check_spelling(name: str, cells: Sequence[str]) -> None:
+    """Raise DataError for classes that differ in capitals, or in blanks within, alone."""
+    spellings: dict[str, str] = {}
+    for cell in cells:
+        other = spellings.setdefault(" ".join(cell.lower().split()), cell)
+        if other != cell:
+            raise DataError(
+                f"{name} holds {other!r} ({list(cells).count(other)}) and {cell!r} ({list(cells).count(cell)}), which "
+                "would be two classes.\nWrite them alike, or type --data.task classification if they differ."
+            )
 
 
 def describe_codes(cells: Sequence[str], target: str) -> str | None:

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from recipes.microbiome import cross_validation
 from recipes.microbiome.recipe import Recipe
+from recipes.microbiome.score import class_scores
 from recipes.microbiome.settings import DataSettings
 from recipes.microbiome.splits import number_of_folds, partition
-from runner.errors import ConfigError
+from runner.errors import ConfigError, DataError
 
 
 def compared(target: str, **files: Any) -> tuple[str, list[Any]]:
@@ -82,3 +84,42 @@ def test_too_few_folds_are_refused() -> None:
         compared("target", folds=1)
     with pytest.raises(ConfigError, match="0 folds"):
         number_of_folds(DataSettings())
+
+
+def one_group(tmp_path: Path, classes: list[str]) -> DataSettings:
+    """A study of ten subjects of three samples; `classes` are those of the subjects."""
+    random = np.random.default_rng(0)
+    sequences = ["".join(random.choice(list("ACGT"), 40)) for _ in range(12)]
+    names = [f"s{number}" for number in range(30)]
+    counts = random.integers(0, 9, (12, 30)) + 1
+    lines = ["#OTU ID\t" + "\t".join(names)]
+    lines += ["\t".join([name, *map(str, row)]) for name, row in zip(sequences, counts, strict=True)]
+    (tmp_path / "t.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = [f"{name}\tp{number // 3}\t{classes[number // 3]}\n" for number, name in enumerate(names)]
+    (tmp_path / "m.tsv").write_text("id\tsubject\tdx\n" + "".join(rows), encoding="utf-8")
+    return DataSettings(table=str(tmp_path / "t.tsv"), metadata=str(tmp_path / "m.tsv"), target="dx", group="subject")
+
+
+def test_a_class_of_one_group_is_refused_or_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = one_group(tmp_path, ["CD"] + ["control"] * 9)
+    with pytest.raises(
+        DataError, match=r"one class alone: it holds out all samples of dx 'CD': subject p0\."
+    ) as raised:
+        Recipe(data_settings=settings).score_files(Recipe.Files(folds=5))
+    assert len(str(raised.value).splitlines()) <= 3
+    settings = one_group(tmp_path, ["CD", "UC", "control", "UC"] + ["control"] * 6)
+    text, rows = Recipe(data_settings=settings).score_files(Recipe.Files(folds=5))
+    assert "trains without dx 'CD', and so cannot find it: subject p0." in capsys.readouterr().out
+    assert len(text.splitlines()) == 5 and len(rows) == 4 * 30
+    # The same is said before a training.
+    recipe = Recipe(stage="predict", data_settings=settings)
+    assert recipe.fitted.classes
+    assert "warning: all samples of dx 'CD' are of one subject (p0)" in capsys.readouterr().out
+
+
+def test_a_class_that_training_has_not_seen_has_no_area_of_its_own() -> None:
+    true = np.array([-1, 0, 0, 1, 1, 2, 2])
+    random = np.random.default_rng(0)
+    probabilities = random.dirichlet(np.ones(3), 7)
+    areas = [roc_auc_score(true == each, probabilities[:, each]) for each in range(3)]
+    assert class_scores(true, probabilities)["target_auroc"] == pytest.approx(np.mean(areas))

@@ -135,6 +135,9 @@ NUMBERS = ["5.1", "6.2", "7.3", "4.4", "5.5", "6.6", "7.7", "8.8"]
         ([*NUMBERS, "inf"], ["'inf'"]),
         ([cell.replace(".", ",") for cell in NUMBERS], ["decimal comma", "'5,1'", "point"]),
         ([*NUMBERS[:6], "7,7", "8,8"], ["decimal comma", "'7,7'"]),
+        ([f"1,{number}00" for number in range(1, 9)], ["between thousands", "'1,100'"]),
+        ([*NUMBERS, "1,234,567"], ["between thousands", "'1,234,567'"]),
+        ([*NUMBERS, "1,234.5", "n.d."], ["between thousands", "'1,234.5'"]),
         ([f"{cell} pH" for cell in NUMBERS], ["8 different values in 8 samples"]),
         ([f"2024-01-0{number}" for number in range(1, 9)], ["8 different values"]),
     ],
@@ -148,9 +151,25 @@ def test_words_among_numbers_are_refused_and_never_become_classes(
     assert len(study_with(tmp_path, cells, task="classification").sample_ids) == len(cells)
 
 
+@pytest.mark.parametrize(
+    ("cells", "declared"),
+    [
+        (["CD", "CD", "control", "cd"], None),
+        (["control", "Control", "CD", "CD"], "categorical"),
+        (["not inflamed", "not  inflamed", "inflamed", "inflamed"], None),
+    ],
+)
+def test_classes_of_two_spellings_are_refused(tmp_path: Path, cells: list[str], declared: str | None) -> None:
+    said = message(lambda: study_with(tmp_path, cells * 2, declared))
+    assert "two classes" in said and "Write them alike" in said and "'ph'" in said
+    assert len(study_with(tmp_path, cells * 2, declared, task="classification").sample_ids) == 8
+
+
 def test_words_for_missing_are_listed_and_left_out(tmp_path: Path) -> None:
     for cells, settings, words in [
         ([*NUMBERS, "NA", "not collected", ""], {}, "NA, empty, not collected"),
+        ([*NUMBERS, "#N/A"], {}, "#N/A"),
+        ([*NUMBERS, "-", "?"], {"missing_values": "-,?"}, "-, ?"),
         ([*NUMBERS, "unknown", "None"], {}, "None, unknown"),
         ([*NUMBERS, "n.d.", "-999"], {"missing_values": "n.d., -999"}, "-999, n.d."),
     ]:
@@ -237,6 +256,8 @@ def test_tables_in_every_format_are_the_same(tmp_path: Path) -> None:
     texts = [HEADER + TABLE, "# Constructed from biom file\n" + HEADER + TABLE, "\ts1\ts2\ts3\r\n" + TABLE]
     texts += [HEADER.replace("s3\n", "s3\ttaxonomy\n") + described, HEADER + TABLE.replace("\t5", "\t5.0")]
     texts += ['"ASV"\t"s1"\t"s2"\t"s3"\n' + TABLE]
+    # A tab at the end of each line.
+    texts += [(HEADER + TABLE).replace("\n", "\t\n"), (HEADER + TABLE).replace("\n", "\t\t\r\n")]
     files = [version_2, version_1, json.dumps(json.loads(version_1), indent=1).encode(), *map(str.encode, texts)]
     files += [gzip.compress(content) for content in files[:4]]
     with zipfile.ZipFile(tmp_path / "artifact", "w") as archive:
