@@ -270,18 +270,17 @@ class Recipe(runner.recipe.Recipe):
         asked: dict[str, Any] = {"output_router_logits": True} if hasattr(config, "output_router_logits") else {}
         # Prompts are not scored, and their logits would take most of the memory.
         ids, labels = batch["input_ids"], batch["labels"]
-        if settings.pretrained and not model.training:
+        if settings.pretrained:
             # Rows that end together have their scored tokens in the same columns, so that few columns get logits.
             mask, ids, labels = parts.ended_together(mask, ids, labels)
             asked |= parts.positions(model, mask)
-        labels = labels[:, 1:]
-        if settings.pretrained:
+            labels = labels[:, 1:]
             # (kept,): positions before a token that some row is scored on.
             kept = (labels != -100).any(0).nonzero().flatten()
             labels = labels[:, kept]
         else:
             kept = ids.shape[1] - batch.extra.get("prompts", 1) + 1
-            labels = labels[:, 1 - kept :]
+            labels = labels[:, 1:][:, 1 - kept :]
         output = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept, **asked)
         mask = mask.reshape(-1)
         # At least fp32, whatever the model computes in.
