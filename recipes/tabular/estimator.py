@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,8 @@ class TabularEstimator(BaseEstimator):
     """
 
     task = ""
+    _split: str | None = None
+    """The split of the rows to predict: the linear part then comes from a fit without them."""
 
     def __init__(
         self,
@@ -72,7 +75,9 @@ class TabularEstimator(BaseEstimator):
             from sklearn.inspection import permutation_importance
 
             rows, targets = self._held_out
-            found = permutation_importance(self, rows, targets, n_repeats=5, random_state=self.random_state)
+            judged = copy.copy(self)
+            judged._split = "validation"
+            found = permutation_importance(judged, rows, targets, n_repeats=5, random_state=self.random_state)
             self._importances = np.asarray(found["importances_mean"])
         return self._importances
 
@@ -178,7 +183,7 @@ class TabularEstimator(BaseEstimator):
                 "features as input."
             )
         try:
-            return self.recipe_.predict_frame(self.model_, self.recipe_.tables[0], frame)
+            return self.recipe_.predict_frame(self.model_, self.recipe_.tables[0], frame, split=self._split)
         except RelayError as error:
             raise ValueError(str(error)) from None
 

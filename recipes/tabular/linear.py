@@ -9,6 +9,7 @@ step: Wolpert 1992, Stacked Generalization.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -16,6 +17,8 @@ import numpy as np
 
 from recipes.tabular import ngram_hashing
 from recipes.tabular import trees as boosted
+from recipes.tabular.curves import Curve, curves
+from recipes.tabular.score import r2
 from recipes.tabular.table import Cells, Table
 
 if TYPE_CHECKING:
@@ -40,6 +43,9 @@ MOST_CHOOSING_ROWS = 2_500
 MOST_STEPS = 60
 PRECISION = 3e-4
 """A fit ends where a step lowers the loss by a smaller share than this."""
+RIDGE_PRECISION = 1e-3
+"""A ridge regression ends where its gradient is so small a share of the first."""
+MOST_RIDGE_STEPS = 200
 FOLDS = 5
 FEWEST_HELD = 10
 """With fewer validation rows, these choose nothing."""
@@ -68,6 +74,15 @@ class Linear:
     trees: boosted.Trees | None = None
     share: float = 0.0
     """The score is (1 - share) times that of the linear model, and share times that of the trees."""
+    bent: Bent | None = None
+    """A second fit, of a number on another scale."""
+    again: Linear | None = None
+    """The same fit to training and validation rows, for all rows that are neither."""
+
+    @property
+    def has_trees(self) -> bool:
+        """Whether trees have a share in the score."""
+        return self.trees is not None or (self.bent is not None and self.bent.fit.trees is not None)
 
     def reads_vectors(self, table: Table) -> bool:
         """Whether it was fitted on the vectors of a text encoder too."""
@@ -75,16 +90,56 @@ class Linear:
 
     def scores(self, table: Table, cells: Cells, vectors: np.ndarray | None = None) -> np.ndarray:
         """(rows, outputs) float32: logits, or z. `vectors` (texts, size): of the cells' texts."""
-        inputs = _scaled(design(table, cells, vectors), self.scale)
+        return self.parts(table, cells, vectors)["all"]
+
+    def parts(self, table: Table, cells: Cells, vectors: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """(rows, outputs) float32 scores of "all" and of its parts, "linear" and "trees".
+
+        "trees" is absent where no trees were grown.
+        """
+        return self._parts_of(read_rows(table, cells, vectors))
+
+    def _parts_of(self, rows: Read) -> dict[str, np.ndarray]:
+        inputs = _scaled(rows.design, self.scale)
         found = np.asarray(inputs @ self.weights + self.bias, dtype=np.float32)
-        if self.trees is None:
-            return found
-        seen = tree_inputs(table, cells, vectors, found, self.weights * self.scale[:, None])
-        return _mixed(found, self.trees.scores(seen), self.share)
+        grown = found
+        if self.trees is not None:
+            grown = self.trees.scores(tree_inputs(rows, found, self.weights * self.scale[:, None]))
+        parts = {"all": mixed(found, grown, self.share), "linear": found, "trees": grown}
+        if self.bent is not None:
+            other = self.bent.fit._parts_of(rows)
+            parts = {
+                name: mixed(own, self.bent.curve.back(other.get(name, other["linear"])), self.bent.share)
+                for name, own in parts.items()
+            }
+        return parts if self.has_trees else {name: own for name, own in parts.items() if name != "trees"}
 
 
-def _mixed(linear: np.ndarray, grown: np.ndarray, share: float) -> np.ndarray:
-    return ((1 - share) * linear + share * grown).astype(np.float32)
+@dataclasses.dataclass(frozen=True)
+class Bent:
+    """A fit of the target on another scale, and its share in the score."""
+
+    fit: Linear
+    curve: Curve
+    share: float
+    shown: tuple[float, float, int] = (0.0, 0.0, 0)
+    """R2 on validation rows without and with it, and the number of these rows."""
+
+
+def remark(table: Table, own: Linear) -> str | None:
+    """A line about the second scale of a target, or None."""
+    if own.bent is None:
+        return None
+    before, after, rows = own.bent.shown
+    return (
+        f"target {table.target}: a fit of its {own.bent.curve.kind} has {own.bent.share:.1f} of the score, chosen on "
+        f"rows that it had not seen: R2 {after:.3f} against {before:.3f} on {rows:,} validation rows"
+    )
+
+
+def mixed(first: np.ndarray, second: np.ndarray, share: float) -> np.ndarray:
+    """(1 - share) times the first scores and share times the second, float32."""
+    return ((1 - share) * first + share * second).astype(np.float32) if share else first
 
 
 def readings(table: Table, own: Cells) -> tuple[list[tuple[str, str | int]], np.ndarray]:
@@ -106,7 +161,7 @@ def grams_of(table: Table, cells: Cells) -> tuple[csr_matrix, np.ndarray]:
 
     sets, places = readings(table, cells)
     buckets = [ngram_hashing.buckets(*each, BUCKETS) for each in sets]
-    lengths = np.array([len(each) for each in buckets])
+    lengths = np.array([len(each) for each in buckets], dtype=np.int64)
     values = np.repeat(1 / np.sqrt(np.maximum(lengths, 1)), lengths)
     starts = np.concatenate([[0], np.cumsum(lengths)])
     flat = np.concatenate(buckets) if buckets else np.zeros(0, np.int64)
@@ -118,8 +173,23 @@ def text_columns(table: Table) -> list[int]:
     return [place for place, column in enumerate(table.used) if column.kind == "text"]
 
 
-def design(table: Table, cells: Cells, vectors: np.ndarray | None = None) -> csr_matrix:
-    """(rows, inputs) sparse: the n-grams of each cell, NUMBERS values of each column, and the vectors of its texts."""
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """Rows as the linear model and the trees read them."""
+
+    table: Table
+    cells: Cells
+    vectors: np.ndarray | None
+    grams: csr_matrix
+    """(sets, BUCKETS): see `grams_of`."""
+    places: np.ndarray
+    """(rows, columns)."""
+    design: csr_matrix
+    """(rows, inputs): the n-grams of each cell, NUMBERS values of each column, and the vectors of its texts."""
+
+
+def read_rows(table: Table, cells: Cells, vectors: np.ndarray | None = None) -> Read:
+    """Read rows once for all fits. `vectors` (texts, size) are of the cells' texts."""
     from scipy.sparse import csr_matrix, hstack
 
     grams, places = grams_of(table, cells)
@@ -128,19 +198,17 @@ def design(table: Table, cells: Cells, vectors: np.ndarray | None = None) -> csr
         (np.ones(places.size, np.float32), places.ravel(), np.arange(0, places.size + 1, max(columns, 1))),
         shape=(rows, len(grams.indptr) - 1),
     )
-    numbers = NUMBER_SCALE * cells.numbers[:, :, :NUMBERS].reshape(rows, -1)
+    numbers = NUMBER_SCALE * cells.numbers[:, :, :NUMBERS].reshape(rows, NUMBERS * columns)
     blocks = [choice @ grams, csr_matrix(numbers)]
     if vectors is not None:
         blocks += [csr_matrix(VECTOR_SCALE * vectors[cells.strings[:, place]]) for place in text_columns(table)]
     found = csr_matrix(hstack(blocks, format="csr"), dtype=np.float32)
     # Sums in the order of the inputs, whatever the other rows are.
     found.sort_indices()
-    return found
+    return Read(table, cells, vectors, grams, places, found)
 
 
-def tree_inputs(
-    table: Table, cells: Cells, vectors: np.ndarray | None, scores: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
+def tree_inputs(rows: Read, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """(rows, features) float64: numbers, NaN where missing; linear scores; the part of each cell of text in them.
 
     `scores` (rows, outputs) and `weights` (inputs, outputs) are those of the linear model on the unscaled design. Of
@@ -148,20 +216,20 @@ def tree_inputs(
     """
     from scipy.sparse import csr_matrix
 
+    table, cells = rows.table, rows.cells
     is_number = np.array([column.is_number for column in table.used], dtype=bool)
     numbers = np.where(cells.numbers[:, is_number, 4] > 0, np.nan, cells.numbers[:, is_number, 1])
     if weights.shape[1] == 2:
         scores, weights = scores[:, 1:] - scores[:, :1], weights[:, 1:] - weights[:, :1]
     features = [numbers, scores]
     if 0 < int((~is_number).sum()) * weights.shape[1] <= MOST_CELL_SCORES:
-        grams, places = grams_of(table, cells)
-        each = np.asarray(grams @ weights[:BUCKETS])[places]
-        if vectors is not None:
-            sparse, first = csr_matrix(VECTOR_SCALE * vectors), BUCKETS + NUMBERS * len(table.used)
+        each = np.asarray(rows.grams @ weights[:BUCKETS])[rows.places]
+        if rows.vectors is not None:
+            sparse, first = csr_matrix(VECTOR_SCALE * rows.vectors), BUCKETS + NUMBERS * len(table.used)
             for place in text_columns(table):
-                own = np.asarray(sparse @ weights[first : first + vectors.shape[1]])
+                own = np.asarray(sparse @ weights[first : first + rows.vectors.shape[1]])
                 each[:, place] += own[cells.strings[:, place]]
-                first += vectors.shape[1]
+                first += rows.vectors.shape[1]
         features.append(each[:, ~is_number].reshape(len(scores), -1))
     return np.concatenate(features, axis=1).astype(np.float64)
 
@@ -182,6 +250,39 @@ class Held:
     vectors: np.ndarray | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """Rows with a target, and the places of these rows among all."""
+
+    rows: Read
+    places: np.ndarray
+    targets: np.ndarray
+    """(places,): the class or z."""
+    inputs: csr_matrix
+    """(places, inputs), scaled."""
+
+    def features(self, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """`tree_inputs` of these rows. `scores` are of these rows."""
+        everywhere = np.zeros((len(self.rows.cells.strings), scores.shape[1]), np.float32)
+        everywhere[self.places] = scores
+        return tree_inputs(self.rows, everywhere, weights)[self.places]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    """What all fits of one table share."""
+
+    train: _Known
+    held: _Known
+    scale: np.ndarray
+    is_classes: bool
+    outputs: int
+    grows: bool
+    """Whether trees may be grown."""
+    folds: list[tuple[np.ndarray, np.ndarray]]
+    seed: int
+
+
 def fit(
     table: Table,
     train: Cells,
@@ -190,52 +291,210 @@ def fit(
     seed: int,
     vectors: np.ndarray | None = None,
     has_trees: bool = True,
+    has_curves: bool = True,
+    refits: bool = True,
 ) -> Linear:
-    """Fit the linear part of a table. Targets are those of `table.labels`, `vectors` (texts, size) of the cells."""
-    from scipy.sparse import csr_matrix
+    """Fit the linear part of a table. Targets are those of `table.labels`, `vectors` (texts, size) of the cells.
 
-    raw = design(table, train, vectors)
-    size = 0 if vectors is None else vectors.shape[1] * len(text_columns(table))
-    scale = np.ones(BUCKETS + NUMBERS * len(table.used) + size, np.float32)
-    counts = np.bincount(raw.indices[raw.data != 0], minlength=len(scale))[:BUCKETS]
-    scale[:BUCKETS] = np.where(counts >= FEWEST_CELLS, np.log((1 + len(targets)) / (1 + counts)) + 1, 0)
-    inputs = _scaled(raw, scale)
+    `has_trees`, `has_curves`: whether trees and a second scale of a number may have a share. `refits`: whether the rows
+    that are neither training nor validation have scores of a fit to both.
+    """
+    data = _data_of(read_rows(table, train, vectors), targets, held, seed, has_trees)
+    own, found = data.train, np.zeros((len(targets), data.outputs), np.float32)
+    if len(own.targets) < 2:
+        weights, bias = _solve(own.inputs, own.targets, USUAL_PENALTY, data.outputs, data.is_classes)
+        return Linear(weights, bias, data.scale, found)
+    scales = [] if data.is_classes or not has_curves else _curves_of(data)
+    inside, outside = (
+        np.stack([part.targets, *(curve.there(part.targets) for curve in scales)], axis=1)
+        for part in (data.train, data.held)
+    )
+    plain, *others = _firsts(data, inside, outside)
+    first = _grown(data, plain, own.targets, data.held.targets)
+    made = first.linear(data)
+    again = first.again(data, own.targets, data.held.targets) if refits and len(data.held.targets) else None
+    inside = first.inside
+    if others:
+        bent = _bend(data, first, scales, others)
+        if bent is not None:
+            curve, second, share = bent
+            inside = mixed(inside, curve.back(second.inside), share)
+            outsides = first.outside, mixed(first.outside, curve.back(second.outside), share)
+            before, after = (r2(data.held.targets, own[:, 0]) for own in outsides)
+            shown = (before, after, len(data.held.targets))
+            made = dataclasses.replace(made, bent=Bent(second.linear(data), curve, share, shown))
+            if again is not None:
+                other = second.again(data, curve.there(own.targets), curve.there(data.held.targets))
+                again = dataclasses.replace(again, bent=Bent(other, curve, share))
+    found[own.places] = inside
+    return dataclasses.replace(made, held_out=found, again=again)
+
+
+def _data_of(rows: Read, targets: np.ndarray, held: Held, seed: int, has_trees: bool) -> _Data:
+    table = rows.table
     is_classes = table.task == "classification"
     outputs = len(table.classes) if is_classes else 1
-    known = np.flatnonzero(targets >= 0 if is_classes else np.isfinite(targets))
-    penalty = USUAL_PENALTY
-    if len(held.targets) >= FEWEST_HELD and outputs <= MANY_CLASSES:
-        seen = _scaled(design(table, held.cells, held.vectors), scale)
-        penalty = _best_penalty(csr_matrix(inputs[known]), targets[known], seen, held.targets, outputs, is_classes)
-    weights, bias = _solve(csr_matrix(inputs[known]), targets[known], penalty, outputs, is_classes)
-    scores = np.zeros((len(targets), outputs), np.float32)
-    if len(known) < 2:
-        return Linear(weights, bias, scale, scores)
+    scale = _scale_of([rows])
+    train = _known(rows, targets, scale, is_classes)
+    others = _known(read_rows(table, held.cells, held.vectors), held.targets, scale, is_classes)
     # Without validation rows, nothing would show that the trees take the scores of other rows for more than they are.
-    grows = has_trees and len(known) >= boosted.FEWEST_ROWS and outputs <= boosted.MOST_OUTPUTS
+    grows = has_trees and len(train.targets) >= boosted.FEWEST_ROWS and outputs <= boosted.MOST_OUTPUTS
     grows = grows and len(held.targets) >= FEWEST_HELD
+    folds = _folds(train.targets, is_classes, seed) if len(train.targets) > 1 else []
+    return _Data(train, others, scale, is_classes, outputs, grows, folds, seed)
+
+
+def _scale_of(parts: list[Read]) -> np.ndarray:
+    """(inputs,) the factor of each input: see `Linear.scale`."""
+    scale = np.ones(parts[0].design.shape[1], np.float32)
+    counts = sum(np.bincount(own.design.indices[own.design.data != 0], minlength=len(scale))[:BUCKETS] for own in parts)
+    rows = sum(own.design.shape[0] for own in parts)
+    scale[:BUCKETS] = np.where(counts >= FEWEST_CELLS, np.log((1 + rows) / (1 + counts)) + 1, 0)
+    return scale
+
+
+def _known(rows: Read, targets: np.ndarray, scale: np.ndarray, is_classes: bool) -> _Known:
+    places = np.flatnonzero(targets >= 0 if is_classes else np.isfinite(targets))
+    return _Known(rows, places, targets[places], csr_matrix_of(_scaled(rows.design, scale)[places]))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fit:
+    """One fit to the training rows, and what it says of rows that it did not see."""
+
+    penalty: float
+    weights: np.ndarray
+    bias: np.ndarray
+    inside: np.ndarray
+    """(known training rows, outputs): scores from fits without the row."""
+    outside: np.ndarray
+    """(known validation rows, outputs)."""
+    folds: list[np.ndarray]
+    """(inputs, outputs) weights of the fit of each fold."""
     features: np.ndarray | None = None
-    for inside, outside in _folds(targets[known], is_classes, seed):
-        learned, left_out = known[inside], known[outside]
-        own, own_bias = _solve(csr_matrix(inputs[learned]), targets[learned], penalty, outputs, is_classes)
-        scores[left_out] = csr_matrix(inputs[left_out]) @ own + own_bias
-        if grows:
-            found = tree_inputs(table, train, vectors, scores, own * scale[:, None])
-            features = np.zeros_like(found) if features is None else features
-            features[left_out] = found[left_out]
-    fitted = Linear(weights, bias, scale, scores)
-    if features is None:
-        return fitted
-    shown = fitted.scores(table, held.cells, held.vectors)
-    seen = tree_inputs(table, held.cells, held.vectors, shown, weights * scale[:, None])
-    there = held.targets >= 0 if is_classes else np.isfinite(held.targets)
-    others = Scored(seen[there], shown[there], held.targets[there])
-    found = _trees_for(Scored(features[known], scores[known], targets[known]), others, is_classes, seed)
-    if found is None:
-        return fitted
-    trees, share, grown = found
-    scores[known] = _mixed(scores[known], grown, share)
-    return dataclasses.replace(fitted, held_out=scores, trees=trees, share=share)
+    """What the trees read of the training rows, from fits without the row; None where none were grown."""
+    trees: boosted.Trees | None = None
+    share: float = 0.0
+
+    def linear(self, data: _Data) -> Linear:
+        """The fit, without scores of training rows."""
+        none = np.zeros((0, data.outputs), np.float32)
+        return Linear(self.weights, self.bias, data.scale, none, self.trees, self.share)
+
+    def again(self, data: _Data, targets: np.ndarray, truth: np.ndarray) -> Linear:
+        """The same with all that was chosen, fitted to training and validation rows."""
+        from scipy.sparse import vstack
+
+        scale = _scale_of([data.train.rows, data.held.rows])
+        parts = [_scaled(own.rows.design, scale)[own.places] for own in (data.train, data.held)]
+        both = np.concatenate([targets, truth])
+        inputs = csr_matrix_of(vstack(parts, format="csr"))
+        weights, bias = _solve(inputs, both, self.penalty, data.outputs, data.is_classes)
+        trees = self.trees
+        if trees is not None and self.features is not None:
+            scores = np.asarray(data.held.inputs @ self.weights + self.bias, dtype=np.float32)
+            features = [self.features, data.held.features(scores, self.weights * data.scale[:, None])]
+            trees = boosted.grow(np.concatenate(features), both, data.outputs, data.is_classes, data.seed)
+        return Linear(weights, bias, scale, np.zeros((0, data.outputs), np.float32), trees, self.share)
+
+
+def _firsts(data: _Data, targets: np.ndarray, truth: np.ndarray) -> list[_Fit]:
+    """The linear model alone, of each scale of the target.
+
+    `targets` and `truth` (rows, scales) are of the known training and validation rows. The penalty is chosen for the
+    first scale; the others have the same deviation.
+    """
+    train, held = data.train, data.held
+    penalty = USUAL_PENALTY
+    if len(held.rows.cells.strings) >= FEWEST_HELD and len(truth) and data.outputs <= MANY_CLASSES:
+        penalty = _best_penalty(train.inputs, targets[:, 0], held.inputs, truth[:, 0], data.outputs, data.is_classes)
+    weights, bias = _solve(train.inputs, targets, penalty, data.outputs, data.is_classes)
+    inside, folds = np.zeros((len(targets), weights.shape[1]), np.float32), []
+    for learned, left_out in data.folds:
+        own, own_bias = _solve(
+            csr_matrix_of(train.inputs[learned]), targets[learned], penalty, data.outputs, data.is_classes
+        )
+        inside[left_out] = csr_matrix_of(train.inputs[left_out]) @ own + own_bias
+        folds.append(own)
+    outside = np.asarray(held.inputs @ weights + bias, dtype=np.float32)
+    size = data.outputs if data.is_classes else 1
+    return [
+        _Fit(penalty, weights[:, own], bias[own], inside[:, own], outside[:, own], [fold[:, own] for fold in folds])
+        for own in (slice(first, first + size) for first in range(0, weights.shape[1], size))
+    ]
+
+
+def _grown(data: _Data, first: _Fit, targets: np.ndarray, truth: np.ndarray) -> _Fit:
+    """The linear model with the trees that help it, if any do.
+
+    The share has the smallest loss on all rows, of those that are not worse than no trees on validation rows: a word
+    without meaning has a high score out of fold exactly where the row's own target is low.
+    """
+    if not data.grows or (data.is_classes and len(np.unique(targets)) < 2):
+        return first
+    each = [data.train.features(first.inside, own * data.scale[:, None]) for own in first.folds]
+    features = np.zeros_like(each[0])
+    for (_, left_out), found in zip(data.folds, each, strict=True):
+        features[left_out] = found[left_out]
+    inside = np.zeros_like(first.inside)
+    for learned, left_out in data.folds:
+        own = boosted.grow(
+            features[learned], targets[learned], data.outputs, data.is_classes, data.seed, boosted.MOST_FOLD_ROWS
+        )
+        inside[left_out] = own.scores(features[left_out])
+    trees = boosted.grow(features, targets, data.outputs, data.is_classes, data.seed)
+    outside = trees.scores(data.held.features(first.outside, first.weights * data.scale[:, None]))
+    share = _best_share((first.inside, first.outside), (inside, outside), (targets, truth), data.is_classes)
+    if not share:
+        return dataclasses.replace(first, features=None)
+    return dataclasses.replace(
+        first, inside=mixed(first.inside, inside, share), outside=mixed(first.outside, outside, share), trees=trees,
+        share=share,
+    )  # fmt: skip
+
+
+Pair = tuple[np.ndarray, np.ndarray]
+"""Of training rows and of validation rows."""
+
+
+def _best_share(first: Pair, second: Pair, truth: Pair, is_classes: bool) -> float:
+    """The share of the second scores that does best on all rows, of those that are not worse on validation rows."""
+    all_rows, on_held = {}, {}
+    for share in SHARES:
+        inside, outside = (
+            quality(mixed(one, other, share), own, is_classes)
+            for one, other, own in zip(first, second, truth, strict=True)
+        )
+        on_held[share] = outside
+        all_rows[share] = inside * len(truth[0]) + outside * len(truth[1])
+    return max((share for share in SHARES if on_held[share] >= on_held[0.0]), key=all_rows.__getitem__)
+
+
+def _curves_of(data: _Data) -> list[Curve]:
+    """The scales to try beside the target's own."""
+    targets, table = data.train.targets, data.train.rows.table
+    if len(data.held.targets) < FEWEST_HELD or len(targets) < boosted.FEWEST_ROWS:
+        return []
+    return curves(targets, table.mean / table.std)
+
+
+def _bend(data: _Data, first: _Fit, scales: list[Curve], fits: list[_Fit]) -> tuple[Curve, _Fit, float] | None:
+    """A fit of the target on another scale, with trees, and its share; None where nothing is won.
+
+    Of several scales, the one is taken whose linear model has the smallest error in the target's own unit.
+    """
+    targets, truth = data.train.targets, data.held.targets
+    found: list[tuple[float, Curve, _Fit]] = []
+    for curve, fitted in zip(scales, fits, strict=True):
+        own = curve.with_errors(curve.there(targets) - fitted.inside[:, 0])
+        errors = np.concatenate([own.back(fitted.inside)[:, 0] - targets, own.back(fitted.outside)[:, 0] - truth])
+        found.append((float((errors**2).sum()), curve, fitted))
+    _, curve, fitted = min(found, key=lambda each: each[0])
+    fitted = _grown(data, fitted, curve.there(targets), curve.there(truth))
+    curve = curve.with_errors(curve.there(targets) - fitted.inside[:, 0])
+    others = curve.back(fitted.inside), curve.back(fitted.outside)
+    share = _best_share((first.inside, first.outside), others, (targets, truth), False)
+    return (curve, fitted, share) if share else None
 
 
 def _folds(targets: np.ndarray, is_classes: bool, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -248,57 +507,30 @@ def _folds(targets: np.ndarray, is_classes: bool, seed: int) -> list[tuple[np.nd
     return list(splitter.split(np.zeros((len(targets), 1)), targets))
 
 
-@dataclasses.dataclass(frozen=True)
-class Scored:
-    """Rows with a target, and their scores from a linear model that did not see them."""
-
-    features: np.ndarray
-    """(rows, features): see `tree_inputs`."""
-    linear: np.ndarray
-    """(rows, outputs)."""
-    targets: np.ndarray
-
-
-def _trees_for(
-    rows: Scored, others: Scored, is_classes: bool, seed: int
-) -> tuple[boosted.Trees, float, np.ndarray] | None:
-    """Trees, their share, and (rows, outputs) scores of trees that did not see the row; None where they do not help.
-
-    The share has the smallest loss on all rows. On `others`, which are validation rows, it must not be worse than no
-    trees: a word without meaning has a high score out of fold exactly where the row's own target is low.
-    """
-    outputs = rows.linear.shape[1]
-    if is_classes and len(np.unique(rows.targets)) < 2:
-        return None
-    grown = np.zeros_like(rows.linear)
-    for learned, left_out in _folds(rows.targets, is_classes, seed):
-        own = boosted.grow(rows.features[learned], rows.targets[learned], outputs, is_classes, seed)
-        grown[left_out] = own.scores(rows.features[left_out])
-    trees = boosted.grow(rows.features, rows.targets, outputs, is_classes, seed)
-    grown_others = trees.scores(others.features)
-    all_rows, on_others = {}, {}
-    for share in SHARES:
-        inside = quality(_mixed(rows.linear, grown, share), rows.targets, is_classes)
-        on_others[share] = quality(_mixed(others.linear, grown_others, share), others.targets, is_classes)
-        all_rows[share] = inside * len(rows.targets) + on_others[share] * len(others.targets)
-    share = max(all_rows, key=all_rows.__getitem__)
-    return None if on_others[share] <= on_others[0.0] else (trees, share, grown)
-
-
 def write(file: Path, fitted: list[Linear]) -> None:
     """Write the linear parts of several tables: the inputs that they use alone."""
     from safetensors.numpy import save_file
 
     tensors: dict[str, np.ndarray] = {}
     for place, own in enumerate(fitted):
-        used = np.flatnonzero(own.scale * np.abs(own.weights).sum(1))
-        parts = {"used": used, "weights": own.weights[used], "scale": own.scale[used]}
-        parts |= {"size": np.array([len(own.scale)]), "bias": own.bias, "held_out": own.held_out}
-        if own.trees is not None:
-            parts |= {f"trees.{name}": value for name, value in vars(own.trees).items()}
-            parts["share"] = np.array([own.share])
-        tensors |= {f"{place}.{name}": np.ascontiguousarray(value) for name, value in parts.items()}
+        tensors |= {f"{place}.{name}": np.ascontiguousarray(value) for name, value in _tensors(own).items()}
     save_file(tensors, file)
+
+
+def _tensors(own: Linear) -> dict[str, np.ndarray]:
+    used = np.flatnonzero(own.scale * np.abs(own.weights).sum(1))
+    parts = {"used": used, "weights": own.weights[used], "scale": own.scale[used]}
+    parts |= {"size": np.array([len(own.scale)]), "bias": own.bias, "held_out": own.held_out}
+    if own.trees is not None:
+        parts |= {f"trees.{name}": value for name, value in vars(own.trees).items()}
+        parts["share"] = np.array([own.share])
+    if own.bent is not None:
+        parts |= {f"bent.{name}": value for name, value in _tensors(own.bent.fit).items()}
+        parts |= {f"curve.{name}": value for name, value in own.bent.curve.tensors().items()}
+        parts["bent_share"] = np.array([own.bent.share, *own.bent.shown])
+    if own.again is not None:
+        parts |= {f"again.{name}": value for name, value in _tensors(own.again).items()}
+    return parts
 
 
 def read(file: Path) -> list[Linear]:
@@ -306,17 +538,31 @@ def read(file: Path) -> list[Linear]:
     from safetensors.numpy import load_file
 
     tensors = load_file(file)
-    found = []
-    for place in range(sum(name.endswith(".size") for name in tensors)):
-        own = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{place}.")}
-        size = int(own["size"][0])
-        weights, scale = np.zeros((size, own["weights"].shape[1]), np.float32), np.zeros(size, np.float32)
-        weights[own["used"]], scale[own["used"]] = own["weights"], own["scale"]
-        arrays = {name.partition(".")[2]: value for name, value in own.items() if name.startswith("trees.")}
-        trees = boosted.Trees(**arrays) if arrays else None
-        share = float(own["share"][0]) if trees is not None else 0.0
-        found.append(Linear(weights, own["bias"], scale, own["held_out"], trees, share))
-    return found
+    count = len({name.partition(".")[0] for name in tensors})
+    return [_from_tensors(_under(tensors, str(place))) for place in range(count)]
+
+
+def _under(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The tensors whose names begin with the prefix and a dot, under the rest of their names."""
+    return {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def _bent_from(own: dict[str, np.ndarray], bent: dict[str, np.ndarray]) -> Bent:
+    share, before, after, rows = own["bent_share"].tolist()
+    return Bent(_from_tensors(bent), Curve.from_tensors(_under(own, "curve")), share, (before, after, int(rows)))
+
+
+def _from_tensors(own: dict[str, np.ndarray]) -> Linear:
+    size = int(own["size"][0])
+    weights, scale = np.zeros((size, own["weights"].shape[1]), np.float32), np.zeros(size, np.float32)
+    weights[own["used"]], scale[own["used"]] = own["weights"], own["scale"]
+    arrays, bent, again = (_under(own, name) for name in ("trees", "bent", "again"))
+    trees = boosted.Trees(**arrays) if arrays else None
+    return Linear(
+        weights, own["bias"], scale, own["held_out"], trees, float(own["share"][0]) if trees is not None else 0.0,
+        _bent_from(own, bent) if bent else None,
+        _from_tensors(again) if again else None,
+    )  # fmt: skip
 
 
 def quality(scores: np.ndarray, truth: np.ndarray, is_classes: bool) -> float:
@@ -360,18 +606,23 @@ def _solve(
     is_classes: bool,
     start: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(inputs, outputs) weights and (outputs,) bias, float32. A classification begins at `start`, or at 0."""
+    """(inputs, outputs) weights and (outputs,) bias, float32, of (rows,) or (rows, scales) targets.
+
+    It begins at `start`, or at 0. Numbers have one output for each scale.
+    """
     chosen = boosted.evenly(len(targets), MOST_ROWS)
-    inputs, targets = cast("csr_matrix", inputs[chosen]), targets[chosen]
+    inputs, targets = cast("csr_matrix", inputs[chosen]), targets[chosen].reshape(len(chosen), -1)
     squares = np.asarray(inputs.multiply(inputs).sum(0)).ravel()
     used = np.flatnonzero(squares)
+    outputs = outputs if is_classes else targets.shape[1]
     weights, bias = np.zeros((len(squares), outputs), np.float32), np.zeros(outputs, np.float32)
     if not is_classes:
-        from sklearn.linear_model import Ridge
-
-        model = Ridge(alpha=penalty, solver="sparse_cg", tol=1e-3, max_iter=100).fit(inputs[:, used], targets)
-        weights[used, 0], bias[0] = model.coef_, model.intercept_
+        begin = np.zeros((len(used), outputs), np.float32) if start is None else start[0][used]
+        weights[used], bias[:] = _solve_numbers(
+            csr_matrix_of(inputs[:, used]), targets.astype(np.float32), penalty, squares[used], begin
+        )
         return weights, bias
+    targets = targets[:, 0]
     wanted = np.eye(outputs, dtype=np.float32)[targets.astype(int)]
     # A class that is not among these rows is rarer than all others.
     bias[:] = np.log(np.maximum(wanted.mean(0), 1e-5))
@@ -382,6 +633,38 @@ def _solve(
         csr_matrix_of(inputs[:, used]), wanted, penalty, squares[used], first[0][used], first[1]
     )
     return weights, bias
+
+
+def _solve_numbers(
+    matrix: csr_matrix, wanted: np.ndarray, penalty: float, squares: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ridge regression of (rows, scales) `wanted`, by conjugate gradients from `weights`, divided as in _solve_classes.
+
+    All scales share the products with the matrix. Source: Hestenes and Stiefel 1952.
+    """
+    turned = csr_matrix_of(matrix.T)
+    means = np.asarray(matrix.mean(0), dtype=np.float32).ravel()
+    units = (1 / np.maximum(squares - len(wanted) * means**2 + penalty, 1e-6)).astype(np.float32)[:, None]
+    centred = wanted - wanted.mean(0)
+    goal = turned @ centred
+    # The bias is free: without it, rows count from their mean.
+    reached = matrix @ weights
+    left = goal - turned @ (reached - reached.mean(0)) - penalty * weights
+    enough = RIDGE_PRECISION * np.linalg.norm(goal, axis=0)
+    turn = units * left
+    size = (left * turn).sum(0)
+    for _ in range(MOST_RIDGE_STEPS):
+        is_open = np.linalg.norm(left, axis=0) > enough
+        if not is_open.any():
+            break
+        reached = matrix @ turn
+        pushed = turned @ (reached - reached.mean(0)) + penalty * turn
+        step = np.where(is_open, size / np.maximum((turn * pushed).sum(0), 1e-30), 0).astype(np.float32)
+        weights, left = weights + step * turn, left - step * pushed
+        eased = units * left
+        before, size = size, (left * eased).sum(0)
+        turn = eased + (size / np.maximum(before, 1e-30)).astype(np.float32) * turn
+    return weights, wanted.mean(0) - means @ weights
 
 
 def _solve_classes(

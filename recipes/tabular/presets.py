@@ -34,7 +34,7 @@ def presets() -> dict[str, dict[str, object]]:
         "num_train_epochs": 50.0,
     }
     return {
-        "default": {**small, "num_train_epochs": 8.0},
+        "default": {**small, "num_train_epochs": 6.0, "data.max_rows_per_table_per_epoch": 768},
         "nano": {
             **small,
             "num_train_epochs": 10.0,

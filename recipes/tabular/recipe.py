@@ -40,6 +40,8 @@ POOLING = "relay.json"
 """Name of the file beside a given text encoder's tokenizer that says how a text becomes one vector."""
 WEIGHTS = "model.safetensors"
 BASELINES = "baselines.json"
+PARTS = {"without_transformer": "without_transformer", "linear": "linear_part", "trees": "trees_part"}
+"""Where a row has the prediction of each part that the setting `part` names."""
 TEXTS_AT_A_TIME = 512
 
 
@@ -54,6 +56,8 @@ class Recipe(runner.recipe.Recipe):
     data_settings: DataSettings = DataSettings()
     model_settings: ModelSettings = ModelSettings()
     lora_settings: LoraSettings = LoraSettings()
+    part: Literal["all", "without_transformer", "linear", "trees"] = "all"
+    """What relay evaluate scores and relay predict answers with: the model, or one of its parts alone."""
     baseline: bool = False
     """Fit a linear model and gradient boosting of scikit-learn too, and show their scores on the same rows."""
     assets: Suppress[Path | None] = None
@@ -63,6 +67,7 @@ class Recipe(runner.recipe.Recipe):
     changeable_settings: ClassVar[frozenset[str]] = frozenset(
         {
             "baseline",
+            "part",
             "data.train",
             "data.test",
             "data.corpus",
@@ -125,7 +130,11 @@ class Recipe(runner.recipe.Recipe):
                 ("model.text_layers", "model.text_hidden_size", "model.vocab_size"),
             ),
             (sizes.gram_buckets == 0, "with model.gram_buckets 0.", ("model.gram_dropout",)),
-            (not sizes.linear_part, "with model.linear_part false.", ("model.trees",)),
+            (
+                not sizes.linear_part,
+                "with model.linear_part false.",
+                ("model.trees", "model.target_transform", "model.refit"),
+            ),
             (
                 data.train is None,
                 "without data.train: type --data.train with the file.",
@@ -149,8 +158,9 @@ class Recipe(runner.recipe.Recipe):
     def metrics(self) -> list[str]:
         """What `score` returns: means over the tables, and each table's own where there are several."""
         names = ["auroc", "accuracy", "log_loss", "calibration_error", "r2", "rmse"]
-        means = ["score", "score_without_transformer", "score_linear", "score_boosting"]
-        return [*means, *names, *(f"{name}/*" for name in names)]
+        from recipes.tabular.score import OTHERS
+
+        return ["score", *OTHERS.values(), *names, *(f"{name}/*" for name in names)]
 
     def packages(self) -> dict[str, str | None]:
         """pandas, and what reads the table's kind of file."""
@@ -293,7 +303,7 @@ class Recipe(runner.recipe.Recipe):
         from recipes.tabular import linear
         from recipes.tabular.table import cells, labels
 
-        fitted = []
+        fitted, sizes = [], self.model_settings
         for source, table in zip(self.sources, self.tables, strict=True):
             seen, held_out = (cells(table, source.splits[split], self.wording) for split in ("train", "validation"))
             fitted.append(
@@ -302,9 +312,13 @@ class Recipe(runner.recipe.Recipe):
                     linear.Held(
                         held_out, labels(table, source.splits["validation"]), self._vectors_of(table, held_out)
                     ),
-                    self.data_settings.split_seed, self._vectors_of(table, seen), self.model_settings.trees,
+                    self.data_settings.split_seed, self._vectors_of(table, seen), sizes.trees,
+                    sizes.target_transform == "auto", sizes.refit,
                 )
             )  # fmt: skip
+            line = linear.remark(table, fitted[-1])
+            if line is not None:
+                print(f"note: {line}", flush=True)
         linear.write(file, fitted)
 
     def _write_baselines(self, file: Path) -> None:
@@ -453,7 +467,7 @@ class Recipe(runner.recipe.Recipe):
         """The rows of all tables, table after table."""
         frames = [source.splits[split] if split in source.splits else source.splits["train"].iloc[:0]
                   for source in self.sources]  # fmt: skip
-        rows = self.rows(self.tables, frames, is_training=split == "train")
+        rows = self.rows(self.tables, frames, split)
         return self._with_baselines(rows, split) if self.baseline and split != "train" else rows
 
     def _with_baselines(self, rows: Rows, split: str) -> Rows:
@@ -469,18 +483,32 @@ class Recipe(runner.recipe.Recipe):
         ]
         return dataclasses.replace(rows, parts=parts)
 
-    def rows(self, tables: list[Table], frames: list[pd.DataFrame], is_training: bool = False) -> Rows:
-        """Frames as the model reads them."""
+    def rows(self, tables: list[Table], frames: list[pd.DataFrame], split: str | None = None) -> Rows:
+        """Frames as the model reads them; None: rows of no split.
+
+        Raises ConfigError where the setting `part` names a part that the model has not.
+        """
         from recipes.tabular.column_kinds import without_missing
         from recipes.tabular.rows import encode
 
+        if self.part != "all":
+            self._check_part()
         settings = self.data_settings
         frames = [without_missing(frame, (settings.missing_values or "").split(",")) for frame in frames]
         return encode(
             tables, frames, self.wording, self.tokenizer, settings.max_text_tokens,
-            settings.max_rows_per_table_per_epoch, self.kept_grams, self._linear_of(tables), is_training,
+            settings.max_rows_per_table_per_epoch, self.kept_grams, self._linear_of(tables), split,
             self._vectors_of,
         )  # fmt: skip
+
+    def _check_part(self) -> None:
+        if self.linear is None:
+            raise ConfigError(f"--part {self.part} came, and this model has no linear part: leave --part out.")
+        if self.part == "trees" and not any(own.has_trees for own in self.linear):
+            raise ConfigError(
+                "--part trees came, and this model has no trees: they did not help its validation rows, or were off.\n"
+                "Leave --part out, or type --part linear."
+            )
 
     def _linear_of(self, tables: list[Table]) -> list[Linear] | None:
         if self.linear is None:
@@ -662,13 +690,15 @@ class Recipe(runner.recipe.Recipe):
                 rows[-1]["without_transformer"] = own
             for other, guess in batch.extra["baselines"][place].items():
                 rows[-1][other] = guess if count else guess * std + mean
+            if self.part in PARTS:
+                rows[-1]["probabilities" if count else "predicted"] = rows[-1][PARTS[self.part]]
         return rows
 
     def score(self, rows: list[Prediction]) -> dict[str, float]:
         """AUROC, R2 and others per table, and `score`: the mean of AUROC or R2 over the tables.
 
-        `score_without_transformer` is the same of the linear part, with its trees, alone; `score_linear` and
-        `score_boosting` are those of the baselines.
+        `score_without_transformer` is the same of the linear part, with its trees, alone; `score_linear_part` and
+        `score_trees_part` are those of the two alone; `score_linear` and `score_boosting` are those of the baselines.
         """
         from recipes.tabular.score import score
 
@@ -743,14 +773,15 @@ class Recipe(runner.recipe.Recipe):
         )
 
     def predict_frame(
-        self, model: nn.Module, table: Table, frame: pd.DataFrame, shows_progress: bool = False
-    ) -> list[Prediction]:
-        """One row of `predict` for each row of the frame."""
+        self, model: nn.Module, table: Table, frame: pd.DataFrame, shows_progress: bool = False,
+        split: str | None = None,
+    ) -> list[Prediction]:  # fmt: skip
+        """One row of `predict` for each row of the frame; with `split`, for rows of this split."""
         import torch
 
         from runner.parts.counting import counted
 
-        data = self.rows([table], [frame])
+        data = self.rows([table], [frame], split)
         # Large, so that many texts are of one length, and bounded for a wide table.
         batch_size = max(1, min(1024, 16384 // (len(table.classes) + len(frame.columns))))
         device = next(model.parameters()).device

@@ -10,7 +10,7 @@ import numpy as np
 
 from recipes.tabular import ngram_hashing
 from recipes.tabular.baselines import Guesses
-from recipes.tabular.linear import Linear, readings
+from recipes.tabular.linear import Linear, log_softmax, readings
 from recipes.tabular.order import TableOrder
 from recipes.tabular.table import CHANNELS, Cells, Table, Wording, cells, labels
 from runner.recipe import Batch
@@ -41,10 +41,12 @@ class Part:
     """(rows, C) scores of the linear part, float32; zeros where there is none."""
     baselines: Guesses = dataclasses.field(default_factory=dict)
     """What the baselines say of these rows, by their names."""
+    alone: Guesses = dataclasses.field(default_factory=dict)
+    """What parts of the linear part say of these rows, by their names: "linear_part" and "trees_part"."""
 
     def guesses(self, place: int) -> dict[str, float | list[float]]:
-        """What each baseline says of a row: probabilities of the classes, or z."""
-        return {name: own[place].tolist() for name, own in self.baselines.items()}
+        """What each baseline and each part says of a row: probabilities of the classes, or z."""
+        return {name: own[place].tolist() for name, own in {**self.alone, **self.baselines}.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +100,14 @@ def encode(
     most_rows: int,
     read_buckets: np.ndarray | None,
     linear: Sequence[Linear] | None = None,
-    is_training: bool = False,
+    split: str | None = None,
     vectors_of: Callable[[Table, Cells], np.ndarray | None] = lambda table, cells: None,
 ) -> Rows:
     """Put frames into token ids and numbers; every distinct text is tokenized once.
 
     `read_buckets` (buckets,) holds which buckets of n-grams the model reads; None: it reads none.
-    `linear` holds the linear part of each table, `vectors_of` gives it the vectors of the cells' texts. With
-    `is_training`, the frames are the rows that it was fitted on.
+    `linear` holds the linear part of each table, `vectors_of` gives it the vectors of the cells' texts. Rows of the
+    splits "train" and "validation" have scores of fits that did not see them.
     """
     places: dict[str, int] = {}
     sets: dict[tuple[str, str | int] | None, int] = {None: 0}
@@ -122,16 +124,24 @@ def encode(
             own_sets, cell_sets = readings(table, own)
             new = np.array([sets.setdefault(each, len(sets)) for each in own_sets], dtype=np.int64)
             reads = new[cell_sets] if len(frame) else reads
-        scores = np.zeros((len(frame), len(targets)), np.float32)
+        scores, alone = np.zeros((len(frame), len(targets)), np.float32), {}
         if linear is not None and len(frame):
             fitted = linear[place]
             # Where the rows are not those of the fit, nothing was held out for them.
-            is_held_out = is_training and len(fitted.held_out) == len(frame)
-            if is_held_out:
+            if split == "train" and len(fitted.held_out) == len(frame):
                 scores = fitted.held_out
             else:
-                scores = fitted.scores(table, own, vectors_of(table, own) if fitted.reads_vectors(table) else None)
-        parts.append(Part(table, np.array(targets), codes, strings, reads, own.numbers, labels(table, frame), scores))
+                fitted = fitted if split == "validation" or fitted.again is None else fitted.again
+                each = fitted.parts(table, own, vectors_of(table, own) if fitted.reads_vectors(table) else None)
+                scores = each["all"]
+                alone["linear_part"] = as_guess(table, each["linear"])
+                if any(other.has_trees for other in linear):
+                    alone["trees_part"] = as_guess(table, each.get("trees", each["linear"]))
+        parts.append(
+            Part(
+                table, np.array(targets), codes, strings, reads, own.numbers, labels(table, frame), scores, alone=alone
+            )
+        )  # fmt: skip
     encoded = tokenizer(list(places), truncation=True, max_length=most_tokens)["input_ids"] if places else []
     read: list[np.ndarray] = [np.zeros(0, np.int64)]
     for each in list(sets)[1:]:
@@ -139,6 +149,11 @@ def encode(
         found = ngram_hashing.buckets(*each, len(read_buckets))
         read.append(found[read_buckets[found]])
     return Rows(parts, [np.asarray(ids, dtype=np.int32) for ids in encoded], read, most_rows)
+
+
+def as_guess(table: Table, scores: np.ndarray) -> np.ndarray:
+    """(rows, classes) probabilities, or (rows,) z, of (rows, outputs) scores."""
+    return np.exp(log_softmax(scores)) if table.task == "classification" else scores[:, 0]
 
 
 def collate(examples: list[Example], pad: int) -> Batch:

@@ -15,8 +15,14 @@ Prediction = dict[str, Any]
 """One row as JSON: `table`; `probabilities` of the classes, or `predicted` in the target's unit; and `target`, the true
 class as a place among the classes or the true number, None where it is missing. `without_transformer`, where there is a
 linear part, holds the probabilities or the number of this part alone; `linear` and `boosting`, with `--baseline true`,
-those of the baselines."""
-OTHERS = {"without_transformer": "score_without_transformer", **{name: f"score_{name}" for name in NAMES}}
+those of the baselines; `linear_part` and `trees_part` those of the two parts of the linear part."""
+PARTS = {
+    "linear_part": "its linear part alone",
+    "trees_part": "its trees alone",
+    "without_transformer": "linear part and trees, without transformer",
+}
+"""The parts of the model by their name in a row, and in words."""
+OTHERS = {name: f"score_{name}" for name in (*PARTS, *NAMES)}
 """The predictions of other models in a row, and the name of their score."""
 
 
@@ -117,7 +123,6 @@ def _main_metrics(tables: dict[str, list[Prediction]]) -> list[float]:
     return [value for value in values if not math.isnan(value)]
 
 
-WITHOUT = "this model without its transformer"
 MOST_TABLES = 4
 """Tables of a kind that the report draws."""
 
@@ -138,10 +143,15 @@ def figures(rows: list[Prediction], classes: Mapping[str, Sequence[str]]) -> lis
     }
     found: list[Figure] = []
     means = score(rows)
-    names = {"score": "this model"} | {metric: NAMES.get(name, WITHOUT) for name, metric in OTHERS.items()}
-    beside = [[name, f"{means[metric]:.4f}"] for metric, name in names.items() if metric in means]
+    words = {f"score_{name}": word for name, word in PARTS.items()} | {"score": "this model"}
+    beside = [[word, f"{means[metric]:.4f}"] for metric, word in words.items() if metric in means]
     if len(beside) > 1:
-        found.append(Table(verdict(means) or "What the transformer adds", ["model", "score"], beside))
+        found.append(Table("What each part adds, on the same rows", ["part", "score"], beside))
+    line = verdict(means)
+    if line is not None:
+        words = {"score": "this model"} | {f"score_{name}": word for name, word in NAMES.items()}
+        beside = [[word, f"{means[metric]:.4f}"] for metric, word in words.items() if metric in means]
+        found.append(Table(line, ["model", "score"], beside))
     found += [calibration("calibration", labelled)] if labelled else []
     numeric = [name for name in tables if name not in with_classes][:MOST_TABLES]
     for name in numeric:

@@ -91,6 +91,12 @@ class ModelSettings:
     trees: bool = True
     """Grow boosted trees on the numbers and on what the linear part makes of each cell, and mix them with it by the
     share that does best on rows that neither has seen."""
+    target_transform: Literal["auto", "none"] = "auto"
+    """auto: of a skewed number, fit its logarithm or its ranks too, and mix the two fits by the share that does best
+    on rows that neither has seen; none: its own scale alone."""
+    refit: bool = True
+    """Fit linear part and trees again, as they were chosen, to training and validation rows: for predictions and test
+    rows. Validation scores stay those of the fit to training rows."""
     gram_buckets: AtLeast0 = 0
     """Buckets of words, letter groups and bins of numbers that are scored directly, beside the transformer; 0: none, as
     in TabSTAR."""

@@ -14,8 +14,10 @@ import numpy as np
 if TYPE_CHECKING:
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-MOST_ROWS = 5_000
+MOST_ROWS = 10_000
 """Trees are grown on so many rows of a larger table, evenly spread."""
+MOST_FOLD_ROWS = 3_000
+"""The same for trees that only score the rows that they did not see."""
 MOST_OUTPUTS = 12
 """More classes have no trees: each class needs trees of its own."""
 FEWEST_ROWS = 60
@@ -71,7 +73,9 @@ def evenly(count: int, most: int) -> np.ndarray:
     return np.arange(count) if count <= most else np.linspace(0, count - 1, most).astype(np.int64)
 
 
-def grow(inputs: np.ndarray, targets: np.ndarray, outputs: int, is_classes: bool, seed: int) -> Trees:
+def grow(
+    inputs: np.ndarray, targets: np.ndarray, outputs: int, is_classes: bool, seed: int, most_rows: int = MOST_ROWS
+) -> Trees:
     """Grow trees on (rows, inputs) and the classes or z of these rows.
 
     It runs on one thread, so that the number of cores does not change the sums.
@@ -79,7 +83,7 @@ def grow(inputs: np.ndarray, targets: np.ndarray, outputs: int, is_classes: bool
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
     from threadpoolctl import threadpool_limits
 
-    chosen = evenly(len(targets), MOST_ROWS)
+    chosen = evenly(len(targets), most_rows)
     inputs, targets = inputs[chosen], targets[chosen]
     # Chosen by the out-of-fold loss on the training rows of fifteen tables.
     model: HistGradientBoostingClassifier | HistGradientBoostingRegressor
