@@ -187,6 +187,12 @@ class Read:
     design: csr_matrix
     """(rows, inputs): the n-grams of each cell, NUMBERS values of each column, and the vectors of its texts."""
 
+    @property
+    def width(self) -> int:
+        """Number of inputs."""
+        size = 0 if self.vectors is None else self.vectors.shape[1] * len(text_columns(self.table))
+        return BUCKETS + NUMBERS * len(self.table.used) + size
+
 
 def read_rows(table: Table, cells: Cells, vectors: np.ndarray | None = None) -> Read:
     """Read rows once for all fits. `vectors` (texts, size) are of the cells' texts."""
@@ -346,9 +352,9 @@ def _data_of(rows: Read, targets: np.ndarray, held: Held, seed: int, has_trees: 
 
 def _scale_of(parts: list[Read]) -> np.ndarray:
     """(inputs,) the factor of each input: see `Linear.scale`."""
-    scale = np.ones(parts[0].design.shape[1], np.float32)
+    scale = np.ones(parts[0].width, np.float32)
     counts = sum(np.bincount(own.design.indices[own.design.data != 0], minlength=len(scale))[:BUCKETS] for own in parts)
-    rows = sum(own.design.shape[0] for own in parts)
+    rows = sum(len(own.places) for own in parts)
     scale[:BUCKETS] = np.where(counts >= FEWEST_CELLS, np.log((1 + rows) / (1 + counts)) + 1, 0)
     return scale
 
