@@ -150,7 +150,8 @@ def write(
     about = [("samples", f"{len(names)}"), ("ASVs", f"{len(study.sequences)}"), ("scored", f"{chosen.sum()} {of}")]
     about += [(name, f"{value:.4f}") for name, value in scores.items()]
     about += [("note", note) for note in notes]
-    page = figure.page("Microbiome", [("Scores", figure.table(about)), *sections])
+    subject = f"Microbiome: {target}" if encoded.predicted is not None else "Microbiome"
+    page = figure.page(subject, [("Scores", figure.table(about)), *sections])
     (folder / "report.html").write_text(page, encoding="utf-8")
     lines = [f"{len(names)} samples of {len(study.sequences)} ASVs into {folder}: {', '.join([*files, 'report.html'])}"]
     lines += [f"note: {note}" for note in notes]
@@ -170,13 +171,14 @@ def _compare_target(
         drawn = figure.scatter(true, guess, None, *names, is_comparison=True)
         return regression_scores(true, guess), [(f"Prediction of {target}, {len(own)} samples", drawn)]
     place = {name: number for number, name in enumerate(fitted.classes)}
+    scores = class_scores(np.array([place.get(cell, -1) for cell in own]), guess)
     named = [fitted.classes[number] for number in guess.argmax(1)]
     sections = [(f"Prediction of {target}, {len(own)} samples", figure.confusion(own, named, fitted.classes))]
     if len(fitted.classes) == 2 and len(set(own)) > 1:
         positive = fitted.classes[1]
         drawn = figure.roc(np.array([cell == positive for cell in own]), guess[:, 1], positive)
-        sections.append((f"ROC of {positive}", drawn))
-    return class_scores(np.array([place.get(cell, -1) for cell in own]), guess), sections
+        sections.append((f"ROC of {positive}, area {scores['target_auroc']:.3f}", drawn))
+    return scores, sections
 
 
 def _measured(settings: StageSettings, study: Study, fitted: Fitted, notes: list[str]) -> np.ndarray:

@@ -57,10 +57,10 @@ def scatter(
 
 
 def _marks(low: float, high: float) -> list[float]:
-    """Round numbers between two: multiples of 1, 2 or 5 times a power of ten."""
-    rough = (high - low) / 5
-    power = 10.0 ** np.floor(np.log10(rough))
-    step = next(each * power for each in (1, 2, 5, 10) if each * power >= rough)
+    """Round numbers between two, at least four: multiples of 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** np.ceil(np.log10(high - low))
+    steps = (power / each * scale for scale in (1, 0.1, 0.01) for each in (1, 2, 5))
+    step = next(step for step in steps if np.floor(high / step) - np.ceil(low / step) >= 3)
     return [float(mark) for mark in np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step]
 
 
@@ -92,7 +92,8 @@ def roc(is_positive: np.ndarray, scores: np.ndarray, name: str) -> str:
     down = HEIGHT - MARGIN - hits * (HEIGHT - 2 * MARGIN)
     points = " ".join(f"{one:.1f},{two:.1f}" for one, two in zip(across, down, strict=True))
     ends_of_line = f'x1="{MARGIN}" y1="{HEIGHT - MARGIN}" x2="{WIDTH - MARGIN}" y2="{MARGIN}"'
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}">']
+    frame = f'<rect x="{MARGIN}" y="{MARGIN}" width="{WIDTH - 2 * MARGIN}" height="{HEIGHT - 2 * MARGIN}" '
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}">', f'{frame}fill="none" stroke="#888"/>']
     parts.append(f'<line {ends_of_line} stroke="#888" stroke-dasharray="5 4"/>')
     parts.append(f'<polyline points="{points}" fill="none" stroke="{KINDS[0]}" stroke-width="2"/>')
     for share in (0, 0.2, 0.4, 0.6, 0.8, 1):
@@ -107,9 +108,12 @@ def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
     """A self-contained HTML page of (heading, HTML) sections."""
     body = "\n".join(f"<h2>{html.escape(heading)}</h2>\n{content}" for heading, content in sections)
     return (
-        f'<!doctype html>\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
-        "<style>body{font:15px sans-serif;max-width:860px;margin:2em auto;color:#222}table{border-collapse:collapse}"
-        "td,th{padding:.2em .9em;border-bottom:1px solid #ccc;text-align:left}svg{max-width:100%;height:auto}</style>\n"
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n"
+        "<style>body{font:15px sans-serif;max-width:860px;margin:2em auto;padding:0 1em;color:#222}"
+        "table{border-collapse:collapse}td,th{padding:.2em .9em;border-bottom:1px solid #ccc;text-align:left}"
+        "svg{max-width:100%;height:auto}</style>\n"
         f"<h1>{html.escape(title)}</h1>\n{body}\n"
     )
 

@@ -263,6 +263,18 @@ def test_figures_colour_numbers_along_a_scale_and_kinds_apart() -> None:
     assert page("Title", [("Heading", drawn)]).count("<svg") == 1
 
 
+@pytest.mark.parametrize("low", [0.0, -0.3, 5.6, 18.0, 5000.0])
+@pytest.mark.parametrize("width", [0.0013, 0.65, 1.1, 1.9, 4.9, 67.0, 1e5])
+def test_an_axis_has_four_to_ten_round_marks(low: float, width: float) -> None:
+    from recipes.microbiome.figure import _marks
+
+    marks = np.array(_marks(low, low + width))
+    assert 4 <= len(marks) <= 10 and low - 1e-9 <= marks[0] and marks[-1] <= low + width + 1e-9
+    step = np.diff(marks).mean()
+    assert np.allclose(np.diff(marks), step)
+    assert min(abs(step / 10 ** np.floor(np.log10(step) + 1e-6) - round_one) for round_one in (1, 2, 5)) < 1e-6
+
+
 def test_figures_compare_on_equal_axes_with_round_marks() -> None:
     from recipes.microbiome.figure import confusion, roc, scatter
 
@@ -270,7 +282,7 @@ def test_figures_compare_on_equal_axes_with_round_marks() -> None:
     drawn = scatter(true, true + 0.3, None, "measured", "predicted", is_comparison=True)
     marks = re.findall(r'text-anchor="(middle|end)">([0-9.]+)<', drawn)
     across, down = ([mark for side, mark in marks if side == kind] for kind in ("middle", "end"))
-    assert across == down == ["5", "6", "7"]
+    assert across == down == ["5", "5.5", "6", "6.5", "7", "7.5"]
     assert drawn.count("<line") == 1 and scatter(true, true, None, "a", "b").count("<line") == 0
     table = confusion(["a", "b", "b", "new"], ["a", "a", "b", "a"], ["a", "b"])
     assert "<th>a</th><td><b>1</b></td><td>0</td>" in table and "<th>b</th><td>1</td><td><b>1</b></td>" in table
