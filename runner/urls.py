@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterable
 from typing import TextIO
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from runner.errors import ConfigError
 
@@ -44,12 +44,14 @@ def check_url(url: str, setting: str = "upload_to") -> None:
 
 def check_no_secret(text: str, setting: str) -> None:
     """Raises ConfigError where the text of a setting has a password, a key or a token in it."""
-    if (
-        TOKEN.search(text)
-        or secrets_in(text)
-        or any(_has_user(match) or PAIR.search(match[0]) for match in URL.finditer(text))
-    ):
-        raise _secret(text, setting)
+    # %40 is an @ to the libraries that open a URL.
+    for written in (text, unquote(text)):
+        if (
+            TOKEN.search(written)
+            or secrets_in(written)
+            or any(_has_user(match) or PAIR.search(match[0]) for match in URL.finditer(written))
+        ):
+            raise _secret(text, setting)
 
 
 def without_secrets(text: str) -> str:

@@ -26,9 +26,12 @@ TAGS = {f"tag:yaml.org,2002:{name}" for name in "null bool int float timestamp s
 def read_yaml(path: Path, asked_by: str = "--config") -> Nested:
     """The nested settings in a YAML file. Raises ConfigError where there is none, or where it is no settings file."""
     try:
-        if path.stat().st_size > MOST_BYTES:
+        # Not by its size: a device has none, and does not end.
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
             raise ConfigError(f"{path} has more than {MOST_BYTES:,} bytes: type {asked_by} with a file of settings.")
-        text = path.read_text(encoding="utf-8-sig")
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"There is no config file {path}: check the path given to {asked_by}.") from None
     except IsADirectoryError:
@@ -134,8 +137,9 @@ def read_launch_config(path: Path) -> dict[str, object]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        with path.open("rb") as file:
+            content = yaml.safe_load(file.read(MOST_BYTES).decode())
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is no configuration of accelerate: write lines such as num_processes: 2.")

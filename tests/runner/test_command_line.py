@@ -26,6 +26,7 @@ from runner.fields import settings_of
 from runner.other_tools import TABLE, VALUES
 from runner.parts.setting_types import Commas, Position, range_of
 from runner.settings import RunSettings
+from runner.yaml_file import read_launch_config, read_yaml
 from tests.launching import REPOSITORY, TOY
 
 
@@ -247,6 +248,20 @@ def test_what_yaml_cannot_mean_is_named(text: str, wanted: list[str], tmp_path: 
     message = refusal(*(words[2:] if text.startswith("recipe") else words))
     for part in wanted:
         assert part in message, message
+
+
+def test_a_file_without_an_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match="more than 1,000,000 bytes"):
+        read_yaml(Path("/dev/zero"))
+    with pytest.raises(ConfigError, match="cannot be read as YAML"):
+        read_launch_config(Path("/dev/zero"))
+
+
+def test_a_deep_configuration_of_accelerate_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "deep.yaml"
+    file.write_text("- " * 5000, encoding="utf-8")
+    with pytest.raises(ConfigError, match="cannot be read as YAML"):
+        read_launch_config(file)
 
 
 # (what is typed, the flag that the message names, and what differs)

@@ -114,6 +114,7 @@ def test_a_file_of_settings_that_the_user_wrote_may_name_a_recipe(tmp_path: Path
 SECRETS = [
     "s3://AKIAX:hunter2hunter2@bucket/folder", "s3://hunter2hunter2@bucket", "s3://AKIAX:hunt/er2hunter2@bucket/x",
     "https://user:hunter2hunter2@host/file", "s3://bucket/x;token=hunter2hunter2", "s3://bucket/x?sig=hunter2hunter2",
+    "s3://AKIAX%3Ahunter2hunter2%40bucket/x", "s3://hunter2hunter2%40bucket", "s3://bucket/x%3Ftoken=hunter2hunter2",
     "s3://bucket/x#hunter2hunter2", "https://host/f?X-Amz-Signature=hunter2hunter2&x=1",
     "abfs://c@account.dfs.core.windows.net/x?sv=1&sig=hunter2hunter2", "gs://bucket/x?access_token=hunter2hunter2",
     "AccountName=me;AccountKey=hunter2hunter2;EndpointSuffix=x", "https://host/x#token=hunter2hunter2",
