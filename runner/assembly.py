@@ -67,6 +67,12 @@ class NoSaver:
     def wait(self, hardware: Hardware | None = None) -> None:
         """Do nothing."""
 
+    def before_update(self, run: Any) -> None:
+        """Do nothing."""
+
+    def note_step(self, run: Any, seconds: float) -> None:
+        """Do nothing."""
+
 
 def build_run(config: Config, hardware: Hardware, signals: Any, found: Path | None, state: State) -> Run:
     """A run, ready to train from `state`: recipe, data, lanes, model and optimiser, with what `found` holds of them."""
@@ -249,7 +255,7 @@ def plan_steps(settings: RunSettings, data: Data, state: State) -> tuple[Lanes, 
     earlier = frozenset(state.excluded)
     if num_examples:
         # Of data that became fewer, some are gone.
-        earlier = frozenset(number for number in earlier if number < num_examples)
+        earlier = frozenset(number for number in earlier if isinstance(number, int) and number < num_examples)
     excluded = earlier | _requested_exclusions(settings.exclude_examples, num_examples)
     if num_examples and len(excluded) >= num_examples:
         raise ConfigError("exclude_examples leaves no example: check its numbers.")

@@ -46,8 +46,10 @@ def train(run: Run) -> None:
             loss, logs = accumulate(run, lanes, totals)
             gradient_norm = update(run, loss, totals)
             record_step(run, lanes, totals)
-            speed.add(totals.examples, totals.tokens, time.monotonic() - started)
-            run.watch.add_step(waited, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            speed.add(totals.examples, totals.tokens, seconds)
+            run.watch.add_step(waited, seconds)
+            run.saver.note_step(run, seconds)
             if math.isfinite(gradient_norm):
                 losses.append(loss)
             run.progress.advance(state.step)

@@ -16,8 +16,7 @@ from runner.checkpoints.disk import naming_full_disks, writing
 from runner.checkpoints.final import ORIGIN, choose_weights, model_card, save_final
 from runner.checkpoints.recorded import settings_before_the_search
 from runner.checkpoints.resume import find_resume_point, restore, settings_to_go_on_with
-from runner.checkpoints.saver import size_of
-from runner.checkpoints.tensors import Gathered, load_model, model_parts
+from runner.checkpoints.tensors import Gathered, load_model, model_parts, size_of
 from runner.config import Config, yaml_of
 from runner.ending import follow_the_end, naming_lost_processes
 from runner.errors import BadStep, CheckpointError, DivergedError, UploadError
@@ -78,7 +77,7 @@ def _run(config: Config, search: RunSettings, hardware: Hardware, signals: Signa
         return
     if found is not None:
         found = take_over_checkpoint(run, found, output_dir)
-    run.saver.reserve(run)
+    run.saver.watch(run)
 
     def open_all() -> None:
         with writing("config.yaml", output_dir):

@@ -227,6 +227,7 @@ def update(run: Run, loss: torch.Tensor, totals: Totals) -> float:
     if wrong is None:
         # A step of which every example was left out has nothing to teach.
         if totals.lanes:
+            run.saver.before_update(run)
             run.optimizer.step()
             statistics = statistics_of_step(run)
             if statistics is not None:

@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -38,14 +38,15 @@ from runner.checkpoints.pointers import (
     step_of_state,
     write_pointer,
 )
+from runner.checkpoints.snapshot import Snapshot
 from runner.checkpoints.state import State
 from runner.errors import CheckpointError
 
 
 def write_checkpoint(
     output_dir: Path,
-    model: dict[str, torch.Tensor],
-    optimizer: dict[str, torch.Tensor],
+    model: Snapshot | Mapping[str, torch.Tensor],
+    optimizer: Snapshot | Mapping[str, torch.Tensor],
     state: State,
     files: dict[str, str],
     assets: Path | None,
@@ -56,8 +57,9 @@ def write_checkpoint(
     """
     with draft_beside(output_dir / f"checkpoint-{state.step}") as draft:
         draft.mkdir(parents=True)
-        save_file(model, draft / "model.safetensors", metadata={"format": "pt"})
-        save_file(optimizer, draft / "optimizer.safetensors")
+        for kind, tensors, metadata in (("model", model, {"format": "pt"}), ("optimizer", optimizer, None)):
+            snapshot = tensors if isinstance(tensors, Snapshot) else Snapshot(tensors, {})
+            snapshot.write(draft / f"{kind}.safetensors", metadata)
         return complete_draft(draft, output_dir, state, files, assets)
 
 

@@ -1,31 +1,33 @@
-"""Saving while training goes on: copy, then write in the background, one save at a time."""
+"""Saving while training goes on: write in the background, one save at a time.
+
+The background thread reads weights and moments where they are, during the next forward and backward passes. What it has
+not written when the next update begins is copied. So a save needs no memory where a step takes longer than writing.
+"""
 
 import copy
 import platform
 import shutil
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 
 from runner.checkpoints.bucket import Uploader
 from runner.checkpoints.disk import writing
 from runner.checkpoints.folders import complete_draft, prune_checkpoints, wait_for_shards, write_checkpoint, write_shard
 from runner.checkpoints.pointers import DRAFT, remove_drafts, write_pointer
+from runner.checkpoints.snapshot import Memory, Snapshot, as_bytes
 from runner.checkpoints.state import State
-from runner.checkpoints.tensors import (
-    clean_name,
-    model_parts,
-    model_tensors,
-    names_elsewhere,
-    optimizer_parts,
-    optimizer_tensors,
-    own_pieces,
-)
+from runner.checkpoints.tensors import clean_name, model_parts, names_elsewhere, optimizer_parts, own_pieces, size_of
 from runner.errors import CheckpointError, DiskError, RelayError
 from runner.hardware import Hardware
+
+BYTES_PER_SECOND = 1e9
+"""How fast a background write is at best. Memory to copy into is taken where a step is shorter than the write."""
+MANY_BYTES = 1 << 26
+"""Copies of one save whose memory is held for the next ones."""
 
 
 class Saver:
@@ -45,8 +47,16 @@ class Saver:
         self.writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
         self.pending: Future[None] | None = None
         self.saved_step = -1
-        self.copied_model: dict[str, torch.Tensor] = {}
-        self.copied_optimizer: dict[str, torch.Tensor] = {}
+        self.memory: tuple[Memory, Memory] = {}, {}
+        """Where copies of the model and of the optimiser are made; empty while none are expected."""
+        self.in_flight: tuple[Snapshot, ...] = ()
+        """Weights and moments that the background thread may still have to write."""
+        self.before: list[int] | None = None
+        """A hash of each parameter before the first step of this start."""
+        self.steps = 0
+        """Steps of this start."""
+        self.is_lazy = False
+        """Whether only updates change the parameters, so that they may be written later than they are saved."""
 
     def save(self, run: Any, is_best: bool) -> None:
         """Copy weights, optimiser and state now, and write them in the background. Every process must call it."""
@@ -68,25 +78,58 @@ class Saver:
         if self.in_shards:
             self._save_shards(run, state)
             return
-        # The save before is over, so its memory is free to be written over.
-        model = self.copied_model = model_tensors(run.bare_model, self.copied_model)
-        optimizer = self.copied_optimizer = optimizer_tensors(run.bare_model, run.optimizer, self.copied_optimizer)
+        parts = model_parts(run.bare_model)
+        # Forward passes change buffers.
+        changing = frozenset(parts) - {clean_name(name) for name, _ in run.bare_model.named_parameters()}
+        model = Snapshot(parts, self.memory[0], self.is_lazy, changing)
+        optimizer = Snapshot(optimizer_parts(run.bare_model, run.optimizer), self.memory[1], self.is_lazy)
         if self.is_main:
+            self.in_flight = model, optimizer
             self.pending = self.writer.submit(self._write, model, optimizer, state)
 
+    def watch(self, run: Any) -> None:
+        """Begin to watch a training, before its first step: whether its saves need copies, and memory for them."""
+        if run.hardware.device.type != "cpu" or run.hardware.is_sharded:
+            self.reserve(run)
+        elif self.is_main:
+            self.before = content_of(run)
+
+    def before_update(self, run: Any) -> None:
+        """Copy what is still to be written of the last save, because weights and moments are about to change."""
+        if self.before is not None:
+            self.is_lazy, self.before = self.before == content_of(run), None
+        if not self.in_flight:
+            return
+        for snapshot, memory in zip(self.in_flight, self.memory, strict=True):
+            copies = snapshot.hold()
+            if size_of(copies) > MANY_BYTES:
+                # Steps are shorter than writing: the next saves make the same copies, in the same memory.
+                memory |= copies
+        self.in_flight = ()
+
+    def note_step(self, run: Any, seconds: float) -> None:
+        """Count a step of this start, and take memory for copies where the third one was short."""
+        self.steps += 1
+        if self.steps == 3:
+            size = size_of(model_parts(run.bare_model)) + size_of(optimizer_parts(run.bare_model, run.optimizer))
+            # On another device, this memory was taken before the first step.
+            if not self.is_lazy or seconds < size / BYTES_PER_SECOND:
+                self.writer.submit(self.reserve, run)
+
     def reserve(self, run: Any) -> None:
-        """Take the memory of the copies before training starts: the first touch of fresh pages takes seconds."""
+        """Take the memory of copies before they are made: the first touch of fresh pages takes longer than a copy."""
         if not self.is_main or self.in_shards:
             return
         is_adam = run.settings.optim == "adamw"
         elsewhere = names_elsewhere(run.bare_model)
+        model, optimizer = self.memory
         for name, parameter in run.bare_model.named_parameters():
             name = clean_name(name)
             if name in elsewhere:
                 continue
-            self.copied_model[name] = torch.zeros(parameter.shape, dtype=parameter.dtype)
+            model[name] = torch.zeros(parameter.shape, dtype=parameter.dtype)
             for kind in ("exp_avg", "exp_avg_sq") if parameter.requires_grad and is_adam else ():
-                self.copied_optimizer[f"{name}/{kind}"] = torch.zeros(parameter.shape, dtype=parameter.dtype)
+                optimizer[f"{name}/{kind}"] = torch.zeros(parameter.shape, dtype=parameter.dtype)
 
     def wait(self, hardware: Hardware | None = None) -> None:
         """Wait for the save in flight; raises what went wrong in it.
@@ -154,9 +197,9 @@ class Saver:
         if waits:
             wait([self.pending])
 
-    def _write(self, model: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor], state: State) -> None:
+    def _write(self, model: Snapshot, optimizer: Snapshot, state: State) -> None:
         files = {"config.yaml": self.config_text}
-        with writing(f"checkpoint-{state.step}", self.output_dir, size_of(model) + size_of(optimizer)):
+        with writing(f"checkpoint-{state.step}", self.output_dir, model.nbytes + optimizer.nbytes):
             self._follow_up(write_checkpoint(self.output_dir, model, optimizer, state, files, self.assets), state)
 
     def _follow_up(self, folder: Path, state: State) -> None:
@@ -168,9 +211,12 @@ class Saver:
             self.uploader.add(folder, state.best_step)
 
 
-def size_of(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Bytes of the tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+def content_of(run: Any) -> list[int]:
+    """A hash of each parameter: it shows changes that go around torch's own counter of changes, too."""
+    return [
+        xxhash.xxh3_64_intdigest(as_bytes(parameter.detach().contiguous()).numpy().data)
+        for parameter in run.bare_model.parameters()
+    ]
 
 
 def versions(num_processes: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,12 @@ def clean_name(name: str) -> str:
     return name.removeprefix("module.").replace("_orig_mod.", "")
 
 
-def model_tensors(model: nn.Module, into: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters (tied ones once) and the buffers that count as state, on the CPU, as copies.
 
-    Every process must call it: sharded tensors are gathered. Where `into` has tensors of a former call, they are
-    written over: fresh memory would take longer than the copy.
+    Every process must call it: sharded tensors are gathered.
     """
-    into = into or {}
-    return {name: _full_copy(value, into.get(name)) for name, value in model_parts(model).items()}
+    return {name: full_copy(value, None) for name, value in model_parts(model).items()}
 
 
 def names_elsewhere(model: nn.Module) -> set[str]:
@@ -41,16 +40,9 @@ def names_elsewhere(model: nn.Module) -> set[str]:
     return {clean_name(name) for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
 
-def optimizer_tensors(
-    model: nn.Module, optimizer: torch.optim.Optimizer, into: dict[str, torch.Tensor] | None = None
-) -> dict[str, torch.Tensor]:
-    """The optimiser's tensors by the name of their parameter, as `model_tensors` gives the model's."""
-    into = into or {}
-    return {name: _full_copy(value, into.get(name)) for name, value in optimizer_parts(model, optimizer).items()}
-
-
 @torch.no_grad()
-def _full_copy(tensor: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
+def full_copy(tensor: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
+    """A contiguous copy on the CPU, in the memory of `into` where it fits. Sharded tensors are gathered."""
     if isinstance(tensor, DTensor):
         tensor = tensor.full_tensor()
     if into is None or into.shape != tensor.shape or into.dtype != tensor.dtype:
@@ -188,7 +180,7 @@ class Gathered(Mapping[str, torch.Tensor]):
         return len(self.parts)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return _full_copy(self.parts[name], None)
+        return full_copy(self.parts[name], None)
 
 
 class Shards(Mapping[str, torch.Tensor]):
@@ -218,10 +210,49 @@ class Shards(Mapping[str, torch.Tensor]):
 
 
 DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fn: "F8_E4M3", torch.int16: "I16", torch.uint16: "U16", torch.float16: "F16",
+    torch.bfloat16: "BF16", torch.int32: "I32", torch.uint32: "U32", torch.float32: "F32", torch.complex64: "C64",
+    torch.float64: "F64", torch.int64: "I64", torch.uint64: "U64",
 }  # fmt: skip
-"""The names of types in safetensors."""
+"""The names of types in safetensors, in the order in which it sorts them."""
+
+
+def in_file_order(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """The names in the order in which safetensors writes them: the last type of DTYPES first, then by name."""
+    ranks = {dtype: number for number, dtype in enumerate(DTYPES)}
+    return sorted(tensors, key=lambda name: (-ranks[tensors[name].dtype], name.encode()))
+
+
+def write_file(
+    path: Path,
+    shapes: Mapping[str, torch.Tensor],
+    pieces: Iterable[torch.Tensor],
+    metadata: Mapping[str, str] | None,
+) -> None:
+    """Write a safetensors file from tensors on the CPU that come one by one, or in pieces, in the order of `shapes`.
+
+    Format: github.com/huggingface/safetensors, section "Format".
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, tensor in shapes.items():
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    # Without a buffer of Python's, which large pieces would only pass through.
+    with path.open("wb", buffering=0) as file:
+        write_all(file, struct.pack("<Q", len(text)) + text)
+        for piece in pieces:
+            write_all(file, piece.reshape(-1).view(torch.uint8).numpy().data)
+
+
+def write_all(file: RawIOBase, content: bytes | memoryview) -> None:
+    """Write all bytes: one call of the system writes at most 2 GB, and fewer where the disk gets full."""
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
 
 
 def write_one_by_one(
@@ -233,7 +264,7 @@ def write_one_by_one(
     """Write model.safetensors, or several files with an index as transformers reads them, holding one tensor at a time.
 
     `shapes` are tensors without content, by name; `contents` are the tensors in the same order. A file has at most
-    `limit_bytes`, or one tensor. Format: github.com/huggingface/safetensors, section "Format".
+    `limit_bytes`, or one tensor.
     """
     files: list[dict[str, torch.Tensor]] = [{}]
     for name, tensor in shapes.items():
@@ -244,18 +275,8 @@ def write_one_by_one(
     names = ["model.safetensors"] if len(files) == 1 else names
     following = iter(contents)
     for file_name, tensors in zip(names, files, strict=True):
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        end = 0
-        for name, tensor in tensors.items():
-            begin, end = end, end + tensor.nbytes
-            header[name] = {"dtype": DTYPES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [begin, end]}
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        with (folder / file_name).open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for tensor in tensors.values():
-                content = next(following).detach().to("cpu", tensor.dtype).contiguous()
-                file.write(content.reshape(-1).view(torch.uint8).numpy().data)
+        pieces = (next(following).detach().to("cpu", tensor.dtype).contiguous() for tensor in tensors.values())
+        write_file(folder / file_name, tensors, pieces, {"format": "pt"})
     if len(files) > 1:
         places = {name: file_name for file_name, tensors in zip(names, files, strict=True) for name in tensors}
         index = {"metadata": {"total_size": sum(each.nbytes for each in shapes.values())}, "weight_map": places}
@@ -303,3 +324,8 @@ def optimizer_parts(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
         for name, parameter in model.named_parameters()
         for kind, value in optimizer.state.get(parameter, {}).items()
     }
+
+
+def size_of(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Bytes of the tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
