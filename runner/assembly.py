@@ -3,6 +3,7 @@
 import random
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from runner.checkpoints.state import State
 from runner.checkpoints.tensors import read_tensors
 from runner.checkpoints.trained import copy_assets, find_weights
 from runner.config import Config, yaml_of
-from runner.deferred import Deferred, built
+from runner.deferred import Deferred, built, read_late
 from runner.errors import CheckpointError, ConfigError, DataError
 from runner.fetching import examples_per_epoch, has_own_order, indexed_split, is_stream, order_of, warnings_of
 from runner.hardware import Hardware, open_hardware, seed_everything
@@ -95,7 +96,8 @@ def build_run(config: Config, hardware: Hardware, signals: Any, found: Path | No
         hardware = measured_precision(hardware, settings, recipe, model, train_data, lanes)
         # The run keeps the choice for its life: config.yaml and the checkpoints record it.
         config = config.with_run(mixed_precision=hardware.precision)
-    recipe.use_precision(model, hardware.precision)
+    with deferred or nullcontext():
+        recipe.use_precision(model, hardware.precision)
     hardware = hardware.for_size(sum(each.numel() for each in model.parameters()))
     run = build_loop_parts(
         config, hardware, recipe, model, lanes, train_data, eval_data, max_steps, state, signals, deferred
@@ -135,8 +137,7 @@ def _build_first(recipe: Recipe, settings: RunSettings, fresh: bool) -> nn.Modul
         enable_gradient_checkpointing(model)
     if settings.init_from and fresh:
         source = find_weights(Path(settings.init_from), for_training=True)
-        tensors = read_tensors(source / "model.safetensors")
-        recipe.inherit(model, tensors)
+        recipe.inherit(model, read_late(read_tensors(source / "model.safetensors")))
     return model
 
 

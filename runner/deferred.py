@@ -1,19 +1,24 @@
 """Initial weights in shards: a model is built without its large tensors, and each is filled only when it is needed.
 
 The calls that fill the large tensors are recorded with the state of the random generator, and repeated later for one
-tensor at a time. So the bits are those of a model that is built at once.
+tensor at a time. So the bits are those of a model that is built at once. Tensors of files are read when they are
+needed, too.
 Source: torchdistX, "Deferred Module Initialization", pytorch.org/torchdistx/latest/deferred_init.html.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map_only
+
+from runner.checkpoints.tensors import Stored
+from runner.parts.pretrained import late_reader
 
 aten = torch.ops.aten
 LARGE = 1 << 16
@@ -27,13 +32,15 @@ OVERWRITES = ("normal_", "uniform_", "zero_", "fill_", "copy_", "random_")
 class Call:
     """A call that wrote to a tensor without content."""
 
-    function: torch._ops.OpOverload
+    function: Callable[..., object]
     arguments: tuple[object, ...]
     options: dict[str, object]
     random_state: torch.Tensor | None
     """The state of the CPU's generator before the call; None where it takes no random numbers."""
     written: tuple[torch.Tensor, ...]
     """The results, on the meta device."""
+    overwrites: bool
+    """Whether what the results held before does not count."""
 
 
 class Deferred(TorchDispatchMode):
@@ -43,11 +50,13 @@ class Deferred(TorchDispatchMode):
         super().__init__()
         self.calls: list[Call] = []
         self.is_inside = False
+        self.is_meta_known = False
         self.disguise = ExitStack()
 
     def __enter__(self) -> "Deferred":
         """Begin to record."""
         self.disguise.enter_context(Disguise(self))
+        self.disguise.callback(late_reader.reset, late_reader.set(self))
         return super().__enter__()
 
     def __exit__(self, *error: object) -> None:
@@ -72,11 +81,15 @@ class Deferred(TorchDispatchMode):
     def _perform(self, func: torch._ops.OpOverload, args: tuple[object, ...], options: dict[str, object]) -> object:
         if func in FACTORIES and _elements(args[0]) >= LARGE and _is_on_cpu(options):
             options["device"] = torch.device("meta")
-        elif str(options.get("device")) == "meta":
+        elif str(options.get("device")) == "meta" and not self.is_meta_known:
             # Such as transformers' `from_pretrained`, which fills its tensors by itself.
             raise NotImplementedError("a model that is built without content by its own code")
         inputs = _meta_tensors((args, options))
-        is_random = torch.Tag.nondeterministic_seeded in func.tags and bool(inputs)
+        if inputs and func == aten.equal.default:
+            return torch.equal(*(self.filled(each) if each.is_meta else each for each in _tensors(args)))
+        if inputs and func == aten._to_copy.default and _is_on_cpu(options):
+            options["device"] = torch.device("meta")
+        is_random = torch.Tag.nondeterministic_seeded in func.tags and bool(inputs) and not self.is_meta_known
         state = torch.get_rng_state() if is_random else None
         found = func(*args, **options)
         results = _meta_tensors(found)
@@ -85,8 +98,26 @@ class Deferred(TorchDispatchMode):
         if is_random:
             # The generator must go on as if the tensor had been filled.
             func(*tree_map_only(torch.Tensor, _unfilled, args), **options)
-        self.calls.append(Call(func, args, options, state, tuple(results)))
+        overwrites = func in FACTORIES or _overwrites(func, args)
+        self.calls.append(Call(func, args, options, state, tuple(results), overwrites))
         return found
+
+    def later(self, like: torch.Tensor, read: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """A tensor as `like` without content, which `read` returns with its content whenever it is needed."""
+        with _disable_current_modes():
+            tensor = torch.empty(like.shape, dtype=like.dtype, device="meta")
+        self.calls.append(Call(read, (), {}, None, (tensor,), overwrites=True))
+        return tensor
+
+    @contextmanager
+    def without_disguise(self) -> Iterator[None]:
+        """For code that builds models without content by itself, and fills what it finds so: torch's rules for the meta
+        device hold."""
+        self.is_meta_known = True
+        try:
+            yield
+        finally:
+            self.is_meta_known = False
 
     def filled(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor with its content, on the CPU."""
@@ -95,16 +126,19 @@ class Deferred(TorchDispatchMode):
             written = {_storage(each) for each in call.written}
             if not written & needed:
                 continue
-            calls.append(call)
-            if call.function in FACTORIES or _overwrites(call):
+            last_needed = {_storage(each) for each in _meta_tensors((call.arguments, call.options))}
+            # Going backwards, the first call that needs a tensor is the last that does.
+            calls.append((call, last_needed - needed))
+            if call.overwrites:
                 needed -= written
-            needed |= {_storage(each) for each in _meta_tensors((call.arguments, call.options))} - (
-                written if _overwrites(call) else set()
-            )
+                last_needed -= written
+            needed |= last_needed
         contents: dict[int, torch.Tensor] = {}
         before = torch.get_rng_state()
-        for call in reversed(calls):
+        for call, last_needed in reversed(calls):
             _repeat(call, contents)
+            for storage in last_needed:
+                contents.pop(storage, None)
         torch.set_rng_state(before)
         return _content(tensor, contents)
 
@@ -149,7 +183,7 @@ class Disguise(TorchFunctionMode):
     ) -> object:
         """Answer what a tensor's device is."""
         found = func(*args, **(kwargs or {}))
-        if not self.deferred.is_inside:
+        if not self.deferred.is_inside and not self.deferred.is_meta_known:
             if func == torch.Tensor.is_meta.__get__:  # type: ignore[attr-defined]
                 return False
             if func == torch.Tensor.device.__get__ and found == torch.device("meta"):  # type: ignore[attr-defined]
@@ -173,6 +207,33 @@ class Filled(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         found = self.named[name]
         return self.deferred.filled(found) if found.is_meta else found
+
+
+class ReadLate(Mapping[str, torch.Tensor]):
+    """Tensors of files, of which the large ones are read when a deferred model needs them."""
+
+    def __init__(self, deferred: Deferred, stored: Stored) -> None:
+        self.deferred = deferred
+        self.stored = stored
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        with self.deferred.without_disguise():
+            like = self.stored.like(name)
+        is_large = like.numel() >= LARGE
+        read = functools.partial(self.stored.__getitem__, name)
+        return self.deferred.later(like, read) if is_large else read()
+
+
+def read_late(stored: Stored) -> Mapping[str, torch.Tensor]:
+    """The tensors of files; while a deferred model is built, the large ones are read later."""
+    reader = late_reader.get()
+    return ReadLate(reader, stored) if isinstance(reader, Deferred) else stored
 
 
 def built(seed: Callable[[], None], build: Callable[[], nn.Module]) -> tuple[nn.Module, Deferred | None]:
@@ -217,10 +278,10 @@ def _shares(left: torch.Tensor, right: torch.Tensor) -> bool:
     return left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
 
 
-def _overwrites(call: Call) -> bool:
-    target = call.arguments[0] if call.arguments else None
+def _overwrites(function: torch._ops.OpOverload, arguments: tuple[object, ...]) -> bool:
+    target = arguments[0] if arguments else None
     return (
-        call.function._schema.name.removeprefix("aten::") in OVERWRITES
+        function._schema.name.removeprefix("aten::") in OVERWRITES
         and isinstance(target, torch.Tensor)
         and target.numel() * target.element_size() == target.untyped_storage().nbytes()
     )

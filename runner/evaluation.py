@@ -63,7 +63,7 @@ def evaluate_rows(
     rows: list[tuple[int, Row]] = []
     sums: list[tuple[int, float, float]] = []
     is_stopped = False
-    takes_turns = recipe.evaluates_in_shards and bool(parts_of(model)) and not hasattr(model, "peft_config")
+    takes_turns = recipe.evaluates_in_shards and bool(parts_of(model))
 
     def meet(is_busy: bool) -> bool:
         busy, asked = hardware.sum([is_busy, asked_to_stop()])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import nn
@@ -44,8 +45,13 @@ def shard(
                 place(layer)
                 fully_shard(layer, mesh=mesh, mp_policy=policy)
     place(model)
-    fully_shard(model, mesh=mesh, ignored_params=whole_weights)
+    fully_shard(root_of(model), mesh=mesh, ignored_params=whole_weights)
     return model
+
+
+def root_of(model: nn.Module) -> nn.Module:
+    """The module that every use of the model calls: inside adapters their base, which is all that `generate` calls."""
+    return cast("nn.Module", model.get_base_model()) if hasattr(model, "peft_config") else model  # type: ignore[operator]
 
 
 def parts_of(model: nn.Module) -> list[FSDPModule]:
@@ -61,7 +67,7 @@ def in_turns(model: nn.Module, meet: Callable[[bool], bool]) -> Iterator[Callabl
     function that every process calls when its work is done; it returns when all are done. The model must call its
     layers in the same order each time.
     """
-    parts, order = parts_of(model), []
+    parts, root, order = parts_of(model), root_of(model), []
     is_known = False
 
     def begin(module: nn.Module, inputs: object) -> None:
@@ -77,12 +83,12 @@ def in_turns(model: nn.Module, meet: Callable[[bool], bool]) -> Iterator[Callabl
         while meet(False):
             for part in order:
                 part.unshard()
-                if part is not model:
+                if part is not root:
                     part.reshard()
 
     # Before FSDP's own hooks, which gather.
     hooks = [part.register_forward_pre_hook(note, prepend=True) for part in parts]  # type: ignore[attr-defined]
-    hooks.append(model.register_forward_pre_hook(begin, prepend=True))
+    hooks.append(root.register_forward_pre_hook(begin, prepend=True))
     try:
         yield finish
     finally:
@@ -93,7 +99,7 @@ def in_turns(model: nn.Module, meet: Callable[[bool], bool]) -> Iterator[Callabl
 @contextmanager
 def whole(model: nn.Module) -> Iterator[None]:
     """Gather all weights on every process, for an evaluation: processes call the model unequally often there."""
-    parts = parts_of(model)
+    parts, root = parts_of(model), root_of(model)
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
@@ -101,5 +107,5 @@ def whole(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for part in parts:
-            part.set_reshard_after_forward(part is not model, recurse=False)
+            part.set_reshard_after_forward(part is not root, recurse=False)
             part.reshard()

@@ -134,7 +134,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
-def read_tensors(path: Path) -> Mapping[str, torch.Tensor]:
+def read_tensors(path: Path) -> "Stored":
     """The tensors of a safetensors file, on the CPU, or of the shards that stand in its place.
 
     Raises CheckpointError where it is missing or broken.
@@ -146,7 +146,15 @@ def read_tensors(path: Path) -> Mapping[str, torch.Tensor]:
         raise CheckpointError(f"{path} cannot be read: {error}.") from None
 
 
-class OneFile(Mapping[str, torch.Tensor]):
+class Stored(Mapping[str, torch.Tensor]):
+    """Tensors of files, each read when it is asked for."""
+
+    def like(self, name: str) -> torch.Tensor:
+        """A tensor of its shape and type, for which nothing has been read."""
+        raise NotImplementedError
+
+
+class OneFile(Stored):
     """The tensors of a file, each read when it is asked for."""
 
     def __init__(self, path: Path) -> None:
@@ -163,6 +171,10 @@ class OneFile(Mapping[str, torch.Tensor]):
         if name not in self.names:
             raise KeyError(name)
         return self.file.get_tensor(name)
+
+    def like(self, name: str) -> torch.Tensor:
+        """A tensor of its shape and type: the file is mapped into memory, and read where it is used."""
+        return self[name]
 
 
 class Gathered(Mapping[str, torch.Tensor]):
@@ -183,7 +195,7 @@ class Gathered(Mapping[str, torch.Tensor]):
         return full_copy(self.parts[name], None)
 
 
-class Shards(Mapping[str, torch.Tensor]):
+class Shards(Stored):
     """Tensors in pieces over several files: each is put together when it is asked for, so that one fits into memory."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -207,6 +219,11 @@ class Shards(Mapping[str, torch.Tensor]):
             piece = file.get_tensor(name)
             whole[tuple(slice(at, at + size) for at, size in zip(place["at"], piece.shape, strict=True))] = piece
         return whole
+
+    def like(self, name: str) -> torch.Tensor:
+        """A tensor of its shape and type on the meta device."""
+        file, place = self.places[name][0]
+        return torch.empty(place["shape"], dtype=file.get_tensor(name).dtype, device="meta")
 
 
 DTYPES = {

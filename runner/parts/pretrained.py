@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
+import json
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol, cast
+from unittest import mock
 
 from runner.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
 
@@ -103,6 +110,9 @@ def read_pretrained(place: Path, load_in: LoadIn | None = None) -> PreTrainedMod
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    reader = late_reader.get()
+    if reader is not None and load_in is None:
+        return _read_late(place, reader)
     with _naming(place):
         if load_in is None:
             return AutoModelForCausalLM.from_pretrained(**arguments_of(place), dtype=torch.float32)
@@ -118,6 +128,72 @@ def read_pretrained(place: Path, load_in: LoadIn | None = None) -> PreTrainedMod
             quantization_config=config,
             device_map={"": torch.cuda.current_device()},
         )
+
+
+class LateReader(Protocol):
+    """Builds a model whose tensors are read from their files later, one at a time."""
+
+    def later(self, like: Tensor, read: Callable[[], Tensor]) -> Tensor:
+        """A tensor as `like` without content, which `read` returns with its content."""
+        ...
+
+    def without_disguise(self) -> AbstractContextManager[None]:
+        """For code that builds models without content by itself."""
+        ...
+
+
+late_reader: ContextVar[LateReader | None] = ContextVar("late_reader", default=None)
+"""What reads the tensors of a model that is to be cut over processes; None: they are read at once."""
+
+
+def _read_late(place: Path, reader: LateReader) -> PreTrainedModel:
+    """The model of a folder of safetensors, of which no tensor is read yet.
+
+    transformers builds it, renames the tensors and puts them together: they are meta tensors, and `reader` records what
+    becomes of them. Raises NotImplementedError where a model can only be read at once.
+    """
+    import torch
+    from safetensors import safe_open
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig
+
+    files = _safetensors_of(place)
+    try:
+        tensors: dict[str, Tensor] = {}
+        with reader.without_disguise():
+            for file in map(safe_open, files, ["pt"] * len(files)):
+                for name in file.keys():  # noqa: SIM118
+                    # The file is mapped into memory: no content is read here.
+                    read = functools.partial(file.get_tensor, name)
+                    tensors[name] = reader.later(read(), read)
+            # What other threads compute is not recorded.
+            with mock.patch.dict(os.environ, {"HF_DEACTIVATE_ASYNC_LOAD": "1"}):
+                config = read_config(place)
+                architecture = cast("type[PreTrainedModel]", MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+                model, found = architecture.from_pretrained(
+                    None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
+                )
+        if found["missing_keys"]:
+            raise NotImplementedError("a model with weights that are in no file")
+        if (place / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(place)
+        model.config._name_or_path = model.name_or_path = str(place)
+        return model
+    except Exception as error:
+        # Read at once, it has an error that names what is wrong, or none.
+        raise NotImplementedError(f"{place} cannot be read late: {error}") from error
+
+
+def _safetensors_of(place: Path) -> list[Path]:
+    """The files that from_pretrained reads in a folder. Raises NotImplementedError for other kinds of folders."""
+    one, index = place / "model.safetensors", place / "model.safetensors.index.json"
+    if (place / "adapter_config.json").is_file() or not (place / "config.json").is_file():
+        raise NotImplementedError(f"{place} is no folder of safetensors")
+    if one.is_file():
+        return [one]
+    if not index.is_file():
+        raise NotImplementedError(f"{place} is no folder of safetensors")
+    places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    return [place / name for name in sorted(set(places.values()))]
 
 
 def read_config(place: Path) -> PretrainedConfig:

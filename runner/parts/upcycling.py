@@ -7,9 +7,12 @@ Source: Komatsuzaki et al. 2022 (sparse upcycling), arXiv 2212.05055, section 3.
 
 from __future__ import annotations
 
+import copy
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Protocol, cast
 
 from runner.errors import ConfigError
+from runner.parts.pretrained import late_reader
 
 if TYPE_CHECKING:
     import numpy as np
@@ -125,7 +128,8 @@ def _without_weights(dense: PreTrainedModel, num_experts: int, per_token: int) -
         # gradient.
         shape["shared_expert_intermediate_size"] = 1
     config = getattr(transformers, f"{kind}Config")(**shape)
-    with torch.device("meta"):
+    reader = late_reader.get()
+    with nullcontext() if reader is None else reader.without_disguise(), torch.device("meta"):
         mixture = getattr(transformers, f"{kind}ForCausalLM")(config)
     rotary = mixture.model.rotary_emb
     mixture.model.rotary_emb = type(rotary)(config)
@@ -189,4 +193,9 @@ def _normal(generator: np.random.Generator, shape: tuple[int, ...], like: Tensor
     import numpy as np
     import torch
 
+    reader = late_reader.get()
+    if reader is not None and like.untyped_storage().device.type == "meta":
+        again = copy.deepcopy(generator)
+        generator.standard_normal(shape, dtype=np.float32)
+        return reader.later(like.new_empty(shape), lambda: _normal(copy.deepcopy(again), shape, torch.empty(0)))
     return torch.from_numpy(generator.standard_normal(shape, dtype=np.float32)).to(like)

@@ -1,16 +1,18 @@
 """FSDP2: no process holds the whole model, and the results are those of whole models."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from runner.checkpoints.tensors import write_one_by_one
+from runner.checkpoints.tensors import model_tensors, read_tensors, write_one_by_one
 from runner.config import parse
-from runner.deferred import Deferred, built
+from runner.deferred import LARGE, Deferred, built, read_late
 from runner.hardware import seed_everything
 from tests.launching import metrics, same_bits, train, weights
 
@@ -46,6 +48,86 @@ def same_model(build: Callable[[], nn.Module]) -> Deferred | None:
 )
 def test_a_recipes_model_that_is_filled_late_has_the_same_bits(words: list[str]) -> None:
     assert same_model(parse(words).recipe.model) is not None
+
+
+BASES = {
+    "mixtral": ["--recipe", "text2sql", "--preset", "tiny"],
+    "qwen3_moe": ["--recipe", "text2sql", "--preset", "tiny", "--model.family", "qwen3_moe"],
+    "llama": ["--recipe", "language_model", "--preset", "tiny"],
+}
+UPCYCLED = ["--model.num_local_experts", "3"]
+VARIED = [*UPCYCLED, "--model.upcycling_noise", "0.1", "--model.upcycling_drop", "0.3"]
+
+
+@pytest.mark.parametrize(
+    ("base", "recipe", "words"),
+    [
+        *((base, "text2sql", words) for base in BASES for words in ([], ["--lora.rank", "4"])),
+        *(("llama", "language_model", words) for words in ([], ["--lora.rank", "4"])),
+        *(("llama", recipe, words) for recipe in ("text2sql", "language_model") for words in (UPCYCLED, VARIED)),
+    ],
+)
+def test_a_trained_model_that_is_read_late_has_the_same_bits(
+    base: str, recipe: str, words: list[str], tmp_path: Path
+) -> None:
+    # Some lie in several files with an index.
+    parse(BASES[base]).recipe.model().save_pretrained(tmp_path, max_shard_size="5GB" if words else "300KB")
+    config = parse(["--recipe", recipe, "--model.pretrained", str(tmp_path), *words])
+    at_once, late = config.recipe.model(), built(lambda: None, config.recipe.model)[0]
+    assert late.config.to_dict() == at_once.config.to_dict()
+    assert late.training == at_once.training
+    assert same_model(config.recipe.model) is not None
+
+
+def test_new_tokens_and_a_base_in_bf16_are_made_late_too(tmp_path: Path) -> None:
+    base = parse(BASES["llama"]).recipe.model()
+    for parameter in base.parameters():
+        # As if they were saved in bf16.
+        parameter.data = parameter.data.bfloat16().float()
+    base.save_pretrained(tmp_path)
+    settings = ["--recipe", "language_model", "--model.pretrained", str(tmp_path), "--lora.rank", "4"]
+    recipe = parse(settings).recipe
+
+    def build() -> nn.Module:
+        model = recipe.model()
+        model.base_is_elsewhere = True  # type: ignore[assignment]
+        recipe.use_precision(model, "bf16")
+        return model
+
+    deferred = same_model(build)
+    assert deferred is not None
+    assert {parameter.dtype for parameter in build().parameters()} == {torch.float32, torch.bfloat16}
+
+
+@pytest.mark.parametrize("in_shards", [False, True])
+def test_weights_of_another_run_are_read_late(in_shards: bool, tmp_path: Path) -> None:
+    words = ["--recipe", "text2sql", "--preset", "tiny"]
+    seed_everything(9)
+    other = parse(words).recipe.model()
+    if in_shards:
+        for number, half in enumerate((slice(0, 3), slice(3, None))):
+            pieces = {name: value[half].contiguous() for name, value in other.named_parameters() if len(value[half])}
+            places = {
+                name: {"shape": list(other.get_parameter(name).shape), "at": [half.start] + [0] * (piece.ndim - 1)}
+                for name, piece in pieces.items()
+            }
+            path = tmp_path / f"model.shard-{number}.safetensors"
+            save_file(pieces, path, metadata={"places": json.dumps(places)})
+    else:
+        save_file(model_tensors(other), tmp_path / "model.safetensors")
+
+    def build() -> nn.Module:
+        recipe = parse(words).recipe
+        model = recipe.model()
+        with torch.no_grad():
+            recipe.inherit(model, read_late(read_tensors(tmp_path / "model.safetensors")))
+        return model
+
+    deferred = same_model(build)
+    assert deferred is not None
+    large = sum(parameter.numel() >= LARGE for parameter in other.parameters())
+    assert sum(isinstance(call.function, functools.partial) for call in deferred.calls) >= large
+    assert same_bits(build().state_dict(), other.state_dict())
 
 
 class Odd(nn.Module):
@@ -111,6 +193,23 @@ def test_processes_evaluate_in_turns_as_one_process_does(tmp_path: Path) -> None
         trials.train([*words, "--output_dir", str(folder)], processes, folder.with_suffix(".log"), environment)
     one, two = (metrics(tmp_path / name, "eval") for name in runs)
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-5)
+
+
+def test_adapters_of_a_trained_model_are_trained_and_evaluated_in_shards(tmp_path: Path) -> None:
+    from runner import trials
+
+    base = [*NANO, "--max_steps", "1", "--max_eval_examples", "2", "--output_dir", str(tmp_path / "base")]
+    trials.train(base, 1, tmp_path / "base.log")
+    words = ["--recipe", "text2sql", "--model.pretrained", str(tmp_path / "base" / "final"), "--lora.rank", "2"]
+    words += ["--max_steps", "2", "--eval_steps", "2", "--max_eval_examples", "5", "--eval_batch_size", "2"]
+    words += ["--generation.max_new_tokens", "5", "--mixed_precision", "no"]
+    words += ["--batch_size", "4", "--micro_batch_size", "2"]
+    for name, (processes, environment) in {"one": (1, {}), "two": (2, SHARDED)}.items():
+        folder = tmp_path / name
+        trials.train([*words, "--output_dir", str(folder)], processes, folder.with_suffix(".log"), environment)
+    one, two = (metrics(tmp_path / name, "eval") for name in ("one", "two"))
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-5)
+    assert weights(tmp_path / "one").keys() == weights(tmp_path / "two").keys()
 
 
 def test_the_end_of_a_sharded_run_is_written_one_tensor_at_a_time_as_transformers_writes_it(tmp_path: Path) -> None:
