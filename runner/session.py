@@ -22,6 +22,7 @@ from runner.ending import follow_the_end, naming_lost_processes
 from runner.errors import BadStep, CheckpointError, DivergedError, UploadError
 from runner.fetching import is_stream
 from runner.hardware import Hardware, open_hardware
+from runner.parts.setting_types import bytes_of
 from runner.preflight import checks_of_places, raise_first
 from runner.run import Run
 from runner.run_folder import choose_output_dir, empty_assets, lock_run_folder, open_files, open_metrics
@@ -228,7 +229,8 @@ def _finish(run: Run, config: Config, output_dir: Path) -> None:
         files = {"config.yaml": yaml_of(config), "README.md": model_card(run, config, origin)}
         files[ORIGIN] = json.dumps(dataclasses.asdict(origin), indent=1)
         with writing("final", output_dir, size_of(model_parts(run.bare_model))):
-            final = save_final(output_dir, run.bare_model, tensors, output_dir / "assets", files)
+            limit = bytes_of(run.settings.max_shard_size, "max_shard_size")
+            final = save_final(output_dir, run.bare_model, tensors, output_dir / "assets", files, limit)
         with writing("report.html", output_dir):
             page = report.write(output_dir)
         if origin.step != origin.last_step:

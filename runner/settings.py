@@ -14,6 +14,7 @@ from runner.parts.setting_types import (
     Range,
     Share,
     ShareBelow1,
+    Size,
     Workers,
     check_ranges,
 )
@@ -120,6 +121,8 @@ class RunSettings:
     """Direction of metric_for_best_model; known for losses and errors by name when not given."""
     final: Literal["best", "last"] = "best"
     """Weights in final/: those of the best evaluation (the last ones if there was none), or those of the last step."""
+    max_shard_size: Size = "5GB"
+    """Largest file of weights in final/, such as 300MB; a larger model is cut over several files with an index."""
     resume_from_checkpoint: str | None = None
     """"auto" (newest complete checkpoint in output_dir, or start), a checkpoint folder, or a URL."""
     allow_changed_data: bool = False

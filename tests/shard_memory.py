@@ -54,7 +54,7 @@ def _work(arguments: list[str], variables: dict[str, str], log: Path, rank: int)
     trials._work(arguments, variables, str(log), rank, None)
 
 
-def _private_bytes() -> int:
+def private_bytes() -> int:
     """This process's memory, without pages of files."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("RssAnon:"):
@@ -64,7 +64,7 @@ def _private_bytes() -> int:
 
 def _watch() -> None:
     while True:
-        peaks[phase] = max(peaks.get(phase, 0), _private_bytes())
+        peaks[phase] = max(peaks.get(phase, 0), private_bytes())
         time.sleep(0.002)
 
 

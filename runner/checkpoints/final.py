@@ -117,15 +117,21 @@ def quiet_transformers() -> None:
 
 
 def save_final(
-    output_dir: Path, model: nn.Module, tensors: Mapping[str, torch.Tensor], assets: Path, files: dict[str, str]
+    output_dir: Path,
+    model: nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    assets: Path,
+    files: dict[str, str],
+    limit_bytes: float = 5e9,
 ) -> Path:
     """Write `final/`: the model as others load it, with tokenizer (or what else was fitted) and model card.
 
-    `tensors` are the model's, gathered from all processes.
+    `tensors` are the model's, gathered from all processes. No file of weights is larger than `limit_bytes`, unless it
+    holds one tensor.
     """
     final = output_dir / "final"
     with draft_beside(final) as draft:
-        _fill_final(draft, model, tensors, assets, files)
+        _fill_final(draft, model, tensors, assets, files, limit_bytes)
         if final.exists():
             shutil.rmtree(final)
         os.replace(draft, final)
@@ -133,16 +139,21 @@ def save_final(
 
 
 def _fill_final(
-    draft: Path, model: nn.Module, tensors: Mapping[str, torch.Tensor], assets: Path, files: dict[str, str]
+    draft: Path,
+    model: nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    assets: Path,
+    files: dict[str, str],
+    limit_bytes: float,
 ) -> None:
     draft.mkdir(parents=True)
     if assets.is_dir():
         shutil.copytree(assets, draft, dirs_exist_ok=True)
     if isinstance(model, FSDPModule) and not hasattr(model, "peft_config"):
-        _write_sharded(draft, model, tensors)
+        write_model(draft, model, tensors, limit_bytes)
     elif hasattr(model, "save_pretrained"):
         quiet_transformers()
-        model.save_pretrained(draft, state_dict=dict(tensors))  # type: ignore[operator]
+        model.save_pretrained(draft, state_dict=dict(tensors), max_shard_size=int(limit_bytes))  # type: ignore[operator]
     else:
         save_file(dict(tensors), draft / "model.safetensors", metadata={"format": "pt"})
     for name, text in files.items():
@@ -171,31 +182,39 @@ def _scores_in_words(run: Run, origin: Origin) -> str:
     )
 
 
-def _write_sharded(folder: Path, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a sharded model as `save_pretrained` does, with one tensor at a time in memory."""
+def write_model(folder: Path, model: nn.Module, tensors: Mapping[str, torch.Tensor], limit_bytes: float = 5e9) -> None:
+    """Write a model as `save_pretrained` does, with one tensor at a time in memory.
+
+    Raises NotImplementedError where transformers puts several of its tensors together.
+    """
     is_transformers = hasattr(model, "save_pretrained")
 
-    def converted(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The tensor under the names that transformers gives it; experts become one tensor each."""
+    def converted(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Tensors under the names that transformers gives them; experts become one tensor each."""
         if not is_transformers:
-            return {name: tensor}
+            return tensors
         from transformers import PreTrainedModel
         from transformers.core_model_loading import revert_weight_conversion
 
-        return revert_weight_conversion(cast(PreTrainedModel, model), {name: tensor})
+        return revert_weight_conversion(cast(PreTrainedModel, model), tensors)
 
     parts = model_parts(model)
+    named = {name: torch.empty(parts[name].shape, dtype=parts[name].dtype, device="meta") for name in tensors}
     shapes: dict[str, torch.Tensor] = {}
-    for name in tensors:
-        shapes |= converted(name, torch.empty(parts[name].shape, dtype=parts[name].dtype, device="meta"))
-    contents = (each for name in tensors for each in converted(name, tensors[name]).values())
+    for name, tensor in named.items():
+        shapes |= converted({name: tensor})
+    if {name: each.shape for name, each in shapes.items()} != {
+        name: each.shape for name, each in converted(named).items()
+    }:
+        raise NotImplementedError(f"the tensors of {type(model).__name__} cannot be written one by one")
+    contents = (each for name in tensors for each in converted({name: tensors[name]}).values())
     if is_transformers:
         quiet_transformers()
         # The settings alone; the files of the weights come from us.
-        model.save_pretrained(folder, state_dict={})  # type: ignore[operator]
+        type(model).save_pretrained(model, folder, state_dict={})  # type: ignore[attr-defined]
         for path in folder.glob("model*.safetensors"):
             path.unlink()
-        write_one_by_one(folder, shapes, contents)
+        write_one_by_one(folder, shapes, contents, limit_bytes)
     else:
         write_one_by_one(folder, shapes, contents, limit_bytes=math.inf)
 

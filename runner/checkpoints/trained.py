@@ -17,6 +17,8 @@ from runner.recipe import Recipe
 if TYPE_CHECKING:
     from torch import nn
 
+    from runner.deferred import Deferred
+
 
 def find_weights(folder: Path, for_training: bool = False) -> Path:
     """The folder with the weights that a path means: a run's `final` or latest checkpoint, or the folder itself.
@@ -83,6 +85,40 @@ def find_config(folder: Path, flags: Sequence[str] = ()) -> Config:
 def find_recipe(folder: Path) -> Recipe:
     """The recipe with the settings of the run."""
     return find_config(folder).recipe
+
+
+def load_late(folder: Path, recipe: Recipe) -> "tuple[nn.Module, Deferred | None]":
+    """The model of a folder, on the CPU, for whoever needs one tensor at a time: those of `Deferred` have no content.
+
+    Adapters are merged into their base. `Deferred` is None where the model could only be read at once.
+    """
+    from runner.checkpoints.final import quiet_transformers
+    from runner.deferred import Deferred, read_late
+    from runner.parts.pretrained import read_pretrained
+
+    folder = model_folder(folder)
+    bound = recipe.prepare_trained(assets_of(folder))
+    quiet_transformers()
+
+    def build() -> "nn.Module":
+        model = bound.model()
+        if not hasattr(model, "save_pretrained"):
+            raise NotImplementedError("a model that is small, and written at once")
+        if (folder / "config.json").is_file():
+            return read_pretrained(folder).eval()
+        load_model(model, read_late(read_tensors(folder / "model.safetensors")), str(folder))
+        return _merged(model)
+
+    try:
+        with Deferred() as deferred:
+            return build(), deferred
+    except (NotImplementedError, RuntimeError):
+        return _merged(load_trained(folder, recipe)[1].cpu()), None
+
+
+def _merged(model: "nn.Module") -> "nn.Module":
+    merge = getattr(model, "merge_and_unload", None)
+    return model if merge is None else merge()
 
 
 def load_trained(folder: Path, recipe: Recipe) -> tuple[Recipe, "nn.Module"]:

@@ -1,15 +1,23 @@
 """`relay export`: write a trained model as a folder that other tools load, and upload it to the Hugging Face hub."""
 
 import dataclasses
+import functools
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runner.commands import TrainedSettings
 from runner.config import parse_into
 from runner.errors import ConfigError
+from runner.parts.setting_types import Size, bytes_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from runner.deferred import Deferred
 
 CONVERTER = "convert_hf_to_gguf.py"
 """llama.cpp's program that makes a GGUF file of a folder of transformers."""
@@ -25,6 +33,8 @@ class ExportSettings(TrainedSettings):
     """Repository of the Hugging Face hub to upload the folder to, as OWNER/NAME or hf://OWNER/NAME."""
     private: bool = True
     """Make the repository private, where --push_to_hub creates it."""
+    max_shard_size: Size = "5GB"
+    """Largest file of weights, such as 300MB; a larger model is cut over several files with an index."""
     gguf: bool = False
     """Write model.gguf as well, with llama.cpp's converter, which has to be installed."""
 
@@ -35,23 +45,22 @@ def main(arguments: list[str]) -> None:
     target = Path(settings.output)
     if target.exists():
         raise ConfigError(f"{target} is there already: type --output with a new folder.")
+    limit = bytes_of(settings.max_shard_size, "max_shard_size")
     repository = None if settings.push_to_hub is None else _checked_repository(settings.push_to_hub)
     converter = _converter() if settings.gguf else None
     from runner.checkpoints.final import describe_weights
-    from runner.checkpoints.trained import copy_assets, find_config, load_trained, model_folder
+    from runner.checkpoints.trained import copy_assets, find_config, load_late, model_folder
 
     source = model_folder(settings.folder)
-    recipe, model = load_trained(source, find_config(source, settings.recipe_flags).recipe)
+    recipe = find_config(source, settings.recipe_flags).recipe
+    model, deferred = load_late(source, recipe)
     target.mkdir(parents=True)
     copy_assets(source, target)
     for name in ("README.md", "config.yaml", "origin.json"):
         if (source / name).is_file():
             shutil.copy2(source / name, target)
-    model = model.cpu()
-    merge = getattr(model, "merge_and_unload", None)
-    if merge is not None:
-        # Adapters: their base model with them merged into it.
-        model = merge()
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained = functools.partial(_save, model, deferred, limit)  # type: ignore[assignment]
     recipe.export(model, target)
     if converter is not None:
         _write_gguf(converter, target)
@@ -59,6 +68,21 @@ def main(arguments: list[str]) -> None:
     print(f"{target}: {', '.join(sorted(path.name for path in target.iterdir()))}")
     if repository is not None:
         print(_upload(target, repository, settings.private))
+
+
+def _save(model: "nn.Module", deferred: "Deferred | None", limit_bytes: float, folder: Path) -> None:
+    """Write a model of transformers into a folder; one tensor at a time where it has been read so."""
+    from runner.checkpoints.final import write_model
+    from runner.checkpoints.tensors import model_parts
+
+    if deferred is None:
+        type(model).save_pretrained(model, folder, max_shard_size=int(limit_bytes))  # type: ignore[attr-defined]
+        return
+    try:
+        write_model(folder, model, deferred.tensors(model_parts(model)), limit_bytes)
+    except NotImplementedError:
+        deferred.fill(model, model)
+        type(model).save_pretrained(model, folder, max_shard_size=int(limit_bytes))  # type: ignore[attr-defined]
 
 
 def _checked_repository(typed: str) -> str:

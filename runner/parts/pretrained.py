@@ -169,9 +169,10 @@ def _read_late(place: Path, reader: LateReader) -> PreTrainedModel:
             with mock.patch.dict(os.environ, {"HF_DEACTIVATE_ASYNC_LOAD": "1"}):
                 config = read_config(place)
                 architecture = cast("type[PreTrainedModel]", MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
-                model, found = architecture.from_pretrained(
+                loaded = architecture.from_pretrained(
                     None, config=config, state_dict=tensors, dtype=torch.float32, output_loading_info=True
                 )
+                model, found = cast("tuple[PreTrainedModel, dict[str, object]]", loaded)
         if found["missing_keys"]:
             raise NotImplementedError("a model with weights that are in no file")
         if (place / "generation_config.json").is_file():

@@ -5,6 +5,7 @@
 
 import dataclasses
 import math
+import re
 import typing
 from typing import Annotated
 
@@ -76,6 +77,23 @@ VocabularySize = Annotated[int, Range(LEAST_VOCABULARY, MOST_VOCABULARY)]
 Commas = Annotated[str, CommaList()]
 
 
+@dataclasses.dataclass(frozen=True)
+class ByteSize:
+    """Marks a text that is a number of bytes."""
+
+
+Size = Annotated[str, ByteSize()]
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def bytes_of(size: str, name: str) -> float:
+    """The bytes of a size such as 5GB or 300MB. Raises ConfigError with the setting's name."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B)?", size.strip().upper())
+    if found is None or not float(found[1]):
+        raise ConfigError(f"{name} is {size!r}: type --{name} with a size such as 5GB or 300MB.")
+    return float(found[1]) * UNITS[found[2] or ""]
+
+
 def marks_of(hint: object) -> list[object]:
     """What annotations add to a type, also inside of `X | None`."""
     found = list(getattr(hint, "__metadata__", ()))
@@ -102,6 +120,8 @@ def check_ranges(owner: object, prefix: str = "") -> None:
         if dataclasses.is_dataclass(value):
             check_ranges(value, f"{prefix}{field.name.removesuffix('_settings')}.")
             continue
+        if value is not None and any(isinstance(mark, ByteSize) for mark in marks_of(hints[field.name])):
+            bytes_of(str(value), prefix + field.name)
         allowed = range_of(hints[field.name])
         if allowed is not None and isinstance(value, (int, float)) and not allowed.holds(value):
             name = prefix + field.name

@@ -89,6 +89,42 @@ def export(run: Path, folder: Path, *words: str, **variables: str) -> subprocess
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
+NANO = ("--recipe", "text2sql", "--preset", "nano", "--max_eval_examples", "2", "--generation.max_new_tokens", "2")
+
+
+@pytest.mark.parametrize("words", [(), ("--lora.rank", "2")])
+@pytest.mark.parametrize("place", ["final", "checkpoint-latest"])
+def test_an_export_is_cut_into_files_with_an_index_and_has_the_models_bits(
+    tmp_path: Path, words: tuple[str, ...], place: str
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from runner import trials
+    from runner.checkpoints.trained import find_recipe, load_trained
+    from runner.commands import export as verb
+    from tests.launching import same_bits
+
+    one_step = [*NANO, "--max_steps", "1", "--output_dir", str(tmp_path / "run")]
+    trials.train(one_step, 1, tmp_path / "log")
+    if words:
+        base = ["--recipe", "text2sql", "--model.pretrained", str(tmp_path / "run" / "final"), *NANO[4:], *words]
+        trials.train([*base, "--max_steps", "1", "--output_dir", str(tmp_path / "adapted")], 1, tmp_path / "log")
+    run = tmp_path / ("adapted" if words else "run")
+    verb.main([str(run / place), "--output", str(tmp_path / "out"), "--max_shard_size", "600KB"])
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 3
+    model = load_trained(run / place, find_recipe(run))[1].cpu()
+    whole = (model.merge_and_unload() if words else model).state_dict()  # type: ignore[operator]
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    assert found.keys() <= whole.keys()
+    assert same_bits(found, {name: whole[name] for name in found})
+
+
+def test_a_size_that_is_none_is_named(run: Path, tmp_path: Path) -> None:
+    done = export(run, tmp_path, "--max_shard_size", "many")
+    assert done.returncode == 2
+    assert "max_shard_size is 'many': type --max_shard_size with a size such as 5GB or 300MB." in done.stderr
+
+
 def test_the_model_card_is_one_that_the_hub_reads(run: Path) -> None:
     from huggingface_hub import ModelCard
 

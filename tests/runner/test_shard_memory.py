@@ -1,12 +1,16 @@
 """FSDP2: what each process holds of a model, in bytes."""
 
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from runner import trials
+from runner.commands import export
 from runner.config import parse
 from tests import shard_memory
 
@@ -50,3 +54,24 @@ def test_a_process_holds_its_shard_and_two_layers(tmp_path: Path) -> None:
                 found = {"start": found["start"], "evaluate": found["evaluate"] - found["train"] + limit}
             above = {phase: f"{size / 1e6:.0f}" for phase, size in found.items() if size > limit}
             assert not above, f"{name}, MB: {above}; the limit is {limit / 1e6:.0f}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_an_export_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
+    model = parse(DEEP).recipe.model()
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    trials.train([*DEEP, *SHORT, "--max_steps", "1", "--output_dir", str(tmp_path / "run")], 1, tmp_path / "log")
+    del model
+    # The first exports import what they need, and let the heap grow.
+    export.main([str(tmp_path / "run"), "--output", str(tmp_path / "first")])
+    for place in ("final", "checkpoint-latest"):
+        before, peak = shard_memory.private_bytes(), 0
+        words = [str(tmp_path / "run" / place), "--output", str(tmp_path / place)]
+        exporting = threading.Thread(target=export.main, args=(words,))
+        exporting.start()
+        while exporting.is_alive():
+            peak = max(peak, shard_memory.private_bytes() - before)
+            time.sleep(0.002)
+        assert (tmp_path / place / "model.safetensors").stat().st_size > weights
+        assert peak < 0.75 * weights, place

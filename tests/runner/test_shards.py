@@ -219,8 +219,9 @@ def test_the_end_of_a_sharded_run_is_written_one_tensor_at_a_time_as_transformer
 
     words = [*NANO, "--max_steps", "1", "--max_eval_examples", "2", "--generation.max_new_tokens", "4"]
     words += ["--mixed_precision", "no", "--learning_rate", "1e-30", "--final", "last"]
-    for name, processes, environment in (("one", 1, {}), ("two", 2, SHARDED)):
+    for name, processes, environment in (("one", 1, {}), ("two", 2, SHARDED), ("cut", 2, SHARDED)):
         folder = tmp_path / name
+        words += ["--max_shard_size", "600KB"] if name == "cut" else []
         trials.train([*words, "--output_dir", str(folder)], processes, folder.with_suffix(".log"), environment)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert one.keys() == two.keys()
@@ -230,6 +231,21 @@ def test_the_end_of_a_sharded_run_is_written_one_tensor_at_a_time_as_transformer
     configs = [(tmp_path / name / "final" / "config.json").read_text(encoding="utf-8") for name in ("one", "two")]
     assert configs[0] == configs[1]
     assert MixtralForCausalLM.from_pretrained(tmp_path / "two" / "final").num_parameters() == 755_328
+    cut = sorted((tmp_path / "cut" / "final").glob("model-*.safetensors"))
+    assert len(cut) > 3 and (tmp_path / "cut" / "final" / "model.safetensors.index.json").is_file()
+    read = MixtralForCausalLM.from_pretrained(tmp_path / "cut" / "final").state_dict()
+    assert same_bits(read, MixtralForCausalLM.from_pretrained(tmp_path / "two" / "final").state_dict())
+    # The next stage reads several files as one.
+    next_stage = ["--recipe", "text2sql", "--model.pretrained", str(tmp_path / "cut" / "final"), "--max_steps", "1"]
+    next_stage += [
+        "--max_eval_examples",
+        "2",
+        "--generation.max_new_tokens",
+        "4",
+        "--output_dir",
+        str(tmp_path / "next"),
+    ]
+    trials.train(next_stage, 1, tmp_path / "next.log")
 
 
 @pytest.mark.parametrize(("limit", "files"), [(1e9, 1), (300.0, 2), (1.0, 5)])
