@@ -68,7 +68,7 @@ PLAIN_EXTRAS = {
     "run_folder": {"filelock"},
     "parts.counting": {"tqdm"},
     "parts.adapters": {"peft", "safetensors", "torch", "xxhash"},
-    "parts.pretrained": {"huggingface_hub", "torch", "transformers"},
+    "parts.pretrained": {"huggingface_hub", "safetensors", "torch", "transformers"},
     "parts.upcycling": {"torch", "transformers"},
     "parts.fingerprints": {"fsspec", "xxhash"},
 }
