@@ -158,8 +158,8 @@ def test_a_step_and_a_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                 places = list(range(step * ROWS, step * ROWS + ROWS))
 
                 def one(places: list[int] = places) -> None:
-                    loss = recipe.loss(model, recipe.collate(train.__getitems__(places)))  # noqa: B023
-                    update(model, optimizer, loss.sum / loss.weight)  # noqa: B023
+                    batch = recipe.collate(train.__getitems__(places))  # noqa: B023
+                    update(model, optimizer, recipe.loss(model, batch).sum / batch.weight)  # noqa: B023
 
                 taken.setdefault(f"{preset}, {epoch}", []).append(seconds(one))
 
@@ -202,7 +202,7 @@ optimizer = torch.optim.AdamW([value for value in model.parameters() if value.re
 batch = recipe.collate(recipe.data("train").__getitems__(list(range(16))))
 print(f"{{batch.tokens:,}} tokens in {{len(batch.extra['lengths']):,}} texts", flush=True)
 loss = recipe.loss(model, batch)
-update(model, optimizer, loss.sum / loss.weight)
+update(model, optimizer, loss.sum / batch.weight)
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(f"peak {{used.ru_maxrss / 1e6:.2f}} GB, {{used.ru_utime + used.ru_stime:.0f}} CPU s")
 """
