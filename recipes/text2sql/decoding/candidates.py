@@ -92,10 +92,10 @@ def write_candidates(
 def prompts_read_once(model: Any, ids: Tensor, mask: Tensor, count: int) -> Cache | None:
     """Keys and values of all but the last token of each prompt, `count` times: candidates share the work of reading.
 
-    `ids` and `mask` are (batch, time), padded on the left. None where the model has another kind of cache, or where
-    the prompts are too short.
+    `ids` and `mask` are (batch, time), padded on the left. None where the model has another kind of cache, or is no
+    module at all but writes by a `generate` of its own, and where the prompts are too short.
     """
-    if ids.shape[1] < 2:
+    if ids.shape[1] < 2 or not isinstance(model, torch.nn.Module):
         return None
     ids, mask = ids[:, :-1], mask[:, :-1]
     with torch.no_grad():
