@@ -191,8 +191,8 @@ class Disguise(TorchFunctionMode):
         return found
 
 
-class Filled(Mapping[str, torch.Tensor]):
-    """Tensors by name, of which one at a time is filled."""
+class _OfDeferred(Mapping[str, torch.Tensor]):
+    """Tensors by name that belong to a deferred model."""
 
     def __init__(self, deferred: Deferred, named: Mapping[str, torch.Tensor]) -> None:
         self.deferred = deferred
@@ -204,29 +204,25 @@ class Filled(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self.named)
 
+
+class Filled(_OfDeferred):
+    """Tensors by name, of which one at a time is filled."""
+
     def __getitem__(self, name: str) -> torch.Tensor:
         found = self.named[name]
         return self.deferred.filled(found) if found.is_meta else found
 
 
-class ReadLate(Mapping[str, torch.Tensor]):
+class ReadLate(_OfDeferred):
     """Tensors of files, of which the large ones are read when a deferred model needs them."""
 
-    def __init__(self, deferred: Deferred, stored: Stored) -> None:
-        self.deferred = deferred
-        self.stored = stored
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.stored)
-
-    def __len__(self) -> int:
-        return len(self.stored)
+    named: Stored
 
     def __getitem__(self, name: str) -> torch.Tensor:
         with self.deferred.without_disguise():
-            like = self.stored.like(name)
+            like = self.named.like(name)
         is_large = like.numel() >= LARGE
-        read = functools.partial(self.stored.__getitem__, name)
+        read = functools.partial(self.named.__getitem__, name)
         return self.deferred.later(like, read) if is_large else read()
 
 

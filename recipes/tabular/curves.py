@@ -17,7 +17,9 @@ LEAST_SKEW = 0.25
 FEWEST_VALUES = 10
 """Numbers of fewer different values have no other scale."""
 POINTS = 201
+"""Places at which the curve of the ranks is known; the logarithm has four times as many."""
 ERRORS = 50
+"""Quantiles of a model's errors that the way back averages over."""
 FARTHEST = 3.0
 """The logarithm goes on beyond the training rows by so many times their range."""
 SMALLEST = 0.05

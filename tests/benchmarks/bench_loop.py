@@ -29,6 +29,7 @@ from runner.log import Ledger, Metrics
 from runner.loop import train
 from runner.recipe import Batch, Loss
 from runner.settings import RunSettings
+from tests.benchmarks.llama_recipe import summed_loss
 
 ROUNDS, STEPS = 15, 30
 BATCH, CONTEXT, VOCABULARY = 12, 64, 65
@@ -90,12 +91,7 @@ class Recipe(contract.Recipe):
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Summed cross-entropy."""
-        ids = batch["input_ids"]
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-        total = torch.nn.functional.cross_entropy(
-            logits.reshape(-1, VOCABULARY), ids[:, 1:].reshape(-1), reduction="sum"
-        )
-        return Loss(total)
+        return Loss(summed_loss(model, batch["input_ids"]))
 
 
 def relay(recipe: Recipe, folder: Path) -> Ends:

@@ -53,9 +53,10 @@ class Recipe(contract.Recipe):
 
     def loss(self, model: Any, batch: Batch) -> Loss:
         """Summed cross-entropy."""
-        ids = batch["input_ids"]
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-        total = torch.nn.functional.cross_entropy(
-            logits.reshape(-1, VOCABULARY), ids[:, 1:].reshape(-1), reduction="sum"
-        )
-        return Loss(total)
+        return Loss(summed_loss(model, batch["input_ids"]))
+
+
+def summed_loss(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy of each next token of (batch, time) ids, summed."""
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].reshape(-1), reduction="sum")
