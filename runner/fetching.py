@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from runner import registry
-from runner.errors import DataError, LoaderError, UserError
+from runner.errors import CheckpointError, DataError, LoaderError, UserError
 from runner.hardware import seed_everything
 from runner.lanes import Lanes, divisors, key
 from runner.recipe import Batch, Cursor, Data, Example, Order, Recipe, Stream
@@ -285,7 +285,21 @@ class StreamReader(Reader, torch.utils.data.IterableDataset):
                 yield self._next(lane, readers[lane])
 
     def _read(self, lane: int) -> Iterator[tuple[Example, Cursor]]:
-        return iter(self.data.read(lane, self.lanes.num_lanes, self.lanes.seed, self.cursors.get(str(lane))))
+        """The examples of a lane; the first one shows whether the stream can read from the checkpoint's cursor."""
+        cursor = self.cursors.get(str(lane))
+        try:
+            reader = iter(self.data.read(lane, self.lanes.num_lanes, self.lanes.seed, cursor))
+            first = next(reader, None)
+        except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+            if cursor is None:
+                raise
+            raise CheckpointError(
+                f"The stream cannot be read from the checkpoint's cursor of lane {lane}, {json.dumps(cursor)[:60]}: "
+                f"{error}.\nType --resume_from_checkpoint with an older checkpoint: relay checkpoints lists them."
+            ) from error
+        if first is not None:
+            yield first
+            yield from reader
 
     def _next(self, lane: int, reader: Iterator[tuple[Example, Cursor]]) -> Fetched:
         examples, consumed, cursor = [], [], None

@@ -150,6 +150,15 @@ def best_fit(chunks: list[np.ndarray], capacity: int) -> list[PackedRow]:
     ]
 
 
+def _places(cursor: Cursor | None) -> list[int]:
+    """Epoch, window and offset of a cursor; zeros for none. Raises ValueError for a cursor of another form."""
+    if cursor is None:
+        return [0, 0, 0]
+    if not isinstance(cursor, list) or len(cursor) != 3 or any(type(part) is not int or part < 0 for part in cursor):
+        raise ValueError("it is not an epoch, a window and an offset, three whole numbers")
+    return cursor
+
+
 @dataclasses.dataclass(frozen=True)
 class PackedStream:
     """Rows that are read, tokenised and packed during training.
@@ -166,16 +175,24 @@ class PackedStream:
 
     def read(self, lane: int, num_lanes: int, seed: int, cursor: Cursor | None) -> Iterator[tuple[PackedRow, Cursor]]:
         """The rows of a lane, epoch after epoch, each with the cursor that follows it."""
-        epoch, window, offset = cursor or (0, 0, 0)
+        epoch, window, offset = _places(cursor)
         while True:
-            is_empty = True
+            is_empty, is_beyond = True, True
             for number, passages in self._windows(lane, num_lanes, seed, epoch, window):
                 rows = self._rows(passages, f"{seed}/rows/{lane}/{epoch}/{number}")
+                if number == window:
+                    is_beyond = offset > len(rows)
                 for place in range(offset if number == window else 0, len(rows)):
                     is_empty = False
                     yield rows[place], [epoch, number, place + 1]
             if is_empty and window == 0 and offset == 0:
                 return
+            if is_beyond:
+                place = f"row {offset} of window {window}"
+                print(
+                    f"warning: lane {lane} was at {place}, after the end of the data: it begins its next epoch.",
+                    flush=True,
+                )
             epoch, window, offset = epoch + 1, 0, 0
 
     def _rows(self, passages: list[Passage], name: str) -> list[PackedRow]:

@@ -10,6 +10,8 @@ import xxhash
 
 from runner.checkpoints.pointers import flush, step_of
 from runner.checkpoints.state import wrong_in_state
+from runner.errors import ConfigError
+from runner.yaml_file import read_yaml
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -137,7 +139,16 @@ def _wrong_content(folder: Path, step: int) -> str | None:
         return f"state.json is of step {state['step']}, not {step}"
     if (state.get("best_step") or 0) > state["step"]:
         return f"state.json has a best_step of {state['best_step']}, after its step {state['step']}"
-    return _wrong_tensors(folder, state.get("layout"))
+    return _wrong_settings(folder / "config.yaml") or _wrong_tensors(folder, state.get("layout"))
+
+
+def _wrong_settings(file: Path) -> str | None:
+    """What is wrong with the form of a checkpoint's settings; their values are the recipe's to check."""
+    try:
+        has_recipe = "recipe" in read_yaml(file)
+    except ConfigError as error:
+        return str(error).splitlines()[0].replace(str(file), file.name).rstrip(".")
+    return None if has_recipe else f"{file.name} names no recipe"
 
 
 def _unlisted(folder: Path, listed: Entries) -> Iterator[Path]:

@@ -101,7 +101,19 @@ def wrong_in_state(content: object) -> str | None:
         return f"has step {content['step']}, batch_size {content['batch_size']} and micro_batch_size " + (
             str(content["micro_batch_size"])
         )
-    return None
+    return _wrong_cursors(content)
+
+
+def _wrong_cursors(content: dict[str, Any]) -> str | None:
+    """What is wrong with the cursors: each lane of a stream has one after the first step, and nothing else has any."""
+    cursors: dict[str, Any] = content.get("cursors", {})
+    if content["num_examples"] > 0 or content["step"] == 0:
+        return "has cursors, which only a stream has after its first step" if cursors else None
+    num_lanes = content["batch_size"] // content["micro_batch_size"]
+    if len(cursors) != num_lanes:
+        return f"has cursors of {len(cursors)} lanes, not of {num_lanes}"
+    missing = next((lane for lane in range(num_lanes) if cursors.get(str(lane)) is None), None)
+    return None if missing is None else f"has no cursor of lane {missing}"
 
 
 def _fits(value: object, hint: object) -> bool:

@@ -160,6 +160,28 @@ def test_single_tokens_are_no_rows(tmp_path: Path, packing: Any, streaming: bool
         prepared(tmp_path / "b", '{"text": "a"}\n{"text": "b"}\n', "a.jsonl", **settings).data("train")
 
 
+@pytest.mark.parametrize(
+    "cursor", ["x", 5, [0, 0], [0, 0, 0, 0], [0, 0.5, 1], [0, -1, 1], [True, 0, 1], {"epoch": 0}, [[0], 0, 0]]
+)
+def test_a_cursor_of_another_form_is_refused(tmp_path: Path, cursor: object) -> None:
+    stream: Any = prepared(tmp_path / "a", "some words\n" * 200, streaming=True).data("train")
+    with pytest.raises(ValueError, match="three whole numbers"):
+        next(stream.read(0, 1, 0, cursor))
+
+
+@pytest.mark.parametrize("cursor", [[0, 10**6, 1], [0, 0, 10**9], [3, 7, 7]])
+def test_a_cursor_after_the_end_is_told(tmp_path: Path, cursor: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+    stream: Any = prepared(tmp_path / "a", "some words\n" * 200, streaming=True).data("train")
+    _, following = next(stream.read(0, 1, 0, cursor))
+    assert following == [cursor[0] + 1, 0, 1]
+    assert "warning: lane 0 was at row" in capsys.readouterr().out
+    # The ordinary end of an epoch is none of this.
+    reader = stream.read(0, 1, 0, None)
+    while next(reader)[1][0] == 0:
+        pass
+    assert "warning" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
 def test_one_document_is_enough_to_train_and_says_that_it_is_not_validated(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]

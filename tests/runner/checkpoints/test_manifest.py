@@ -3,6 +3,7 @@
 Run alone: python -m pytest tests/runner/checkpoints/test_manifest.py
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -91,6 +92,16 @@ def without_second_moments(tensors: dict[str, torch.Tensor]) -> None:
         del tensors[name]
 
 
+BOMB = "recipe: x\na: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{after}: &{after} [{', '.join(['*' + before] * 9)}]\n" for before, after in itertools.pairwise("abcdefghi")
+)
+
+
+def of_settings(text: str) -> Callable[[Path], object]:
+    """A change that replaces the settings of a checkpoint."""
+    return lambda folder: (folder / "config.yaml").write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
 SEALED: dict[str, tuple[Callable[[Path], object], str]] = {
     "another step": (of_state(step=7), "state.json is of step 7, not 10"),
     "no step": (of_state(step=...), "state.json has no step"),
@@ -99,6 +110,15 @@ SEALED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a fraction of a batch": (of_state(batch_size=16.5), "state.json has a batch_size of '16.5'"),
     "no batch at all": (of_state(batch_size=0), "batch_size 0"),
     "cursors that are a list": (of_state(cursors=[1]), "state.json has a cursors of"),
+    "cursors of rows that have an index": (of_state(cursors={"0": 5}), "state.json has cursors"),
+    "a stream without cursors": (of_state(num_examples=0), "cursors of 0 lanes, not of 4"),
+    "a stream that lacks a lane": (of_state(num_examples=0, cursors={"0": 5, "1": 5, "3": 5}), "cursors of 3 lanes"),
+    "a lane too many": (of_state(num_examples=0, cursors=dict.fromkeys("01234", 5)), "cursors of 5 lanes"),
+    "a lane below none": (
+        of_state(num_examples=0, cursors={"0": 5, "1": 5, "2": 5, "-1": 5}),
+        "state.json has no cursor of lane 3",
+    ),
+    "a cursor that is nothing": (of_state(num_examples=0, cursors=dict.fromkeys("0123")), "no cursor of lane 0"),
     "a best score in words": (of_state(best_score="good"), "state.json has a best_score of 'good'"),
     "a number in place of files": (of_state(data={"train": 5}), "state.json has a data of"),
     "a data file without a hash": (of_state(data={"train": [["a.csv"]]}), "data files without a name or a hash"),
@@ -115,6 +135,13 @@ SEALED: dict[str, tuple[Callable[[Path], object], str]] = {
     "deep nesting": (lambda folder: (folder / "state.json").write_text("[" * 100_000), "state.json is not JSON"),
     "a state that is missing": (lambda folder: (folder / "state.json").unlink(), "does not list state.json"),
     "no settings": (lambda folder: (folder / "config.yaml").unlink(), "does not list config.yaml"),
+    "settings of nothing": (of_settings(""), "config.yaml names no recipe"),
+    "settings in a list": (of_settings("[recipe]"), "config.yaml holds a list"),
+    "settings cut short": (of_settings("recipe: [x"), "config.yaml cannot be read as YAML"),
+    "settings in another encoding": (of_settings("recipe: \udcff"), "config.yaml cannot be read as YAML"),
+    "settings that call": (of_settings("recipe: !!python/object/apply:os.system ['x']"), "settings have no tags"),
+    "settings that multiply": (of_settings(BOMB), "config.yaml holds more than 10,000 values"),
+    "settings nested deeply": (of_settings("recipe: " + "[" * 3000 + "]" * 3000), "config.yaml is nested too deeply"),
     "no optimiser": (lambda folder: (folder / "optimizer.safetensors").unlink(), "does not list optimizer.safetensors"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "does not list model.safetensors"),
     "integer weights": (of_tensors("model.safetensors", as_integers), "I64"),
@@ -266,7 +293,12 @@ def test_every_file_of_a_checkpoint_follows_the_umask(tmp_path: Path, umask: int
     before = os.umask(umask)
     try:
         write_checkpoint(
-            tmp_path, tensors, {}, State(step=1, batch_size=1, micro_batch_size=1), {"config.yaml": ""}, assets
+            tmp_path,
+            tensors,
+            {},
+            State(step=1, batch_size=1, micro_batch_size=1, num_examples=1),
+            {"config.yaml": "recipe: toy"},
+            assets,
         )
         save_final(tmp_path, model, tensors, assets, {"config.yaml": ""})
     finally:

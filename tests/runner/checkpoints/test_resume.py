@@ -3,6 +3,7 @@
 Run alone: python -m pytest tests/runner/checkpoints/test_resume.py
 """
 
+import json
 import pickle  # noqa: TID251
 import signal
 import subprocess
@@ -14,11 +15,12 @@ import pytest
 
 from runner import registry
 from runner.checkpoints.folders import newest_checkpoint, step_of
+from runner.checkpoints.manifest import write_manifest
 from runner.checkpoints.pointers import DRAFT
 from runner.fetching import MapReader
 from runner.lanes import Lanes
 from runner.trials import PHASES, Interruption, Trial
-from tests.launching import REPOSITORY, TOY, interrupted, metrics, output, same_bits, train, weights
+from tests.launching import REPOSITORY, TOY, interrupted, metrics, mistaken, output, same_bits, train, weights
 
 KINDS = {"map": (), "stream": ("--streamed", "True")}
 
@@ -183,3 +185,15 @@ def test_a_stream_is_not_cut_into_other_lanes(tmp_path: Path) -> None:
     interrupted(folder, Interruption("fetch", 6, signal=signal.SIGTERM), "--streamed", "True")
     again = interrupted(folder, Interruption("fetch", 99), "--streamed", "True", "--micro_batch_size", "8")
     assert again == [2] and "reads a stream in lanes of 4" in output(folder)
+
+
+def test_a_cursor_that_the_stream_cannot_read_from_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(folder, "--streamed", "True", "--max_steps", "5")
+    newest = folder / "checkpoint-5"
+    state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
+    state["cursors"]["2"] = "far"
+    (newest / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    write_manifest(newest)
+    printed = mistaken(folder, "--streamed", "True", "--resume_from_checkpoint", "auto")
+    assert 'cannot be read from the checkpoint\'s cursor of lane 2, "far"' in printed and "Traceback" not in printed

@@ -185,7 +185,7 @@ def test_each_checkpoint_of_a_training_has_the_weights_and_moments_of_its_step(
     if optim == "sgd":
         # An optimiser with other moments than those that memory is taken for.
         run.optimizer = torch.optim.SGD(run.bare_model.parameters(), lr=0.1, momentum=0.9)
-    run.saver = Saver(tmp_path, "", tmp_path / "none", None, True)
+    run.saver = Saver(tmp_path, "recipe: toy", tmp_path / "none", None, True)
     run.saver.watch(run)
     wanted: list[dict[str, torch.Tensor]] = []
 
