@@ -47,8 +47,11 @@ check: $(VENV)/.tested
 	@$(PIP) pip-audit || true
 	@$(BIN)/python .ci/audit.py
 
+# BENCH="loop start" runs some of them.
+BENCH ?=
+
 bench: $(VENV)/.tested
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks -s -o 'python_files=bench_*.py'
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks $(BENCH) --write docs/benchmarks.md
 
 docs: $(VENV)/.tested
 	@$(BIN)/python -m sphinx -W --keep-going --quiet -b html docs build/docs

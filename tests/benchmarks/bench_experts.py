@@ -1,15 +1,12 @@
 """A layer of experts, forward and backward: ours, transformers' grouped product, and transformers' eager experts.
 
-make bench, or: OMP_NUM_THREADS=1 python -m pytest tests/benchmarks/bench_experts.py -s -o 'python_files=bench_*.py'
+make bench, or: python -m tests.benchmarks experts
 
 The forms take turns within one run, and what counts is the ratio within a round. bf16 is autocast, with fp32 weights:
 what a training in bf16 does. All forms of a row hold the same weights, and their outputs are compared.
 """
 
 import copy
-import datetime
-import os
-import platform
 import statistics
 import time
 from typing import Any
@@ -19,6 +16,7 @@ import torch
 
 from recipes.text2sql.experts import route
 from recipes.text2sql.settings import ModelSettings
+from tests.benchmarks import page
 
 ROUNDS = 3
 WIDTH, INNER, TOP_K, TOKENS = 512, 1024, 2, 4096
@@ -79,19 +77,16 @@ def test_experts(experts: int) -> None:
                 # A token whose second and third choice are nearly as likely may go elsewhere in bf16.
                 apart = (given - outputs["transformers eager"]).norm() / outputs["transformers eager"].norm()
                 assert apart < (0.1 if is_bf16 else 1e-5)
-    print(
-        f"\n{experts} experts, {WIDTH} wide, inner {INNER}, top {TOP_K}, {TOKENS} tokens, forward and backward, "
-        f"{datetime.date.today()}, {platform.machine()}, {torch.get_num_threads()} thread(s), "
-        f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f}, {ROUNDS} rounds\n"
-        "| numbers | form | ms | CPU ms | times as fast as eager (CPU; least - most) |\n| --- | --- | --- | --- | --- |"
-    )
+    rows = []
     for is_bf16, name in seconds:
         own, eager = seconds[is_bf16, name], seconds[is_bf16, "transformers eager"]
         ratios = [theirs[1] / ours[1] for ours, theirs in zip(own, eager, strict=True)]
         clock, processor = (statistics.median(column) * 1000 for column in zip(*own, strict=True))
-        print(
-            f"| {'bf16' if is_bf16 else 'fp32'} | {name} | {clock:,.0f} | {processor:,.0f} | "
-            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f}) |"
-        )
+        rows.append((
+            "bf16" if is_bf16 else "fp32", name, f"{clock:,.0f}", f"{processor:,.0f}",
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})",
+        ))  # fmt: skip
         if name == "Relay":
             assert statistics.median(ratios) > 1
+    columns = (f"{experts} experts", "form", "ms", "CPU ms", "times as fast as eager (CPU; least - most)")
+    page.record("experts", columns, rows, f"medians of {ROUNDS} interleaved rounds")

@@ -8,9 +8,7 @@ process are counted, so that other work on the machine does not count. Each text
 """
 
 import dataclasses
-import datetime
 import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +21,7 @@ from recipes.language_model.answering import Generator, generate
 from recipes.language_model.settings import GenerationRequest
 from recipes.text2sql.recipe import Recipe
 from recipes.text2sql.settings import DataSettings, GenerationSettings, ModelSettings
+from tests.benchmarks import page
 
 MODEL = os.environ.get("RELAY_MODEL", "")
 TOGETHER, NEW, ONE_BY_ONE, QUESTIONS = 32, 48, 4, int(os.environ.get("RELAY_QUESTIONS", "4"))
@@ -54,9 +53,10 @@ def test_a_batch_against_one_by_one() -> None:
     cpu_seconds(one_by_one)
     alone = cpu_seconds(one_by_one) / ONE_BY_ONE
     batch = cpu_seconds(lambda: generate(generator, prompts, request)) / TOGETHER
-    print(f"\n{datetime.date.today()}, {platform.machine()}, {torch.get_num_threads()} thread, {Path(MODEL).name}")
-    print(f"one by one: {alone:.3f} CPU seconds a text of {NEW} tokens; {TOGETHER} together: {batch:.3f}")
-    print(f"{alone / batch:.1f} times as fast")
+    columns = (f"{Path(MODEL).name}, texts of {NEW} tokens", "CPU s a text", "times as fast")
+    rows = [("one by one, transformers", f"{alone:.3f}", "1"),
+            (f"{TOGETHER} together, Relay", f"{batch:.3f}", f"{alone / batch:.1f}")]  # fmt: skip
+    page.record("generation", columns, rows, "one round")
 
 
 @torch.no_grad()
@@ -83,10 +83,8 @@ def test_constrained_against_free(tmp_path: Path) -> None:
         seconds = cpu_seconds(lambda asked=asked: asked.write(model, examples))
         hook.remove()
         found[name] = seconds, len(counts)
-    for name, (seconds, steps) in found.items():
-        print(f"{name:22} {seconds:7.1f} CPU seconds, {steps} steps: {seconds / steps:.3f} a step")
-    for kind in ("", ", sampled"):
-        ratio = (found[f"constrained{kind}"][0] / found[f"constrained{kind}"][1]) / (
-            found[f"free{kind}"][0] / found[f"free{kind}"][1]
-        )
-        print(f"constrained{kind}: {ratio:.2f} times the time of free writing, by step")
+    cost = {name: seconds / steps for name, (seconds, steps) in found.items()}
+    rows = [(name, f"{each:.3f}", f"{each / cost[name.replace('constrained', 'free')]:.2f}")
+            for name, each in cost.items()]  # fmt: skip
+    columns = (f"{Path(MODEL).name}, {QUESTIONS} questions", "CPU s a step", "times free writing")
+    page.record("generation", columns, rows, "one round")

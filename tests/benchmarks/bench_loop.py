@@ -1,6 +1,6 @@
 """Steps per second of Relay's loop, a bare PyTorch loop, transformers.Trainer and Lightning: same model and data.
 
-make bench, or: OMP_NUM_THREADS=1 python -m pytest tests/benchmarks/bench_loop.py -s -o 'python_files=bench_*.py'
+make bench, or: python -m tests.benchmarks loop
 
 The four take turns, a stretch of steps each, for several rounds, so that a machine that is busy with other things is
 busy for all of them; what counts is the ratio within a round. Beside the time of the clock stands the processor's
@@ -10,9 +10,7 @@ cosine, and a log line every ten steps, read from the numbers of that step.
 """
 
 import dataclasses
-import datetime
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -29,9 +27,10 @@ from runner.log import Ledger, Metrics
 from runner.loop import train
 from runner.recipe import Batch, Loss
 from runner.settings import RunSettings
+from tests.benchmarks import page
 from tests.benchmarks.llama_recipe import summed_loss
 
-ROUNDS, STEPS = 15, 30
+ROUNDS, STEPS = int(os.environ.get("RELAY_ROUNDS", "15")), 30
 BATCH, CONTEXT, VOCABULARY = 12, 64, 65
 
 
@@ -239,22 +238,21 @@ def test_steps_per_second(layers: int, width: int, tmp_path: Path) -> None:
             if turn:
                 taken[name].append(ends.seconds)
     count = sum(parameter.numel() for parameter in recipe.model().parameters())
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    print(
-        f"\n{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} thread(s), load {load:.1f}, torch {torch.__version__}"
-    )
-    print(f"{count:,} parameters, {BATCH} x {CONTEXT} tokens a step, {ROUNDS} rounds of {STEPS} steps; medians")
-    print(f"  {'':22} {'steps/s':>8} {'of bare':>8} {'CPU ms/step':>12} {'of bare (least - most)':>24}")
-    ratios = {}
+    ratios, rows = {}, []
     for name, seconds in taken.items():
         pairs = list(zip(taken["bare PyTorch"], seconds, strict=True))
         clock, processor = ([one[kind] / other[kind] for one, other in pairs] for kind in (0, 1))
         ratios[name] = statistics.median(processor)
-        print(
-            f"  {name:22} {1 / statistics.median(each for each, _ in seconds):8.1f} {statistics.median(clock):8.3f} "
-            f"{1000 * statistics.median(each for _, each in seconds):12.2f} "
-            f"{ratios[name]:8.3f} ({min(processor):.3f} - {max(processor):.3f})"
-        )
+        rows.append((
+            name, f"{1 / statistics.median(each for each, _ in seconds):.1f}", f"{statistics.median(clock):.3f}",
+            f"{1000 * statistics.median(each for _, each in seconds):.2f}",
+            f"{ratios[name]:.3f} ({min(processor):.3f} - {max(processor):.3f})",
+        ))  # fmt: skip
+    page.record(
+        "loop",
+        (f"{count:,} parameters, {BATCH} x {CONTEXT} tokens a step", "steps/s", "of bare", "CPU ms a step",
+         "CPU, of bare (least - most)"),
+        rows, f"medians of {ROUNDS} interleaved rounds of {STEPS} steps",
+    )  # fmt: skip
     # On a busy machine rounds scatter: this is a net under the figures in docs/benchmarks.md, not their proof.
     assert ratios["Relay"] > (0.9 if width >= 128 else 0.5)

@@ -1,6 +1,6 @@
 """Peak resident memory of a training that saves, in Relay and in transformers.Trainer: the same Llama, on a CPU.
 
-make bench, or: OMP_NUM_THREADS=1 python -m pytest tests/benchmarks/bench_memory.py -s -o 'python_files=bench_*.py'
+make bench, or: python -m tests.benchmarks memory
 
 Each training is a process of its own, because the peak is the process's. The program that this file starts:
 python -m tests.benchmarks.bench_memory relay|trainer LAYERS WIDTH TOKENS FOLDER
@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import pytest
 
+from tests.benchmarks import page
 from tests.launching import REPOSITORY
 
 STEPS, EVERY, BATCH = 6, 2, 2
@@ -69,7 +70,8 @@ def test_peak_memory(size: str, tmp_path: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         peaks[name] = json.loads(done.stdout.splitlines()[-1])
-    print(f"\n{size}: peak MB " + ", ".join(f"{name} {peak:,.0f}" for name, peak in peaks.items()))
+    rows = [(size, name, f"{peak:,.0f}") for name, peak in peaks.items()]
+    page.record("memory", ("parameters", "program", "peak MB"), rows, "one training each")
 
 
 if __name__ == "__main__":

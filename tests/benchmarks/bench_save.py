@@ -3,7 +3,7 @@
 "relay, stall" is the worst case: the next update begins as soon as the save returns, so that all is copied then.
 "relay, save" is what a save takes where the next forward and backward passes take longer than writing.
 
-make bench, or: OMP_NUM_THREADS=1 python -m pytest tests/benchmarks/bench_save.py -s -o 'python_files=bench_*.py'
+make bench, or: python -m tests.benchmarks save
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from runner.checkpoints.saver import Saver
 from runner.checkpoints.state import State
 from runner.settings import RunSettings
+from tests.benchmarks import page
 
 ROUNDS = 5
 
@@ -94,8 +95,10 @@ def test_save_stall(tmp_path: Path) -> None:
         accelerator.save_state(str(tmp_path / "accelerate"))
         seconds["save_state"].append(time.perf_counter() - started)
         shutil.rmtree(tmp_path / "accelerate")
-    print(f"\nstate {size / 1e6:.0f} MB, {ROUNDS} rounds, interleaved; seconds, median (least - most)")
-    for name, taken in seconds.items():
-        print(f"  {name:18} {statistics.median(taken):6.2f}  ({min(taken):.2f} - {max(taken):.2f})")
+    page.record(
+        "save", (f"{size / 1e6:.0f} MB of state", "seconds", "least - most"),
+        ((name, f"{statistics.median(taken):.2f}", f"{min(taken):.2f} - {max(taken):.2f}")
+         for name, taken in seconds.items()), f"medians of {ROUNDS} interleaved rounds",
+    )  # fmt: skip
     # Slower machines have slower disks; what must hold anywhere is that the stall is the small part of a save.
     assert statistics.median(seconds["relay, stall"]) < statistics.median(seconds["relay, to the end"])

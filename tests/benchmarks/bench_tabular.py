@@ -25,6 +25,7 @@ import torch
 from recipes.tabular.presets import presets
 from recipes.tabular.recipe import Recipe
 from recipes.tabular.settings import DataSettings, ModelSettings
+from tests.benchmarks import page
 
 ROWS, STEPS, PREDICTED, ROUNDS = 16, 2, 256, 3
 
@@ -173,12 +174,12 @@ def test_a_step_and_a_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for _ in range(ROUNDS):
         for name, work in predictions.items():
             predicted[name].append(seconds(work))
-    for name, each in taken.items():
-        ratio = statistics.median(taken["the package"]) / statistics.median(each)
-        print(f"  step of {ROWS} rows   {name:26} {statistics.median(each):6.2f} CPU s   {ratio:.2f} x")
-    for name, each in predicted.items():
-        ratio = statistics.median(predicted["the package"]) / statistics.median(each)
-        print(f"  {PREDICTED} rows predicted {name:26} {statistics.median(each):6.2f} CPU s   {ratio:.2f} x")
+    table = []
+    for work, found in ((f"step of {ROWS} rows", taken), (f"{PREDICTED} rows predicted", predicted)):
+        package = statistics.median(found["the package"])
+        table += [(work, name, f"{statistics.median(each):.2f}", f"{package / statistics.median(each):.2f}")
+                 for name, each in found.items()]  # fmt: skip
+    page.record("tabular", ("work", "program", "CPU s", "times as fast"), table, f"medians of {STEPS} steps")
     assert statistics.median(taken["the package"]) > statistics.median(taken["tabstar, later"])
 
 

@@ -1,16 +1,13 @@
 """UniFrac of all pairs as a matrix product beside scikit-bio: how equal, and how many times faster.
 
-make bench, or: OMP_NUM_THREADS=1 python -m pytest tests/benchmarks/bench_unifrac.py -s -o 'python_files=bench_*.py'
+make bench, or: python -m tests.benchmarks unifrac
 
 What training needs is a batch of 16 in every step, or the distances between all samples once. Trees are random, of
 5,000 tips, and the real ones where the studies are here. The two take turns; times are the processor's own, medians of
 the rounds. What is done once per tree (parsing it, and finding the branches above each tip) is in neither's time.
 """
 
-import datetime
 import functools
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +20,7 @@ import scipy.sparse
 from recipes.microbiome import demo
 from recipes.microbiome.tables import read_table
 from recipes.microbiome.unifrac import Metric, Phylogeny, distances
+from tests.benchmarks import page
 from tests.launching import SHARED
 
 DATA = SHARED / "microbiome"
@@ -79,17 +77,12 @@ def seconds(action: Callable[[], Any]) -> tuple[Any, float]:
 @pytest.mark.parametrize("name", STUDIES)
 @pytest.mark.filterwarnings("ignore")
 def test_equal_to_scikit_bio_and_faster(name: str) -> None:
-    import skbio
     from skbio.diversity import beta_diversity
 
     study, rounds = STUDIES[name]
     counts, names, phylogeny, tree = study()
     table = scipy.sparse.csr_matrix(counts)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    print(
-        f"\n{name}: {counts.shape[0]} x {counts.shape[1]:,} ASVs, {phylogeny.ancestors.shape[1]:,} branches; "
-        f"{datetime.date.today()}, {platform.machine()}, load {load:.1f}, scikit-bio {skbio.__version__}"
-    )
+    rows = []
     for metric in METRICS:
         options = {"normalized": True} if metric == "weighted_normalized" else {}
         name_there = f"{metric.split('_')[0]}_unifrac"
@@ -102,10 +95,10 @@ def test_equal_to_scikit_bio_and_faster(name: str) -> None:
             taken.append((own, other))
             apart = max(apart, float(np.abs(ours - theirs.data).max()))
         mine, oracle = (statistics.median(each) for each in zip(*taken, strict=True))
-        print(
-            f"  {metric:20} matrix product {1000 * mine:9.2f} ms   scikit-bio {1000 * oracle:10.1f} ms   "
-            f"{oracle / mine:6.0f} times   largest difference {apart:.0e}"
-        )
+        rows.append((metric, f"{1000 * mine:,.2f}", f"{1000 * oracle:,.1f}", f"{oracle / mine:.0f}", f"{apart:.0e}"))
         assert apart < 1e-6
         # A net under the figures of docs/benchmarks.md, not their proof.
         assert oracle > 3 * mine
+    columns = (f"{name}: {counts.shape[0]} x {counts.shape[1]:,} ASVs", "matrix product, CPU ms", "scikit-bio, CPU ms",
+               "ratio", "largest difference")  # fmt: skip
+    page.record("unifrac", columns, rows, f"{rounds} interleaved rounds" if rounds > 1 else "one round")
