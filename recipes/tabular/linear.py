@@ -1,7 +1,8 @@
 """The linear part of the model: ridge or logistic regression on n-grams and numbers, and trees on what it finds.
 
 All is fitted before the first step.
-The penalty is the one that does best on the validation rows. For the training rows, the scores come from fits that did
+The penalty is the one that does best on rows that a fit did not see: the validation rows, or where these are few, those
+of five folds. For the training rows, the scores come from fits that did
 not see the row: the transformer then learns what the linear part does not know of other rows. Source of that second
 step: Wolpert 1992, Stacked Generalization.
 """
@@ -34,12 +35,16 @@ tables among 0.5 to 5."""
 PENALTIES = (300.0, 100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03)
 """Strengths to choose from; 1 / C of a logistic regression."""
 USUAL_PENALTY = 30.0
-"""The strength where too few validation rows, or too many classes, are there to choose."""
+"""The strength where too few rows, or too many classes, are there to choose."""
 MANY_CLASSES = 50
 MOST_ROWS = 20_000
 """A fit takes so many rows of a larger table, evenly spread."""
 MOST_CHOOSING_ROWS = 2_500
 """The penalty is chosen with fits to so many rows: it is the inverse variance of the weights, whatever the rows."""
+MANY_HELD = 250
+"""With fewer validation rows, the training rows choose the penalty too."""
+FEWEST_CHOOSING = 20
+"""With fewer rows, these choose nothing."""
 MOST_STEPS = 60
 PRECISION = 3e-4
 """A fit ends where a step lowers the loss by a smaller share than this."""
@@ -412,8 +417,8 @@ def _firsts(data: _Data, targets: np.ndarray, truth: np.ndarray) -> list[_Fit]:
     """
     train, held = data.train, data.held
     penalty = USUAL_PENALTY
-    if len(held.rows.cells.strings) >= FEWEST_HELD and len(truth) and data.outputs <= MANY_CLASSES:
-        penalty = _best_penalty(train.inputs, targets[:, 0], held.inputs, truth[:, 0], data.outputs, data.is_classes)
+    if len(targets) + len(truth) >= FEWEST_CHOOSING and data.outputs <= MANY_CLASSES:
+        penalty = _best_penalty(data, targets[:, 0], truth[:, 0])
     weights, bias = _solve(train.inputs, targets, penalty, data.outputs, data.is_classes)
     inside, folds = np.zeros((len(targets), weights.shape[1]), np.float32), []
     for learned, left_out in data.folds:
@@ -579,22 +584,36 @@ def quality(scores: np.ndarray, truth: np.ndarray, is_classes: bool) -> float:
     return float(np.maximum(own, np.log(1e-9)).mean())
 
 
-def _best_penalty(
-    inputs: csr_matrix, targets: np.ndarray, held: csr_matrix, truth: np.ndarray, outputs: int, is_classes: bool
-) -> float:
-    found: dict[float, float] = {}
-    known = truth >= 0 if is_classes else np.isfinite(truth)
+def _best_penalty(data: _Data, targets: np.ndarray, truth: np.ndarray) -> float:
+    """The penalty of the best predictions of rows that the fit did not see, over folds of training and validation rows.
+
+    `targets` and `truth` (rows,) are of the known training and validation rows. Many validation rows choose alone; few
+    are wrong by factors of ten.
+    """
+    from scipy.sparse import vstack
+
+    outputs, is_classes = data.outputs, data.is_classes
     chosen = boosted.evenly(len(targets), MOST_CHOOSING_ROWS)
-    inputs, targets = cast("csr_matrix", inputs[chosen]), targets[chosen]
-    start: tuple[np.ndarray, np.ndarray] | None = None
+    inputs = csr_matrix_of(vstack([data.train.inputs[chosen], data.held.inputs], format="csr"))
+    known = np.concatenate([targets[chosen], truth])
+    folds = [(np.arange(len(chosen)), np.arange(len(chosen), len(known)))]
+    if len(truth) < MANY_HELD:
+        folds = _folds(known, is_classes, data.seed)
+    asked = np.concatenate([left_out for _, left_out in folds])
+    parts = [(csr_matrix_of(inputs[learned]), csr_matrix_of(inputs[left_out])) for learned, left_out in folds]
+    starts: list[tuple[np.ndarray, np.ndarray] | None] = [None] * len(folds)
+    found: dict[float, float] = {}
     for penalty in PENALTIES:
         best = max(found, key=found.__getitem__) if found else penalty
         # From strong to weak: a weaker one takes longer, and two that are worse than the best are enough.
         if found and len(found) - list(found).index(best) > 2:
             break
-        start = _solve(inputs, targets, penalty, outputs, is_classes, start)
-        scores = (held @ start[0] + start[1])[known]
-        found[penalty] = quality(scores, truth[known], is_classes)
+        scores = np.zeros((len(known), outputs), np.float32)
+        for place, ((learned, left_out), (own, others)) in enumerate(zip(folds, parts, strict=True)):
+            made = _solve(own, known[learned], penalty, outputs, is_classes, starts[place])
+            scores[left_out] = others @ made[0] + made[1]
+            starts[place] = made
+        found[penalty] = quality(scores[asked], known[asked], is_classes)
     return max(found, key=found.__getitem__)
 
 

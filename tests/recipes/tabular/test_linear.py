@@ -186,3 +186,19 @@ def test_a_run_without_a_linear_part_stays_without(tmp_path: Path) -> None:
     assert not any(part.linear.any() for part in bound.data("train").parts)
     # A run of an older version did not know the setting.
     assert recipe.prepare(tmp_path).linear is None
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("has_classes", [False, True])
+def test_few_validation_rows_do_not_choose_the_penalty_alone(seed: int, has_classes: bool) -> None:
+    # Words say nothing about the target. Validation rows that repeat training rows ask for the weakest penalty.
+    random = np.random.default_rng(seed)
+    target = random.choice(["a", "b"], 240) if has_classes else random.normal(size=240)
+    frame = pd.DataFrame({"note": [f"word{place // 2}" for place in random.permutation(240)], "y": target})
+    table, held = fit("noise", frame, "y"), frame[:12]
+    own = linear.fit(
+        table, cells(table, frame, Wording()), labels(table, frame),
+        linear.Held(cells(table, held, Wording()), labels(table, held)), seed, has_trees=False, has_curves=False,
+    )  # fmt: skip
+    found = own.scores(table, cells(table, frame, Wording()))
+    assert (found[:, -1] - found[:, 0] * has_classes).std() < 0.5
