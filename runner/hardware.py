@@ -16,8 +16,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
 from torch import nn
-from torch.distributed.tensor import DTensor
 
+from runner.checkpoints.tensors import is_sharded
 from runner.errors import ConfigError, RelayError
 from runner.parts.installation import launch_line, shown_launch_config
 from runner.settings import RunSettings
@@ -155,7 +155,7 @@ class Hardware:
         if self.accelerator.scaler is not None:
             self.accelerator.unscale_gradients()
         norm = nn.utils.clip_grad_norm_(parameters, limit)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        return float(norm.full_tensor() if is_sharded(norm) else norm)
 
     def in_fp32(self, reason: str) -> "Hardware":
         """This hardware, where the model that follows computes in fp32 and not in bf16."""

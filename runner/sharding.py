@@ -1,14 +1,17 @@
 """FSDP2: weights, gradients and optimiser state sharded over the processes, by torch's `fully_shard`."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from runner.deferred import Deferred
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 
 def shard(
@@ -22,6 +25,7 @@ def shard(
     computes with them anyway; their gradients are summed in fp32.
     """
     from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (num_processes,))
     policy = MixedPrecisionPolicy()
@@ -54,8 +58,13 @@ def root_of(model: nn.Module) -> nn.Module:
     return cast("nn.Module", model.get_base_model()) if hasattr(model, "peft_config") else model  # type: ignore[operator]
 
 
-def parts_of(model: nn.Module) -> list[FSDPModule]:
+def parts_of(model: nn.Module) -> "list[FSDPModule]":
     """The modules that are gathered one by one; none where the model is not sharded."""
+    if "torch.distributed.fsdp" not in sys.modules:
+        # Nothing can be sharded yet, and the import takes seconds.
+        return []
+    from torch.distributed.fsdp import FSDPModule
+
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 

@@ -13,7 +13,6 @@ from typing import cast
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 
 from runner.checkpoints.bucket import Remote, download
 from runner.checkpoints.manifest import find_damage, write_manifest
@@ -23,6 +22,7 @@ from runner.checkpoints.tensors import Gathered, model_parts, model_tensors, rea
 from runner.config import Config
 from runner.log import read_lines
 from runner.run import Run
+from runner.sharding import parts_of
 
 ORIGIN = "origin.json"
 """The file of `final/` that says which step its weights are of."""
@@ -149,7 +149,7 @@ def _fill_final(
     draft.mkdir(parents=True)
     if assets.is_dir():
         shutil.copytree(assets, draft, dirs_exist_ok=True)
-    if isinstance(model, FSDPModule) and not hasattr(model, "peft_config"):
+    if parts_of(model) and not hasattr(model, "peft_config"):
         write_model(draft, model, tensors, limit_bytes)
     elif hasattr(model, "save_pretrained"):
         quiet_transformers()

@@ -5,9 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from torch.distributed.tensor import DTensor
 
-from runner.checkpoints.tensors import full_copy, in_file_order, write_file
+from runner.checkpoints.tensors import full_copy, in_file_order, is_sharded, write_file
 from runner.errors import CheckpointError
 
 SMALL_BYTES = 1 << 16
@@ -96,7 +95,7 @@ class Snapshot:
 
 def can_wait(tensor: torch.Tensor) -> bool:
     """Whether a tensor is worth reading where it is."""
-    is_here = tensor.device.type == "cpu" and not isinstance(tensor, DTensor)
+    is_here = tensor.device.type == "cpu" and not is_sharded(tensor)
     return is_here and tensor.nbytes > SMALL_BYTES and tensor.is_contiguous()
 
 

@@ -5,21 +5,33 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from runner.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
 
 
 def clean_name(name: str) -> str:
     """A parameter's own name, without what DDP and torch.compile put around it."""
     return name.removeprefix("module.").replace("_orig_mod.", "")
+
+
+def is_sharded(tensor: torch.Tensor) -> "TypeIs[DTensor]":
+    """Whether a tensor is cut over the processes."""
+    if type(tensor) in (torch.Tensor, nn.Parameter):
+        # Most trainings have no other tensors, and need not wait seconds for the import.
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -43,7 +55,7 @@ def names_elsewhere(model: nn.Module) -> set[str]:
 @torch.no_grad()
 def full_copy(tensor: torch.Tensor, into: torch.Tensor | None) -> torch.Tensor:
     """A contiguous copy on the CPU, in the memory of `into` where it fits. Sharded tensors are gathered."""
-    if isinstance(tensor, DTensor):
+    if is_sharded(tensor):
         tensor = tensor.full_tensor()
     if into is None or into.shape != tensor.shape or into.dtype != tensor.dtype:
         into = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
@@ -119,9 +131,9 @@ def save_model(model: nn.Module, folder: Path) -> None:
 
 
 def _assign(target: torch.Tensor, value: torch.Tensor) -> None:
-    if isinstance(target, DTensor):
+    if is_sharded(target):
         # Every process reads the whole tensor or a part of its file: nothing is sent.
-        shape, at = compute_local_shape_and_global_offset(target.shape, target.device_mesh, target.placements)
+        shape, at = own_place(target)
         own = tuple(slice(first, first + size) for first, size in zip(at, shape, strict=True))
         target.to_local().copy_(value[own])
     else:
@@ -310,8 +322,8 @@ def own_pieces(
     """
     pieces, places = {}, {}
     for name, tensor in tensors.items():
-        if isinstance(tensor, DTensor):
-            shape, at = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+        if is_sharded(tensor):
+            shape, at = own_place(tensor)
             local = tensor.to_local()
             assert tuple(shape) == tuple(local.shape)
         elif is_main:
@@ -322,6 +334,13 @@ def own_pieces(
             pieces[name] = local.detach().to("cpu", copy=copies).contiguous()
             places[name] = {"shape": list(tensor.shape), "at": list(at)}
     return pieces, json.dumps(places)
+
+
+def own_place(tensor: "DTensor") -> tuple[Sequence[int], Sequence[int]]:
+    """The shape of this process's part of a sharded tensor, and where in the tensor the part begins."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    return compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
 
 
 def model_parts(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -95,6 +95,17 @@ def test_help_is_complete_and_imports_nothing_heavy(words: list[str]) -> None:
             assert f"--{setting.flag}" in done.stdout or f"--{leaf}" in done.stdout, setting.flag
 
 
+def test_the_program_begins_without_what_only_some_trainings_need() -> None:
+    program = (
+        "import runner.session, sys\n"
+        "late = {'torch.distributed.tensor', 'torch.distributed.fsdp', 'torch._dynamo', 'transformers', 'datasets',\n"
+        "        'pandas', 'scipy', 'sklearn', 'peft', 'rich', 'sympy'}\n"
+        "assert not late & set(sys.modules), late & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("word", ["true", "True", "yes", "on"])
 def test_switches_that_may_be_unset_take_the_same_words(word: str) -> None:
     assert parse(["--recipe", TOY, "--greater_is_better", word]).run.greater_is_better is True
