@@ -203,7 +203,7 @@ def unknown_name(
         return f"{start} {hint}"
     shortened = [flag for flag in known if flag.startswith(name) or flag.rpartition(".")[2].startswith(name)]
     near = leaves or (shortened if 0 < len(shortened) <= 3 and len(name) > 1 else [])
-    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if not near:
         return f"{start} {everything} lists every setting."
     return f"{start} Did you mean {' or '.join(mark + flag for flag in near[:3])}?"

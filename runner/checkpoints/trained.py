@@ -34,9 +34,8 @@ def find_weights(folder: Path, for_training: bool = False) -> Path:
         found = resolve_pointer(candidate)
         if any(found.glob("model*.safetensors")):
             return found
-    raise CheckpointError(
-        f"{folder} holds no model.safetensors.\nType the folder of a run, of a checkpoint, or of final."
-    )
+    wrong = f"There is no folder {folder}" if not folder.is_dir() else f"{folder} holds no model.safetensors"
+    raise CheckpointError(f"{wrong}.\nType the folder of a run, of a checkpoint, or of final.")
 
 
 def model_folder(folder: Path) -> Path:

@@ -44,7 +44,7 @@ def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> N
 MISTAKES = [
     (["evaluate"], "--checkpoint"),
     (["evaluate", "--checkpont", "x"], "Did you mean --checkpoint?"),
-    (["evaluate", "--checkpoint", "no/such"], "holds no model.safetensors"),
+    (["evaluate", "--checkpoint", "no/such"], "There is no folder no/such"),
     (["evaluate", "--checkpoint", "RUN", "--split", "test2"], "test2"),
     (["evaluate", "--checkpoint", "RUN", "--nois", "3"], "Did you mean --noise?"),
     (["evaluate", "--checkpoint", "RUN", "--output", "RUN"], "cannot be written: type --output"),

@@ -99,7 +99,7 @@ def test_a_yaml_file_that_is_none(tmp_path: Path) -> None:
         ("--warmup_ratio", "2", "from 0 to 1"),
         ("--learning_rate", "nan", "at least 0"),
         ("--exclude_examples", "one,two", "numbers with commas"),
-        ("--init_from", "nowhere", "holds no model.safetensors"),
+        ("--init_from", "nowhere", "There is no folder nowhere"),
         ("--resume_from_checkpoint", "nowhere", "There is no checkpoint folder"),
         ("--upload_to", "bucket", "type a URL"),
         ("--mixed_precision", "fp16", "fp16"),
