@@ -1,15 +1,16 @@
-"""A penalised linear readout of the target, fitted in closed form on the training samples before the first step.
+"""A penalised linear readout of the target, fitted on the training samples before the first step.
 
 It reads presence and log-shares of ASVs, k-mers, and the tree's branches. Each of these blocks of features has a linear
-kernel; the sum of the kernels of some blocks is used in ridge regression. Which blocks, and the penalty, are chosen by
-inner folds of whole groups. Source: Hoerl and Kennard 1970, Technometrics 12:55; Saunders et al. 1998, ICML 515.
+kernel. The sum of the kernels of some blocks is used: for a number in ridge regression, which has a closed form, for
+classes in logistic regression. Which blocks, and the penalty, are chosen by inner folds of whole groups.
+Source: Hoerl and Kennard 1970, Technometrics 12:55; Saunders et al. 1998, ICML 515.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,14 @@ if TYPE_CHECKING:
 
 LETTERS_OF_KMER = 6
 PENALTIES = 10.0 ** np.arange(-3, 3.1, 0.5)
-# Choosing needs a decomposition of samples by samples; more samples than this are sampled, whole groups at a time.
+# Logistic regression takes longer than ridge regression, and depends less on the penalty.
+PENALTIES_OF_CLASSES = 10.0 ** np.arange(-2, 0.1)
+# Choosing needs a decomposition of samples by samples; more samples than this are sampled.
 MOST_TO_CHOOSE_BY = 800
+# The logit of a class that no training sample of a fold has.
+UNSEEN = -3.0
+# Scales that are tried for logits.
+FACTORS = np.geomspace(0.05, 20, 50)
 # Kernels that are tried: single blocks, and sums.
 CHOICES = (
     ("presence",),
@@ -121,8 +128,55 @@ def inner_folds(groups: Sequence[str] | None, size: int, seed: int, number: int 
     return folds
 
 
-def held_out_scores(kernel: np.ndarray, wanted: np.ndarray, folds: np.ndarray, penalties: np.ndarray) -> np.ndarray:
-    """(penalties, samples, outputs): what each sample is predicted by ridge regression on the other folds."""
+Solver = Callable[[np.ndarray, np.ndarray, np.ndarray], Iterator[tuple[np.ndarray, np.ndarray]]]
+"""From a centred kernel (samples, samples), what is wanted (samples, outputs), and penalties: for each penalty the
+samples' weights (samples, outputs), and the intercepts (outputs,)."""
+
+
+def ridge(kernel: np.ndarray, wanted: np.ndarray, penalties: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ridge regression, a Solver. Source: Saunders et al. 1998, ICML 515."""
+    level = wanted.mean(0)
+    values, vectors = np.linalg.eigh(kernel)
+    rotated = vectors.T @ (wanted - level)
+    for penalty in penalties:
+        yield vectors @ (rotated / (np.maximum(values, 0) + penalty)[:, None]), level
+
+
+def logistic(kernel: np.ndarray, wanted: np.ndarray, penalties: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Logistic regression in which all classes weigh the same, a Solver; the outputs are logits.
+
+    Squared errors ask for the same score of every sample of a class. So ridge regression spends its weights on what the
+    many samples of one subject share, and a subject of another fold gets little of the rest. Logistic regression asks
+    for a margin. Weighing the classes alike keeps the share of a class in the training samples out of the scores: where
+    whole subjects are held out, that share is lowest for the class that is held out.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    values, vectors = np.linalg.eigh(kernel)
+    used = values > 1e-6 * max(values[-1], 1e-12)
+    roots = np.sqrt(values[used])
+    labels = wanted.argmax(1)
+    there = np.unique(labels)
+    # From the largest penalty on, each fit begins at the one before.
+    model = LogisticRegression(class_weight="balanced", max_iter=1000, tol=1e-4, warm_start=True)
+    found = []
+    for penalty in np.sort(penalties)[::-1]:
+        weights, level = np.zeros((used.sum(), wanted.shape[1])), np.full(wanted.shape[1], UNSEEN)
+        level[there] = 0.0
+        if len(there) > 1:
+            model.set_params(C=1 / penalty).fit(vectors[:, used] * roots, labels)
+            signs = np.array([[-0.5], [0.5]]) if len(there) == 2 else np.eye(len(there))
+            weights[:, there] = (signs @ model.coef_).T
+            level[there] = signs @ model.intercept_
+        found.append((vectors[:, used] @ (weights / roots[:, None]), level))
+    order = np.argsort(np.argsort(-penalties))
+    yield from (found[place] for place in order)
+
+
+def held_out_scores(
+    kernel: np.ndarray, wanted: np.ndarray, folds: np.ndarray, penalties: np.ndarray, solve: Solver = ridge
+) -> np.ndarray:
+    """(penalties, samples, outputs): what each sample is predicted by a fit on the other folds."""
     result = np.zeros((len(penalties), *wanted.shape))
     for fold in np.unique(folds):
         train, out = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
@@ -131,16 +185,8 @@ def held_out_scores(kernel: np.ndarray, wanted: np.ndarray, folds: np.ndarray, p
         # Centred by the training samples of the fold.
         other = other - other.mean(1, keepdims=True) - mean + own.mean()
         own = own - mean - mean[:, None] + own.mean()
-        level = wanted[train].mean(0)
-        if len(penalties) == 1:
-            own[np.diag_indices(len(own))] += penalties[0]
-            result[0][out] = other @ np.linalg.solve(own, wanted[train] - level) + level
-            continue
-        values, vectors = np.linalg.eigh(own)
-        rotated = vectors.T @ (wanted[train] - level)
-        towards = other @ vectors
-        for number, penalty in enumerate(penalties):
-            result[number][out] = towards @ (rotated / (np.maximum(values, 0) + penalty)[:, None]) + level
+        for number, (weights, level) in enumerate(solve(own, wanted[train], penalties)):
+            result[number][out] = other @ weights + level
     return result
 
 
@@ -212,50 +258,115 @@ def fit_readout(
         scales[name] = float(np.trace(kernel) / len(kernel)) or 1.0
         kernels[name] = kernel / scales[name]
     folds = inner_folds(groups, len(training), seed)
-    blocks, penalty, error = _choose(kernels, wanted, folds, seed)
-    kernel = sum((kernels[name] for name in blocks), np.zeros_like(kernels[blocks[0]])) / len(blocks)
-    held_out = held_out_scores(kernel, wanted, folds, np.array([penalty]))[0]
-    level = wanted.mean(0)
-    dual = np.linalg.solve(kernel + penalty * np.eye(len(kernel)), wanted - level)
+    is_number = wanted.shape[1] == 1
+    solve, penalties = (ridge, PENALTIES) if is_number else (logistic, PENALTIES_OF_CLASSES)
+    parts, note = _choose(kernels, wanted, folds, seed, solve, penalties)
+    held_out, level = np.zeros(wanted.shape), np.zeros(wanted.shape[1])
+    duals: dict[str, np.ndarray] = {}
+    for blocks, penalty in parts:
+        kernel = sum((kernels[name] for name in blocks), np.zeros_like(kernels[blocks[0]])) / len(blocks)
+        own = held_out_scores(kernel, wanted, folds, np.array([penalty]), solve)[0]
+        dual, intercept = next(solve(kernel, wanted, np.array([penalty])))
+        # Each part of several weighs the same.
+        size = 1.0 if len(parts) == 1 else max(float(own.std()), 1e-6) * len(parts)
+        held_out, level = held_out + own / size, level + intercept / size
+        for name in blocks:
+            duals[name] = duals.get(name, 0) + dual / (size * scales[name] * len(blocks))
     weights: dict[str, np.ndarray] = {}
     for name, values in features.blocks(study.counts[training], study.sequences):
-        if name in blocks:
-            weights[name] = ((values - centres[name]).T @ dual) / (scales[name] * len(blocks))
+        if name in duals:
+            weights[name] = (values - centres[name]).T @ duals[name]
             level = level - centres[name] @ weights[name]
-    factor = _to_logits(held_out, wanted) if wanted.shape[1] > 1 else 1.0
-    weights = {name: values * factor for name, values in weights.items()}
+    if not is_number:
+        factor, shift = _calibrate(held_out, wanted, groups)
+        weights = {name: values * factor for name, values in weights.items()}
+        level, held_out = level * factor + shift, held_out * factor + shift
     names = [study.sample_ids[row] for row in training]
-    note = f"linear readout of {', '.join(blocks)}: R2 {1 - error:.3f} on inner folds with the penalty {penalty:.3g}"
-    scores = held_out * factor
-    return Readout(features, weights, level * factor, dict(zip(names, scores, strict=True)), note)
+    return Readout(features, weights, level, dict(zip(names, held_out, strict=True)), f"linear readout of {note}")
+
+
+Part = tuple[tuple[str, ...], float]
+"""The blocks whose kernels are added, and the penalty."""
 
 
 def _choose(
-    kernels: Mapping[str, np.ndarray], wanted: np.ndarray, folds: np.ndarray, seed: int
-) -> tuple[tuple[str, ...], float, float]:
-    """The blocks and the penalty of the smallest squared error on inner folds, and that error as a share."""
+    kernels: Mapping[str, np.ndarray],
+    wanted: np.ndarray,
+    folds: np.ndarray,
+    seed: int,
+    solve: Solver,
+    penalties: np.ndarray,
+) -> tuple[list[Part], str]:
+    """What is to be fitted, and how well it does on inner folds, in words.
+
+    It is the blocks and the penalty of the smallest error on inner folds. For classes, presence of ASVs comes beside
+    them, and the two logits are averaged: with some twenty subjects, which blocks are best on inner folds is mostly
+    chance, and a wrong choice alone can be worse than no model.
+    """
     rows = np.arange(len(wanted))
     if len(rows) > MOST_TO_CHOOSE_BY:
         rows = np.sort(np.random.default_rng((seed, 13)).permutation(rows)[:MOST_TO_CHOOSE_BY])
-    best: tuple[tuple[str, ...], float, float] = (("presence",), float(PENALTIES[-1]), np.inf)
+    found: list[tuple[float, Part]] = []
     for blocks in CHOICES:
         if all(name in kernels for name in blocks):
             kernel = sum((kernels[name][np.ix_(rows, rows)] for name in blocks), np.zeros((len(rows), len(rows))))
-            scores = held_out_scores(kernel / len(blocks), wanted[rows], folds[rows], PENALTIES)
-            errors = np.square(scores - wanted[rows]).mean((1, 2)) / max(wanted[rows].var(0).mean(), 1e-12)
-            if errors.min() < best[2]:
-                best = (blocks, float(PENALTIES[errors.argmin()]), float(errors.min()))
-    return best
+            scores = held_out_scores(kernel / len(blocks), wanted[rows], folds[rows], penalties, solve)
+            errors = [error_of(each, wanted[rows]) for each in scores]
+            number = int(np.argmin(errors))
+            found.append((errors[number], (blocks, float(penalties[number]))))
+    error, best = min(found, key=lambda each: each[0])
+    of_best = f"{', '.join(best[0])}: "
+    if wanted.shape[1] == 1:
+        return [best], f"{of_best}R2 {1 - error:.3f} on inner folds with the penalty {best[1]:.3g}"
+    by_presence, presence = found[0]
+    note = f"{of_best}cross-entropy {error:.3f} on inner folds with the penalty {best[1]:.3g}"
+    if best == presence:
+        return [best], note
+    return [presence, best], f"{note}, averaged with presence: {by_presence:.3f} with the penalty {presence[1]:.3g}"
 
 
-def _to_logits(held_out: np.ndarray, wanted: np.ndarray) -> float:
-    """What to multiply scores by so that they are logits: the smallest cross-entropy of held-out samples."""
-    factors = np.geomspace(0.5, 50, 40)
-    right = wanted.argmax(1)
-    losses = []
-    for factor in factors:
-        logits = held_out * factor
-        top = logits.max(1, keepdims=True)
-        total = np.log(np.exp(logits - top).sum(1)) + top[:, 0]
-        losses.append((total - logits[np.arange(len(right)), right]).mean())
-    return float(factors[int(np.argmin(losses))])
+def error_of(held_out: np.ndarray, wanted: np.ndarray) -> float:
+    """By what the blocks and the penalty are chosen.
+
+    Of a number, the squared error as a share of the variance. Of classes, the cross-entropy after the best scale, with
+    the same weight for each class.
+    """
+    if wanted.shape[1] == 1:
+        return float(np.square(held_out - wanted).mean() / max(wanted.var(), 1e-12))
+    weights = (wanted / np.maximum(wanted.sum(0), 1)).sum(1)
+    return min(float(np.average(_cross_entropies(held_out * factor, wanted), weights=weights)) for factor in FACTORS)
+
+
+def _cross_entropies(logits: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    top = logits.max(1, keepdims=True)
+    return np.log(np.exp(logits - top).sum(1)) + top[:, 0] - (logits * wanted).sum(1)
+
+
+def _calibrate(held_out: np.ndarray, wanted: np.ndarray, groups: Sequence[str] | None) -> tuple[float, np.ndarray]:
+    """What to multiply logits by, and what to add to each class, from the cross-entropy of held-out samples.
+
+    The logarithm of the classes' shares is added only where that helps by more than a standard error over groups. With
+    few groups, the shares are those of the groups that happen to be in training.
+    """
+    shares = np.log(np.maximum(wanted.mean(0), 1e-12))
+    found = []
+    for shift in (np.zeros(len(shares)), shares - shares.mean()):
+        losses = [_cross_entropies(held_out * factor + shift, wanted) for factor in FACTORS]
+        best = int(np.argmin([each.mean() for each in losses]))
+        found.append((float(FACTORS[best]), shift, losses[best]))
+    gain = found[0][2] - found[1][2]
+    shifts = gain.mean() > standard_error(gain, groups)
+    return found[1][:2] if shifts else found[0][:2]
+
+
+def standard_error(values: np.ndarray, groups: Sequence[str] | None) -> float:
+    """The standard error of the mean of `values` (samples,), where samples of a group are alike.
+
+    Source: Liang and Zeger 1986, Biometrika 73:13.
+    """
+    units = np.unique(groups, return_inverse=True)[1] if groups is not None else np.arange(len(values))
+    number = units.max() + 1
+    if number < 2:
+        units, number = np.arange(len(values)), len(values)
+    sums = np.bincount(units, values - values.mean())
+    return float(np.sqrt(np.square(sums).sum() * number / max(number - 1, 1)) / len(values))

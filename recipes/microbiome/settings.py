@@ -127,8 +127,8 @@ class ModelSettings:
     """Input of the target head. branches: the learned branches, with a linear layer; tokens: the ASVs of the sample,
     with a stack of layers (as in the guide)."""
     linear_readout: bool = True
-    """Stage predict: begin with a penalised linear readout of ASVs, k-mers and the tree's branches, fitted in closed
-    form on the training samples; the network learns what it leaves."""
+    """Stage predict: begin with a penalised linear readout of ASVs, k-mers and the tree's branches, fitted on the
+    training samples before the first step; the network learns what it leaves."""
     readout_shrinkage: NotNegative = 3.0
     """Beside the linear readout: penalty on the square of what the network adds to it; 3 leaves a quarter of what the
     training samples alone would ask for."""
