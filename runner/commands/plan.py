@@ -43,7 +43,7 @@ class PlanSettings:
 
 
 def main(arguments: list[str]) -> None:
-    """Print the plan. Without timed_steps, nothing is trained, and no weights are allocated."""
+    """Print the plan. Weights of a model of more than MOST_PARAMETERS are allocated with timed_steps only."""
     own, flags = split_flags(PlanSettings, arguments)
     if not flags or "--help" in own or "-h" in own:
         print("usage: relay plan --recipe NAME [--preset P] [--accelerate_config FILE.yaml] [--flag value ...]\n")
@@ -55,7 +55,8 @@ def main(arguments: list[str]) -> None:
         print(
             "lane keeps, from the longest examples of a sample. CUDA's context, fragments and kernels' workspace come"
         )
-        print("on top: some 10 %.\n")
+        print("on top: some 10 %. For a CPU, the process itself is measured here: Python, libraries, data, and for a")
+        print("small model what one lane needs beside its tensors.\n")
         print("  --accelerate_config FILE.yaml  the file for accelerate launch: how many processes, whether sharded")
         print("  --num_processes N              plan for N processes that hold shards, in place of the file")
         print("  --device_memory GB             the memory of one device (default: of the devices here)")
@@ -79,15 +80,20 @@ def main(arguments: list[str]) -> None:
         recipe, data = _with_data(config.recipe, Path(folder))
         batch = _longest(recipe, data, run.seed, run.micro_batch_size * settings.longest, run.micro_batch_size)
         found = measure(recipe, batch, run)
+        if not settings.device_memory:
+            found = with_process(found, recipe, batch, run)
     shown = f"parameters   {_count(found.total)}"
     shown += f", {_count(found.active)} of them active for a token" if found.active != found.total else ""
     print(shown + (f", {_count(found.trained)} trained" if found.trained != found.total else ""))
-    parts = found.memory(processes if is_sharded else 1)
-    total = sum(parts.values())
+    shards = processes if is_sharded else 1
+    parts, moments = found.memory(shards), found.moments(shards)
+    total = max(moments.values())
     each = f" on each of {processes} devices" if processes > 1 else ""
     print(f"memory       {_bytes(total)}{each}, computing in {found.precision}")
     for name, size in parts.items():
         print(f"  {name:20}{_bytes(size):>10}")
+    print("moments      " + ", ".join(f"{name} {_bytes(size)}" for name, size in moments.items()))
+    _print_copies(found, shards)
     if found.logits:
         print(f"  of the activations, {_bytes(found.logits)} are logits")
     if found.unknown:
@@ -98,7 +104,7 @@ def main(arguments: list[str]) -> None:
     steps = _print_steps(run, data, batch_size, batch)
     if settings.timed_steps and steps:
         _print_time(config, settings.timed_steps, steps)
-    _print_fit(parts, found, run.gradient_checkpointing, 1e9 * settings.device_memory)
+    _print_fit(total, found, run.gradient_checkpointing, 1e9 * settings.device_memory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +129,15 @@ class Measured:
     """Bytes of those activations whose last axis is the vocabulary."""
     unknown: str | None = None
     """Why the activations could not be measured."""
+    process: float = 0.0
+    """Bytes of the process itself, on a CPU: Python, libraries, data."""
+    largest: float = 0.0
+    """Bytes of the largest weight."""
 
     def memory(self, shards: int) -> dict[str, float]:
-        """Bytes on each device, by part. Weights, gradients and moments are split into `shards`."""
+        """Bytes on each device while it trains, by part. Weights, gradients and moments are split into `shards`."""
         parts = {
+            **({"process": self.process} if self.process else {}),
             "weights": 4 * self.total / shards,
             "gradients": 4 * self.trained / shards,
             "optimiser (AdamW)": 8 * self.trained / shards,
@@ -140,10 +151,29 @@ class Measured:
         parts["activations"] = self.activations
         return {**parts, "recomputed layer": self.recomputed} if self.recomputed else parts
 
+    def moments(self, shards: int) -> dict[str, float]:
+        """The most bytes on each device at the start, in training, in an evaluation, at a save and at the end.
+
+        Gradients are there in training only. Activations of an evaluation are not counted.
+        """
+        parts = self.memory(shards)
+        started = self.process + parts["weights"]
+        resting = started + parts["optimiser (AdamW)"]
+        gathered = self.gathered if shards > 1 else self.copies
+        # On a CPU, the end of one process makes a copy of the weights; else one weight at a time is gathered.
+        copied = 4 * self.total if self.process and shards == 1 else self.largest
+        return {
+            "start": started + (self.largest if shards > 1 else 0),
+            "training": sum(parts.values()),
+            "evaluation": resting + gathered,
+            "save": resting + (self.largest if shards > 1 else 0),
+            "end": resting + copied,
+        }
+
     def smallest(self, device_bytes: float) -> int | None:
         """The smallest power of 2 of devices over which shards fit, with a tenth to spare; None where none does."""
         counts = (2**power for power in range(11))
-        return next((count for count in counts if 1.1 * sum(self.memory(count).values()) < device_bytes), None)
+        return next((count for count in counts if 1.1 * max(self.moments(count).values()) < device_bytes), None)
 
 
 def measure(recipe: Recipe, batch: Batch | None, run: RunSettings) -> Measured:
@@ -173,7 +203,9 @@ def measure(recipe: Recipe, batch: Batch | None, run: RunSettings) -> Measured:
     model = build() if model is None else model
     with mode:
         found = Measured(*count_parameters(model), precision if dtype else "fp32")
-        found = dataclasses.replace(found, gathered=gathered_bytes(model, 2 if precision == "bf16" else 4))
+        largest = max((4.0 * parameter.numel() for parameter in model.parameters()), default=0.0)
+        gathered = gathered_bytes(model, 2 if precision == "bf16" else 4)
+        found = dataclasses.replace(found, gathered=gathered, largest=largest)
         if batch is None:
             return dataclasses.replace(found, unknown="there are no data to read")
         with contextlib.suppress(Exception), mock.patch.object(torch.nn.functional, "grouped_mm", _grouped_shapes):
@@ -189,6 +221,53 @@ def measure(recipe: Recipe, batch: Batch | None, run: RunSettings) -> Measured:
     if kept is None:
         return dataclasses.replace(found, unknown="the loss reads values, and the model is too large to compute here")
     return dataclasses.replace(found, activations=kept[0], copies=kept[1], logits=kept[2], recomputed=recomputed)
+
+
+def with_process(found: Measured, recipe: Recipe, batch: Batch | None, run: RunSettings) -> Measured:
+    """The same with the memory of the process itself, where the training computes on a CPU.
+
+    A model of at most MOST_PARAMETERS computes a lane and an update, so that what kernels take is counted too.
+    """
+    import psutil
+    import torch
+
+    # What a training imports.
+    import runner.session  # noqa: F401
+    from runner.assembly import indexed_split
+    from runner.hardware import best_device_type
+    from runner.optim import optimizer
+    from runner.precision import compute_lane
+
+    if best_device_type() != "cpu":
+        return found
+    # A training holds this split, too.
+    held = indexed_split(recipe, "validation") if batch is not None else None
+    is_computed = batch is not None and found.total <= MOST_PARAMETERS and not found.unknown
+    model = recipe.model().train() if is_computed else torch.nn.Linear(1, 1)
+    tensors = sum(found.memory(1).values()) if is_computed else 0.0
+    updates = optimizer(model, run, torch.device("cpu"))
+    # Moments are there from the first update on.
+    for _ in range(2):
+        if batch is not None and is_computed:
+            compute_lane(recipe, model, batch, run.seed, in_bf16=found.precision == "bf16")
+        else:
+            model(torch.zeros(1, 1)).sum().backward()
+        updates.step()
+    after = peak_bytes() if tensors else float(psutil.Process().memory_info().rss)
+    del held
+    return dataclasses.replace(found, process=max(after - tensors, 0.0))
+
+
+def peak_bytes() -> float:
+    """The most memory that this process has had."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # getrusage counts the program that started this one, too.
+        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
+        return 1024.0 * int(line.split()[1])
+    import psutil
+
+    return float(psutil.Process().memory_info().rss)
 
 
 def largest_list(model: "nn.Module") -> "list[nn.Module]":
@@ -366,12 +445,21 @@ def _print_steps(run: RunSettings, data: Data | None, batch_size: int, batch: Ba
     return steps
 
 
-def _print_fit(parts: dict[str, float], found: Measured, is_checkpointed: bool, device_bytes: float) -> None:
+def _print_copies(found: Measured, shards: int) -> None:
+    """Print the memory of a save that is still being written when the next update changes the weights."""
+    from runner.checkpoints.saver import BYTES_PER_SECOND
+
+    size = 4 * found.total + 8 * found.trained
+    if found.process and shards == 1 and size >= 1e8:
+        print(f"  {_bytes(size)} more where a step takes less than {size / BYTES_PER_SECOND:.2g} s: copies for saving")
+
+
+def _print_fit(total: float, found: Measured, is_checkpointed: bool, device_bytes: float) -> None:
     """Print whether the training fits on a device of this memory (0: here), and what would need less memory."""
     import psutil
     import torch
 
-    need = 1.1 * sum(parts.values())
+    need = 1.1 * total
     if device_bytes:
         have, name = device_bytes, "the device"
     elif torch.cuda.is_available():
@@ -382,7 +470,7 @@ def _print_fit(parts: dict[str, float], found: Measured, is_checkpointed: bool, 
     print(f"fits         {verdict}: {_bytes(need)} with a tenth to spare, and {name} has {_bytes(have)}")
     if need < have:
         return
-    if found.activations > 0.3 * sum(parts.values()):
+    if found.activations > 0.3 * total:
         if not is_checkpointed:
             print("  --gradient_checkpointing true needs a fraction of the activations")
         print("  a lower --micro_batch_size with the same --batch_size needs proportionally less of them")
