@@ -75,7 +75,7 @@ def test_where_presence_tells_subjects_apart_the_readout_is_about_as_good_as_log
         truth += fold.values[fold.out].tolist()
     areas = {name: roc_auc_score(truth, scores) for name, scores in found.items()}
     assert areas["presence"] > 0.7, areas
-    assert areas["readout"] > areas["presence"] - 0.08, areas
+    assert areas["readout"] > areas["presence"] - 0.04, areas
 
 
 def test_no_inner_fold_cuts_a_subject(monkeypatch: pytest.MonkeyPatch) -> None:
