@@ -40,6 +40,7 @@ POOLING = "relay.json"
 """Name of the file beside a given text encoder's tokenizer that says how a text becomes one vector."""
 WEIGHTS = "model.safetensors"
 BASELINES = "baselines.json"
+IMPORTANCES = "importances.json"
 PARTS = {"without_transformer": "without_transformer", "linear": "linear_part", "trees": "trees_part"}
 """Where a row has the prediction of each part that the setting `part` names."""
 TEXTS_AT_A_TIME = 512
@@ -300,26 +301,30 @@ class Recipe(runner.recipe.Recipe):
         ngram_hashing.write(file, ngram_hashing.frequent(found, np.array(times, np.int64), count))
 
     def _write_linear(self, file: Path) -> None:
-        from recipes.tabular import linear
+        from recipes.tabular import importance, linear
         from recipes.tabular.table import cells, labels
 
-        fitted, sizes = [], self.model_settings
+        fitted, sizes, falls = [], self.model_settings, {}
         for source, table in zip(self.sources, self.tables, strict=True):
             seen, held_out = (cells(table, source.splits[split], self.wording) for split in ("train", "validation"))
+            held = linear.Held(
+                held_out, labels(table, source.splits["validation"]), self._vectors_of(table, held_out)
+            )  # fmt: skip
             fitted.append(
                 linear.fit(
-                    table, seen, labels(table, source.splits["train"]),
-                    linear.Held(
-                        held_out, labels(table, source.splits["validation"]), self._vectors_of(table, held_out)
-                    ),
+                    table, seen, labels(table, source.splits["train"]), held,
                     self.data_settings.split_seed, self._vectors_of(table, seen), sizes.trees,
                     sizes.target_transform == "auto", sizes.refit,
                 )
             )  # fmt: skip
+            falls[table.name] = importance.falls(
+                table, fitted[-1], held_out, held.targets, held.vectors, self.data_settings.split_seed
+            )
             line = linear.remark(table, fitted[-1])
             if line is not None:
                 print(f"note: {line}", flush=True)
         linear.write(file, fitted)
+        importance.write(file.with_name(IMPORTANCES), falls)
 
     def _write_baselines(self, file: Path) -> None:
         from recipes.tabular import baselines
@@ -711,10 +716,13 @@ class Recipe(runner.recipe.Recipe):
         return verdict(values)
 
     def figures(self, rows: list[Prediction]) -> list[Figure]:
-        """Calibration and confusion of classes, predicted against true numbers; of up to four tables each."""
+        """What the columns are worth, calibration and confusion, predicted against true; of up to four tables each."""
+        from recipes.tabular import importance
         from recipes.tabular.score import figures
 
-        return figures(rows, {table.name: table.classes for table in self.tables})
+        falls = importance.read(self.assets / IMPORTANCES) if self.assets is not None else {}
+        asked = {row["table"]: falls.get(row["table"], {}) for row in rows}
+        return figures(rows, {table.name: table.classes for table in self.tables}) + importance.tables(asked)
 
     # Use ----------------------------------------------------------------------------------------------
 
