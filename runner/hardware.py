@@ -170,6 +170,28 @@ class Hardware:
         return f"{device_name(self.device)}, {processes}, precision {self.precision} ({self.reason})"
 
 
+def _join_again(limit: datetime.timedelta, device_type: str) -> None:
+    """Make the process group, if `torchrun --max-restarts` has started the processes of one machine again.
+
+    torchrun starts them with the store of the attempt before. It still has the addresses of processes that are gone,
+    and marks of how the run ended. So this attempt gets names of its own. On several machines the counts of restarts
+    differ from machine to machine: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 makes torchrun take a new store each time.
+    """
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    world, local = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not (attempt and has_store and world == local > 1) or torch.distributed.is_initialized():
+        return
+    store = torch.distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=limit)
+    torch.distributed.init_process_group(
+        "gloo" if device_type == "cpu" else "cpu:gloo,cuda:nccl",
+        store=torch.distributed.PrefixStore(f"attempt-{attempt}", store),
+        rank=int(os.environ["RANK"]),
+        world_size=world,
+        timeout=limit,
+    )
+
+
 def open_hardware(settings: RunSettings) -> Hardware:
     """Choose device and precision and join the other processes.
 
@@ -203,6 +225,8 @@ def open_hardware(settings: RunSettings) -> Hardware:
         return_large_blocks()
     # The lanes are the accumulation; accelerate would let this variable override the code.
     os.environ.pop("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", None)
+    limit = datetime.timedelta(seconds=min(settings.ddp_timeout, 1e8))
+    _join_again(limit, device_type)
     accelerator = Accelerator(
         cpu=device_type == "cpu",
         mixed_precision=precision,
@@ -211,7 +235,7 @@ def open_hardware(settings: RunSettings) -> Hardware:
         step_scheduler_with_optimizer=False,
         kwargs_handlers=[
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=datetime.timedelta(seconds=min(settings.ddp_timeout, 1e8))),
+            InitProcessGroupKwargs(timeout=limit),
         ],
     )
     if accelerator.num_processes != started:
