@@ -152,3 +152,21 @@ def test_targets_of_both_kinds_agree_with_their_values() -> None:
     values = target_values(study, SETTINGS, fold.fitted)
     assert values is not None and set(values) == {0.0, 1.0}
     assert np.allclose(probabilities.sum(1), 1) and (probabilities > 0).all()
+
+
+def test_the_largest_directions_of_many_samples_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    # The spectrum of real tables falls steeply.
+    values = random.normal(size=(400, 600)) / np.arange(1, 601) ** 0.7
+    values -= values.mean(0)
+    kernel = values @ values.T
+    kernel /= np.trace(kernel) / len(kernel)
+    logits = kernel[:, :5].sum(1) / kernel[:, :5].sum(1).std()
+    wanted = np.eye(2)[(logits + random.normal(size=400) > 0).astype(int)]
+    folds = np.arange(400) % 4
+    full = held_out_scores(kernel, wanted, folds, np.array([0.1]), logistic)[0][:, 1]
+    monkeypatch.setattr(readout, "MOST_DIRECTIONS", 120)
+    few = held_out_scores(kernel, wanted, folds, np.array([0.1]), logistic)[0][:, 1]
+    assert np.corrcoef(full, few)[0, 1] > 0.99
+    monkeypatch.setattr(readout, "MOST_DIRECTIONS", 2)
+    assert np.corrcoef(full, held_out_scores(kernel, wanted, folds, np.array([0.1]), logistic)[0][:, 1])[0, 1] < 0.95
