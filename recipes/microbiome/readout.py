@@ -164,7 +164,8 @@ def logistic(kernel: np.ndarray, wanted: np.ndarray, penalties: np.ndarray) -> I
     for penalty in np.sort(penalties)[::-1]:
         weights, level = np.zeros((len(values), wanted.shape[1])), np.full(wanted.shape[1], UNSEEN)
         level[there] = 0.0
-        if len(there) > 1:
+        # Where all samples have the same features, no direction is left.
+        if len(there) > 1 and len(values):
             model.set_params(C=1 / penalty).fit(vectors * roots, labels)
             signs = np.array([[-0.5], [0.5]]) if len(there) == 2 else np.eye(len(there))
             weights[:, there] = (signs @ model.coef_).T

@@ -170,3 +170,11 @@ def test_the_largest_directions_of_many_samples_are_enough(monkeypatch: pytest.M
     assert np.corrcoef(full, few)[0, 1] > 0.99
     monkeypatch.setattr(readout, "MOST_DIRECTIONS", 2)
     assert np.corrcoef(full, held_out_scores(kernel, wanted, folds, np.array([0.1]), logistic)[0][:, 1])[0, 1] < 0.95
+
+
+@pytest.mark.parametrize("size", [12, 30])
+def test_equal_samples_have_equal_logits(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(readout, "MOST_DIRECTIONS", 20)
+    wanted = np.eye(3)[np.arange(size) % 3]
+    found = held_out_scores(np.zeros((size, size)), wanted, np.arange(size) % 4, np.array([0.1, 1]), logistic)
+    assert found.shape == (2, size, 3) and np.allclose(found, 0)
