@@ -1,4 +1,4 @@
-"""How the cost of a step grows: with parameters, batch, length, lanes, experts, processes, examples and cursors.
+"""How the cost of a step grows: with parameters, batch, length, lanes, experts, examples and cursors.
 
 python -m tests.benchmarks growth
 
@@ -10,7 +10,6 @@ python -m tests.benchmarks.growth_picture NUMBERS.json FOLDER. RELAY_GROWTH name
 import json
 import math
 import os
-import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,13 +20,12 @@ import torch
 
 from recipes.text2sql.experts import route
 from recipes.text2sql.settings import ModelSettings
-from runner import trials
 from runner.checkpoints.state import State
 from runner.lanes import Lanes, _block
 from tests.benchmarks import page
 from tests.benchmarks.bench_loop import BATCH, VOCABULARY, llama
 from tests.benchmarks.growth_picture import draw
-from tests.launching import REPOSITORY, SHORT
+from tests.launching import REPOSITORY
 
 ROUNDS = int(os.environ.get("RELAY_ROUNDS", "5"))
 FOUND: dict[str, list[tuple[int, float]]] = {}
@@ -120,20 +118,6 @@ AXES: dict[str, Callable[[], dict[int, Callable[[], object]]]] = {
 def test_growth(axis: str) -> None:
     torch.manual_seed(0)
     FOUND[axis] = lowest(AXES[axis]())
-
-
-def test_processes(tmp_path: Path) -> None:
-    """CPU time of a step of the toy recipe in all processes: a longer training less a shorter one."""
-
-    def cost(processes: int, steps: int) -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        words = [*SHORT, "--max_steps", str(steps), "--eval_steps", "0", "--save_steps", "0"]
-        name = tmp_path / f"{processes}-{steps}"
-        trials.train([*words, "--output_dir", str(name)], processes, name.with_suffix(".log"), None)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-    FOUND["processes, 4 lanes"] = [(each, (cost(each, 2050) - cost(each, 50)) / 2) for each in (1, 2)]
 
 
 def test_write() -> None:

@@ -77,6 +77,7 @@ def of_recipe(name: str, output: str, words: list[str]) -> Trainer:
     """A recipe's data, module and loss."""
     from runner.config import parse
 
+    Path(output).mkdir(parents=True, exist_ok=True)
     recipe = parse(["--recipe", name, *words]).recipe.prepare(Path(output))
 
     class Own(Trainer):
