@@ -34,6 +34,11 @@ def test_a_page_without_the_marks_is_named(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8") == "text"
 
 
+def test_every_benchmark_is_one_that_pytest_runs() -> None:
+    for path in sorted((REPOSITORY / "tests" / "benchmarks").glob("bench_*.py")):
+        assert "\ndef test_" in path.read_text(encoding="utf-8"), path.name
+
+
 def test_the_page_has_a_place_for_every_benchmark_that_records_a_table() -> None:
     text = (REPOSITORY / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     for path in sorted((REPOSITORY / "tests" / "benchmarks").glob("bench_*.py")):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recipes.tabular.score import MOST_TABLES
+from recipes.tabular.score import MOST_TABLES, macro_auroc, r2
 from runner.parts.figures import Figure
 from runner.parts.figures import Table as FigureTable
 
@@ -27,7 +27,6 @@ SHUFFLES = 3
 """Shuffles of each column; their mean counts."""
 MOST_CELLS = 20_000
 """A table of more cells, among the rows that are read, has fewer rows read."""
-
 MOST_COLUMNS = 20
 """Columns of a table in the report."""
 
@@ -62,7 +61,6 @@ def falls(table: Table, own: Linear, cells: Cells, targets: np.ndarray, vectors:
 def _score(scores: np.ndarray, truth: np.ndarray, is_classes: bool) -> float:
     """AUROC of (rows, classes) logits, or R2 of (rows, 1) numbers."""
     from recipes.tabular.linear import log_softmax
-    from recipes.tabular.score import macro_auroc, r2
 
     return macro_auroc(truth.astype(int), np.exp(log_softmax(scores))) if is_classes else r2(truth, scores[:, 0])
 

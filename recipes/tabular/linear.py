@@ -1,8 +1,7 @@
 """The linear part of the model: ridge or logistic regression on n-grams and numbers, and trees on what it finds.
 
-All is fitted before the first step.
-The penalty is the one that does best on rows that a fit did not see: the validation rows, or where these are few, those
-of five folds. For the training rows, the scores come from fits that did
+All is fitted before the first step. The penalty is the one that does best on rows that a fit did not see: the
+validation rows, or where these are few, those of five folds. For the training rows, the scores come from fits that did
 not see the row: the transformer then learns what the linear part does not know of other rows. Source of that second
 step: Wolpert 1992, Stacked Generalization.
 """

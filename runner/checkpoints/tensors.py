@@ -27,7 +27,7 @@ def clean_name(name: str) -> str:
 def is_sharded(tensor: torch.Tensor) -> "TypeIs[DTensor]":
     """Whether a tensor is cut over the processes."""
     if type(tensor) in (torch.Tensor, nn.Parameter):
-        # Most trainings have no other tensors, and need not wait seconds for the import.
+        # Commands that make no optimiser need not wait seconds for the import; torch's AdamW makes it by itself.
         return False
     from torch.distributed.tensor import DTensor
 

@@ -179,7 +179,8 @@ def test_a_step_and_a_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         package = statistics.median(found["the package"])
         table += [(work, name, f"{statistics.median(each):.2f}", f"{package / statistics.median(each):.2f}")
                  for name, each in found.items()]  # fmt: skip
-    page.record("tabular", ("work", "program", "CPU s", "times as fast"), table, f"medians of {STEPS} steps")
+    rounds = f"medians of {STEPS} steps, or of {ROUNDS} predictions"
+    page.record("tabular", ("work", "program", "CPU s", "times as fast"), table, rounds)
     assert statistics.median(taken["the package"]) > statistics.median(taken["tabstar, later"])
 
 

@@ -1,6 +1,6 @@
 """The tables of a corpus: Relay from nothing and with a sentence encoder, beside simple models on the same vectors.
 
-OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_tables --seeds 0 1 2 --text_encoder models/all-MiniLM-L6-v2 \
+OMP_NUM_THREADS=1 python -m tests.benchmarks.score_tables --seeds 0 1 2 --text_encoder models/all-MiniLM-L6-v2 \
     --output runs/tables
 
 A seed changes which training rows are validation rows, and what is random in a fit. The test rows are those of the
@@ -406,7 +406,7 @@ def main() -> None:
     texts = {own["name"] for own in entries if own.get("free_text_columns") and own["task"] == "classification"}
     results = [own for own in known_results(file) if own["table"] in names and own["seed"] in given.seeds]
     (given.output / "table.md").write_text(
-        page(results, baselines, texts, shlex.join(["python", "-m", "tests.benchmarks.bench_tables", *sys.argv[1:]])),
+        page(results, baselines, texts, shlex.join(["python", "-m", "tests.benchmarks.score_tables", *sys.argv[1:]])),
         encoding="utf-8",
     )
     print((given.output / "table.md").read_text(encoding="utf-8"))
