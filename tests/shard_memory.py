@@ -1,9 +1,11 @@
-"""A training whose processes note the peak of their private memory in each phase."""
+"""Trainings and exports in processes of their own, which note the peak of their private memory."""
 
+import ctypes
 import json
 import threading
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from runner import trials
@@ -29,6 +31,26 @@ def train(arguments: Sequence[str], processes: int, folder: Path) -> list[dict[s
         each.join()
         assert each.exitcode == 0, log.read_text(encoding="utf-8")
     return [json.loads((folder / f"peaks.{rank}").read_text(encoding="utf-8")) for rank in range(processes)]
+
+
+def export(folder: Path, output: Path) -> int:
+    """Export in a new process; the peak bytes of that process."""
+    sender, receiver = trials._server().Pipe()
+    exporting = trials._server().Process(target=_export, args=([str(folder), "--output", str(output)], sender))
+    exporting.start()
+    exporting.join()
+    assert exporting.exitcode == 0
+    return receiver.recv()
+
+
+def _export(words: list[str], sender: Connection) -> None:
+    from runner.commands import export
+
+    # glibc gives back at once what it maps, and keeps what it cuts from its heap: map each block above 64 kB.
+    ctypes.CDLL(None).mallopt(-3, 65536)  # M_MMAP_THRESHOLD
+    threading.Thread(target=_watch, daemon=True).start()
+    export.main(words)
+    sender.send(peaks["other"])
 
 
 def _work(arguments: list[str], variables: dict[str, str], log: Path, rank: int) -> None:
