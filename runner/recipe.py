@@ -325,6 +325,11 @@ class Recipe:
         ConfigError where these settings make no sense so, such as adapters without a model to adapt."""
         return None
 
+    def note_on_start(self, init_from: str | None) -> str:
+        """What it means that no evaluation was better than the one before the first step, and what to type: sentences
+        for the end of the training, the report and the model card. `init_from` names the weights that it began with."""
+        return ""
+
     def setting_notes(self, changed: frozenset[str]) -> list[str]:
         """Lines to print before a training: settings that have no effect beside others. `changed` holds the names of
         those that the user gave another value than the preset or the default has."""

@@ -183,7 +183,8 @@ def _summary(record: Record) -> str:
         words.append(f"best {metric} {state['best_score']:.4f} on the validation split at step {state['best_step']:,}")
     if origin:
         which = "the best" if origin["is_best"] else "the last"
-        words.append(f"final/ has the weights of step {origin['step']:,}, {which}")
+        note = f" ({origin['note'].rstrip('.')})" if origin.get("note") else ""
+        words.append(f"final/ has the weights of step {origin['step']:,}, {which}{note}")
     wrote = state.get("written_by", {})
     if wrote:
         words.append(f"{wrote.get('processes')} process(es) on {wrote.get('machine')}, torch {wrote.get('torch')}")

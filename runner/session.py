@@ -234,7 +234,8 @@ def _finish(run: Run, config: Config, output_dir: Path) -> None:
         with writing("report.html", output_dir):
             page = report.write(output_dir)
         if origin.step != origin.last_step:
-            print(f"final/ has the weights of {origin}; --final last keeps the last ones", flush=True)
+            note = f". {origin.note}" if origin.note else ""
+            print(f"final/ has the weights of {origin}; --final last keeps the last ones{note}", flush=True)
         print(f"finished at step {run.state.step}: {final}, {page}", flush=True)
         if run.saver.uploader is not None:
             run.saver.uploader.add(final)

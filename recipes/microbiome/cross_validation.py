@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from recipes.microbiome.baselines import Fold, baselines
-from recipes.microbiome.fitting import fit, target_values
+from recipes.microbiome.fitting import fit, target_values, warn_of_groups
 from recipes.microbiome.score import target_scores
-from recipes.microbiome.splits import partition
+from recipes.microbiome.splits import likely_groups, partition
 from runner.errors import DataError
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ def compare(settings: StageSettings, study: Study, folds: int, trains: Callable[
     for number in range(folds):
         own = dataclasses.replace(settings.source, fold=number)
         splits = partition(study, own)
+        if number == 0:
+            warn_of_groups(likely_groups(study, own, splits), "--group")
         _check_classes(study, settings.source, fitted, values, splits, number)
         fold = Fold(
             settings, study, _refitted(study, own, fitted, splits["train"]), splits["train"], splits["validation"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ import torch
 from recipes.microbiome.examples import Examples, batches, tokenize
 from recipes.microbiome.model import MicrobiomeModel
 from recipes.microbiome.readout import Readout, fit_readout
-from recipes.microbiome.splits import leaking_groups
+from recipes.microbiome.splits import leaking_groups, likely_groups
 from recipes.microbiome.study import Study, unread
 from recipes.microbiome.target import Fitted, is_number, read_target
 from recipes.microbiome.unifrac import as_rows
@@ -112,6 +112,8 @@ def fit_study(settings: StageSettings, study: Study, splits: Mapping[str, np.nda
             "too good; --data.split grouped without a split_file keeps them together.",
             flush=True,
         )
+    if settings.wants_target:
+        warn_of_groups(likely_groups(study, data, splits), "--data.group")
     fitted = fit(study, data, splits["train"], settings.wants_target)
     if fitted.classes and data.group is not None:
         cells, groups = study.metadata[str(data.target)], study.metadata[data.group]
@@ -124,6 +126,17 @@ def fit_study(settings: StageSettings, study: Study, splits: Mapping[str, np.nda
                     flush=True,
                 )
     return fitted
+
+
+def warn_of_groups(columns: Sequence[str], flag: str) -> None:
+    """Print which column may name subjects or sites that are on both sides of the split, and what to type."""
+    if columns:
+        others = f" (or {', '.join(columns[1:])})" if len(columns) > 1 else ""
+        print(
+            f"warning: samples with the same {columns[0]} are both in training and held out. Where they are alike, the "
+            f"scores are too good: type {flag} {columns[0]}{others} to keep them together.",
+            flush=True,
+        )
 
 
 def fit(study: Study, settings: DataSettings, rows: np.ndarray, wants_target: bool) -> Fitted:

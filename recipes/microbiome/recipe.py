@@ -70,6 +70,20 @@ class Recipe(StageSettings, runner.recipe.Recipe):
         """The linear readout alone is the first candidate for the best checkpoint."""
         return self.wants_readout
 
+    def note_on_start(self, init_from: str | None) -> str:
+        """What predicts, and which encoder the embeddings are from."""
+        if not self.wants_readout:
+            return ""
+        found = "No evaluation after step 0 was better, so"
+        if init_from is not None:
+            return (
+                f"{found} the weights are those of {init_from}, with the linear readout of this training beside them."
+            )
+        return (
+            f"{found} the linear readout alone predicts, and the embeddings are those of an encoder that learned "
+            "nothing. For embeddings, train with --stage pretrain and begin with --init_from RUN, or type --final last."
+        )
+
     # Data ---------------------------------------------------------------------------------------------
 
     @property

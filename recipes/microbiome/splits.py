@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,10 +11,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from recipes.microbiome.study import Study
+from recipes.microbiome.target import is_missing
 from runner.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from recipes.microbiome.settings import DataSettings
+
+# Names of columns that number what samples are taken from, in small letters and without other signs. Names like
+# body_site, subject_type or host_sex are of properties, and do not match.
+_OF = r"(?:host|qiita|source|collection|sampling|unique)*"
+_NUMBER = r"s?(?:ids?|names?|numbers?|no|nr|num|codes?|keys?|identifiers?|accessions?)?"
+_STRONG = "subject|patient|participant|individual|person|donor|volunteer|proband|mouse|cage|family|household"
+_STRONG += "|twin|study|bioproject|cohort"
+_WEAK = "site|station|location|plot|pit|field|farm|village|hospital|clinic|lake|animal|plant"
+STRONG_NAME = re.compile(rf"{_OF}(?:(?:{_STRONG}){_NUMBER}|hostid|anonymi[sz]edname)")
+WEAK_NAME = re.compile(rf"{_OF}(?:host|(?:{_WEAK}){_NUMBER})")
+# Two subjects or studies can be told apart by a split; a column "site" with few values may say where on a body.
+FEWEST_VALUES = {STRONG_NAME: 2, WEAK_NAME: 5}
 
 
 def partition(study: Study, settings: DataSettings) -> dict[str, np.ndarray]:
@@ -110,3 +124,33 @@ def leaking_groups(study: Study, settings: DataSettings, splits: Mapping[str, np
     groups = np.array(study.metadata[settings.group])
     held_out = np.concatenate([rows for split, rows in splits.items() if split != "train"])
     return len(np.intersect1d(groups[splits["train"]], groups[held_out]))
+
+
+def likely_groups(study: Study, settings: DataSettings, splits: Mapping[str, np.ndarray]) -> list[str]:
+    """Columns whose values look like subjects, studies or sites with samples both in training and held out.
+
+    The one with the most values first. None where a group is given. Columns with a value of its own for most samples
+    do not count, and neither do those that divide the samples as the target's classes do.
+    """
+    if settings.group is not None:
+        return []
+    held_out = np.concatenate([rows for split, rows in splits.items() if split != "train"])
+    target = study.metadata.get(settings.target or "")
+    found: dict[str, int] = {}
+    for name, cells in list(study.metadata.items()):
+        bare = re.sub("[^a-z]", "", name.lower())
+        fewest = next((least for pattern, least in FEWEST_VALUES.items() if pattern.fullmatch(bare)), None)
+        known = np.array([not is_missing(cell, settings.missing_values) for cell in cells], bool)
+        if fewest is None or name == settings.target or not _repeats(np.array(cells)[known], fewest):
+            continue
+        sides = [{cells[row] for row in rows if known[row]} for rows in (splits["train"], held_out)]
+        is_target = target is not None and len({*cells}) == len({*target}) == len({*zip(cells, target, strict=True)})
+        if not is_target and sides[0] & sides[1]:
+            found[name] = len({*cells})
+    return sorted(found, key=lambda name: -found[name])
+
+
+def _repeats(cells: np.ndarray, fewest: int) -> bool:
+    """Whether there are enough different values, and most samples share theirs with another."""
+    values, numbers = np.unique(cells, return_counts=True)
+    return len(values) >= fewest and numbers[numbers > 1].sum() > len(cells) / 2

@@ -41,6 +41,8 @@ class Origin:
     """`metric_for_best_model`."""
     score: float | None
     """The metric at this step; None where it was not evaluated, or where the metric was not a number."""
+    note: str = ""
+    """What it means that the step is 0, in the recipe's words."""
 
     def __str__(self) -> str:
         score = "" if self.score is None else f", {self.metric} {self.score:.4f}"
@@ -66,7 +68,8 @@ def choose_weights(run: Run) -> tuple[Mapping[str, torch.Tensor], Origin]:
             # All take part in putting together what is cut over the processes.
             tensors = Gathered(run.bare_model)
     score = score_at(output_dir, step, run.best_metric) if run.hardware.is_main else None
-    return tensors, Origin(step, state.step, step == state.best_step, run.best_metric, score)
+    note = run.recipe.note_on_start(run.settings.init_from) if step == 0 else ""
+    return tensors, Origin(step, state.step, step == state.best_step, run.best_metric, score, note)
 
 
 def best_checkpoint(run: Run, output_dir: Path) -> Path | None:
@@ -102,7 +105,8 @@ def score_at(output_dir: Path, step: int, metric: str) -> float | None:
 def describe_weights(folder: Path) -> str:
     """The step and the score of the weights in a folder, a checkpoint or `final/`, in words."""
     if (folder / ORIGIN).is_file():
-        return f"{folder}, {Origin(**json.loads((folder / ORIGIN).read_text(encoding='utf-8')))}"
+        origin = Origin(**json.loads((folder / ORIGIN).read_text(encoding="utf-8")))
+        return f"{folder}, {origin}. {origin.note}" if origin.note else f"{folder}, {origin}"
     if not (folder / "state.json").is_file():
         return str(folder)
     state = read_state(folder)
@@ -235,7 +239,7 @@ def model_card(run: Run, config: Config, origin: Origin) -> str:
         f"# {name}\n\n"
         f"Trained with Relay, recipe `{config.recipe_name}`, preset `{config.preset or 'default'}`, "
         f"{run.state.step} steps of {run.lanes.batch_size} examples.\n\n"
-        f"These are the weights of {origin}.\n\n"
+        f"{f'These are the weights of {origin}. {origin.note}'.rstrip()}\n\n"
         f"{_scores_in_words(run, origin)}"
         "`config.yaml` repeats the run: `relay train --config config.yaml --output_dir NEW`.\n"
     )

@@ -1,5 +1,6 @@
 """Reading a study as the field has it: what cannot be used is counted and said, and nothing leaks between splits."""
 
+import dataclasses
 import json
 import re
 import zipfile
@@ -13,7 +14,7 @@ from recipes.microbiome import examples, fitting, unifrac
 from recipes.microbiome import study as studies
 from recipes.microbiome.recipe import Recipe
 from recipes.microbiome.settings import DataSettings
-from recipes.microbiome.splits import leaking_groups, partition
+from recipes.microbiome.splits import leaking_groups, likely_groups, partition
 from recipes.microbiome.study import Study
 from runner.errors import ConfigError, DataError
 from tests.launching import SHARED
@@ -192,6 +193,79 @@ def test_the_user_is_warned_when_groups_leak(capsys: pytest.CaptureFixture[str],
     assert "warning" in capsys.readouterr().out
     (tmp_path / "grouped").mkdir()
     Recipe(data_settings=demo(group="site")).prepare(tmp_path / "grouped")
+    assert "warning" not in capsys.readouterr().out
+
+
+def with_column(name: str, cells: list[str]) -> Study:
+    """The embedded study with two columns: its classes, and one of this name."""
+    study = studies.read_study(demo())
+    return dataclasses.replace(study, metadata={"half": study.metadata["half"], name: tuple(cells)})
+
+
+def of_columns(study: Study, **settings: Any) -> list[str]:
+    """The columns that a split of the study may leak through."""
+    own = demo(target="half", **settings)
+    return likely_groups(study, own, partition(study, own))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "subject", "SubjectID", "host_subject_id", "Subject Number", "anonymized_name", "patient", "Patient_no",
+        "host-id", "participant.id", "individuals", "donor", "mouse_id", "cage", "family_id", "qiita_study_id",
+        "study", "BioProject", "host", "site", "collection_site", "Station", "plot_number", "pit", "sampling_location",
+    ],
+)  # fmt: skip
+def test_columns_of_repeated_subjects_studies_and_sites_are_found(name: str) -> None:
+    study = with_column(name, [f"a{row // 4}" for row in range(120)])
+    assert of_columns(study) == [name]
+    # A group is given: nothing more is said. A value for each sample, or one for all: nothing can be on two sides.
+    assert of_columns(study, group=name) == []
+    for cells in ([f"a{row}" for row in range(120)], ["a"] * 120, ["not collected"] * 60 + ["NA"] * 60):
+        assert of_columns(with_column(name, cells)) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sex", "host_sex", "subject_age", "body_site", "sample_type", "diagnosis", "study_group", "treatment", "ph",
+        "individual_weight", "site_type", "env_material", "host_common_name", "subject_is_affected", "plate", "day",
+    ],
+)  # fmt: skip
+def test_columns_of_properties_are_no_groups(name: str) -> None:
+    assert of_columns(with_column(name, [f"a{row % 6}" for row in range(120)])) == []
+
+
+def test_a_column_is_no_group_where_grouping_by_it_would_not_help(tmp_path: Path) -> None:
+    # "site" with few values: where on a body.
+    assert of_columns(with_column("site", ["gut", "skin", "tongue", "gut"] * 30)) == []
+    study = with_column("subject", [f"a{row // 4}" for row in range(120)])
+    # A study for each class is the class. A file that keeps subjects together does not leak.
+    assert of_columns(dataclasses.replace(study, metadata={**study.metadata, "cohort": study.metadata["half"]})) == [
+        "subject"
+    ]
+    (tmp_path / "split.json").write_text(json.dumps({"test_ids": study.sample_ids[:40]}))
+    assert of_columns(study, split_file=str(tmp_path / "split.json")) == []
+
+
+def test_the_user_is_told_once_which_column_may_leak(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def printed(**settings: Any) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        Recipe(stage="predict", data_settings=demo(target="half", **settings)).prepare(folder)
+        return capsys.readouterr().out
+
+    said = "warning: samples with the same site are both in training and held out. Where they are alike, the scores are"
+    assert printed().count(f"{said} too good: type --data.group site to keep them together.") == 1
+    assert "warning" not in printed(group="site")
+    text = "type --group site to keep them together."
+    recipe = Recipe(data_settings=demo(target="half"))
+    recipe.score_files(Recipe.Files(folds=3))
+    assert capsys.readouterr().out.count(text) == 1
+    recipe.score_files(Recipe.Files(folds=3, group="site"))
+    assert text not in capsys.readouterr().out
+    # Stage 1 predicts no target.
+    Recipe(data_settings=demo()).prepare(tmp_path)
     assert "warning" not in capsys.readouterr().out
 
 

@@ -19,6 +19,7 @@ from recipes.microbiome import answering
 from recipes.microbiome.recipe import Recipe
 from recipes.microbiome.settings import DataSettings
 from runner import trials
+from runner.__main__ import main
 from runner.checkpoints.trained import find_recipe, load_trained
 from runner.errors import ConfigError
 from tests.launching import REPOSITORY, metrics, same_bits, weights
@@ -176,6 +177,31 @@ def test_stage_2_starts_from_stage_1_frozen_and_stops_early(stage_1: Path, tmp_p
     assert (tmp_path / "own" / "report.html").read_text().count("<svg") == 3
     with pytest.raises(ConfigError, match="color_by"):
         recipe.answer(model, recipe.Request(output=tmp_path, color_by="colour"))
+
+
+def test_a_stage_2_that_no_step_improved_says_what_its_embeddings_are(
+    stage_1: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The training destroys the weights: no later evaluation is better.
+    flags = (*SMALL, "--stage", "predict", "--data.target", "target", "--data.group", "site", "--learning_rate", "10",
+             "--max_steps", "2", "--eval_steps", "2", "--unifrac_penalty", "0", "--nuc_penalty", "0",
+             "--count_penalty", "0")  # fmt: skip
+    nothing = "the embeddings are those of an encoder that learned nothing. For embeddings, train with --stage pretrain"
+    begun = f"the weights are those of {stage_1}, with the linear readout of this training beside them."
+    for name, more, said in (
+        ("random", (), nothing),
+        ("begun", ("--init_from", str(stage_1), "--data.rarefy_depth", "300"), begun),
+    ):
+        run = tmp_path / name
+        printed = train(*flags, *more, "--output_dir", str(run))
+        (line,) = [each for each in printed.splitlines() if each.startswith("final/ has the weights of step 0 of 2")]
+        for text in (line, (run / "final" / "README.md").read_text(), (run / "report.html").read_text()):
+            assert said.rstrip(".") in text and "No evaluation after step 0 was better" in text
+        assert main(["evaluate", "--checkpoint", str(run), "--mixed_precision", "no"]) == 0
+        assert said in capsys.readouterr().err
+    # The last weights are others.
+    assert main(["evaluate", "--checkpoint", str(run / "checkpoint-2"), "--mixed_precision", "no"]) == 0
+    assert "No evaluation" not in capsys.readouterr().err
 
 
 def test_a_run_of_stage_1_stopped_by_a_signal_goes_on(tmp_path: Path) -> None:
