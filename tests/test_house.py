@@ -70,6 +70,7 @@ PLAIN_EXTRAS = {
     "parts.adapters": {"peft", "safetensors", "torch", "xxhash"},
     "parts.pretrained": {"huggingface_hub", "safetensors", "torch", "transformers"},
     "parts.upcycling": {"torch", "transformers"},
+    "parts.expert_adapters": {"peft", "torch", "transformers"},
     "parts.fingerprints": {"fsspec", "xxhash"},
 }
 # The defaults of the contract load and write weights, with what only those who call them have imported.

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from runner.errors import ConfigError
+from runner.parts.expert_adapters import put_in_front, type_of_products
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -12,21 +13,15 @@ if TYPE_CHECKING:
 import functools
 import types
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-Part = TypeVar("Part", bound=nn.Module)
-
 # transformers' routers that are one matrix, a softmax and its top k, and return (logits, weights, choices).
 ROUTERS = ("MixtralTopKRouter", "Qwen2MoeTopKRouter", "Qwen3MoeTopKRouter", "OlmoeTopKRouter")
-
-
-# Choices per expert from which on a copy of the weights in bf16 costs less than computing in fp32.
-CHOICES_WORTH_A_COPY = 16
 
 
 class Router(nn.Module):
@@ -78,11 +73,8 @@ class Experts(nn.Module):
         """(tokens, hidden), (tokens, k), (tokens, k) -> (tokens, hidden)."""
         from transformers.integrations.moe import grouped_mm_experts_forward
 
-        kind, implementation = hidden_states.device.type, self.config._experts_implementation
-        is_worth_it = top_k_index.numel() >= CHOICES_WORTH_A_COPY * self.num_experts
-        if implementation == "grouped_mm" and torch.is_autocast_enabled(kind) and is_worth_it:
-            # Autocast does not know the grouped product, which else computes in the weights' own fp32.
-            dtype = torch.get_autocast_dtype(kind)
+        implementation, dtype = self.config._experts_implementation, type_of_products(self, top_k_index)
+        if implementation == "grouped_mm" and dtype != self.down_proj.dtype:
             cast = types.SimpleNamespace(**{name: getattr(self, name) for name in READ_OF_EXPERTS})
             cast.gate_up_proj, cast.down_proj = self.gate_up_proj.to(dtype), self.down_proj.to(dtype)
             found = grouped_mm_experts_forward(cast, hidden_states.to(dtype), top_k_index, top_k_weights)  # type: ignore[arg-type]
@@ -129,17 +121,6 @@ def within_capacity(
     taken = nn.functional.one_hot(chosen, num_experts) * tokens.to(torch.int64)[:, None, None]
     places = taken.reshape(-1, num_experts).cumsum(0).reshape(taken.shape)  # (tokens, k, experts), counted from 1
     return places.gather(-1, chosen[..., None])[..., 0] <= room
-
-
-def put_in_front(own: type[Part], module: nn.Module) -> Part:
-    """Make the module one of our class, which derives from its own: what it holds stays, and ours decides."""
-    module.__class__ = _in_front(own, type(module))
-    return cast(Part, module)
-
-
-@functools.cache
-def _in_front(own: type, theirs: type) -> type:
-    return type(theirs.__name__, (own, theirs), {})
 
 
 def route(model: "PreTrainedModel", settings: "ModelSettings") -> None:

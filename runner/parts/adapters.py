@@ -82,6 +82,10 @@ def with_adapters(
             adapted = peft.get_peft_model(model, config)
     except (ValueError, TypeError, RuntimeWarning) as error:
         raise ConfigError(f"lora.target_modules does not fit this model: {str(error).splitlines()[0]}") from None
+    if target_parameters:
+        from runner.parts.expert_adapters import adapt_tokens
+
+        adapt_tokens(adapted)
     adapted.__class__ = _adapted_class()  # type: ignore[assignment]
     # Where the embeddings of new tokens train, they are saved with the adapters, and the full table is not.
     adapted.saved_embeddings = "auto" if new_tokens is None else False  # type: ignore[assignment]
@@ -104,17 +108,23 @@ def linear_names(model: PreTrainedModel) -> list[str]:
 def hold_base_in_bf16(model: nn.Module, precision: str) -> None:
     """Hold the frozen matrices of a base in bf16, if `precision` is bf16 and the base lies elsewhere.
 
-    It changes no result under bf16 autocast, which rounds the matrices of linear layers at each forward pass.
+    It changes no result under bf16 autocast, which rounds the matrices of linear layers at each forward pass. Experts
+    then multiply in bf16 also where they have few tokens.
     Embeddings are held in bf16 if that is exact, as it is where the base was saved in bf16, and if no tokens of their
     own train.
     """
     import torch
+
+    from runner.parts.expert_adapters import weights_of_experts
 
     if precision != "bf16" or not getattr(model, "base_is_elsewhere", False):
         return
     table = cast("PeftModel", model).get_base_model().get_input_embeddings()  # type: ignore[operator]
     has_new_tokens = hasattr(table, "token_adapter")
     embeddings = _tables(cast("PeftModel", model))[0].weight
+    for weight in weights_of_experts(model):
+        if weight.dtype == torch.float32 and not weight.requires_grad:
+            weight.data = weight.data.to(torch.bfloat16)
     for module in model.modules():
         weight = getattr(module, "weight", None)
         if not isinstance(weight, torch.nn.Parameter) or weight.requires_grad or weight.dtype != torch.float32:
