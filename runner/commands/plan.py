@@ -334,16 +334,16 @@ def kept_for_backward(
 
 
 def gathered_bytes(model: "nn.Module", weight_bytes: int) -> float:
-    """Bytes that FSDP2 gathers at once, from counted parameters: two of the largest layers, each in the buffer of the
-    gather and as weights, one layer's gradients in fp32 with the buffer of their sum, and, in fp32, weights and
-    gradients of all that is in no layer."""
+    """Bytes that FSDP2 gathers at once in a backward pass, from counted parameters: of the largest layer its weights,
+    those of the layer that comes next, its gradients, and in fp32 the gradients of the layer before, which are being
+    summed; and, in fp32, weights and gradients of all that is in no layer."""
     from torch import nn
 
     layers = [layer for module in model.modules() if isinstance(module, nn.ModuleList) for layer in module]
     inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
     largest = max((sum(parameter.numel() for parameter in layer.parameters()) for layer in layers), default=0)
     others = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in inside)
-    return largest * (4 * weight_bytes + 8) + others * 8
+    return largest * (3 * weight_bytes + 4) + others * 8
 
 
 def _processes(processes: int, is_sharded: bool) -> str:

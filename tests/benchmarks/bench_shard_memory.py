@@ -2,10 +2,12 @@
 
 make bench, or: python -m pytest tests/benchmarks/bench_shard_memory.py -s -o 'python_files=bench_*.py'
 
-It takes 10 GB of memory and 12 GB of disk. tests/runner/test_shard_memory.py does the same with a smaller model.
+It takes 10 GB of memory and 12 GB of disk; LAYERS=6 in front of the command takes a seventh of the layers.
+tests/runner/test_shard_memory.py does the same with a smaller model.
 Pages of mapped files are not counted: the system takes them back when it needs them.
 """
 
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -19,8 +21,9 @@ from runner.config import parse
 from tests import shard_memory
 
 TINY = ["--recipe", "text2sql", "--preset", "nano"]
+LAYERS = os.environ.get("LAYERS", "42")
 LARGE = [
-    *TINY, "--model.hidden_size", "1024", "--model.num_hidden_layers", "42", "--model.num_attention_heads", "16",
+    *TINY, "--model.hidden_size", "1024", "--model.num_hidden_layers", LAYERS, "--model.num_attention_heads", "16",
     "--model.num_key_value_heads", "4", "--model.intermediate_size", "768", "--save_total_limit", "1",
 ]  # fmt: skip
 SHORT = ["--mixed_precision", "no", "--micro_batch_size", "1", "--logging_steps", "1", "--save_steps", "1"]

@@ -270,10 +270,10 @@ def test_the_plan_counts_gathered_layers_in_place_of_copies_of_all_weights() -> 
 
     layer = nn.Linear(10, 10, bias=False)
     model = nn.ModuleDict({"layers": nn.ModuleList([layer, nn.Linear(5, 5, bias=False)]), "head": nn.Linear(7, 1)})
-    assert gathered_bytes(model, 2) == 100 * (4 * 2 + 8) + 8 * 8
+    assert gathered_bytes(model, 2) == 100 * (3 * 2 + 4) + 8 * 8
     found = Measured(1000, 1000, 1000, "bf16", copies=2000.0, gathered=gathered_bytes(model, 2))
     assert found.memory(1)["bf16 copies"] == 2000 and "gathered layers" not in found.memory(1)
-    assert found.memory(8)["gathered layers"] == 1664 and "bf16 copies" not in found.memory(8)
+    assert found.memory(8)["gathered layers"] == 1064 and "bf16 copies" not in found.memory(8)
     assert found.memory(8)["weights"] == 500
 
 
@@ -298,7 +298,22 @@ def test_the_plan_counts_what_torchs_tracker_counts() -> None:
         model = parse(["--recipe", "text2sql", "--preset", "tiny", "--model.num_hidden_layers", "20"]).recipe.model()
     total = sum(parameter.numel() for parameter in model.parameters())
     parts = Measured(total, total, total, "fp32", activations=33.8e6, gathered=gathered_bytes(model, 4)).memory(2)
-    assert sum(parts.values()) - parts["optimiser (AdamW)"] == pytest.approx(213.2e6, rel=0.1)
+    assert sum(parts.values()) - parts["optimiser (AdamW)"] == pytest.approx(213.2e6, rel=0.05)
+
+
+@pytest.mark.parametrize(("weight_bytes", "tracked"), [(4, 211.0e6), (2, 138.5e6)])
+def test_the_plan_gathers_what_torchs_tracker_sees_gathered(weight_bytes: int, tracked: float) -> None:
+    """12 layers of tests/benchmarks/bench_shard_memory.py on 2 processes, in fp32 and bf16, one lane of 1 x 63 tokens.
+
+    FSDPMemTracker of torch 2.13 at its peak, in MB: unsharded weights 56.7 and 32.5, their gradients 57.7 and 33.6,
+    all-gather 48.3 and 24.1, reduce-scatter 48.3.
+    """
+    from runner.commands.plan import gathered_bytes
+    from tests.benchmarks.bench_shard_memory import LARGE
+
+    with torch.device("meta"):
+        model = parse([*LARGE, "--model.num_hidden_layers", "12"]).recipe.model()
+    assert gathered_bytes(model, weight_bytes) == pytest.approx(tracked, rel=0.02)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4, 8, 16])

@@ -27,6 +27,8 @@ from tests.torture.arena import INTERVAL, STEPS, Arena, Hang, Launcher, expect
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 SECONDS_OF_A_RUN = 1.5
 DDP_TIMEOUT = 5
+STEPS_OF_TWO = 400
+"""Steps of the run whose machines lose each other: more than it takes until the link is cut."""
 
 
 # Kills ----------------------------------------------------------------------------------------------------
@@ -337,18 +339,21 @@ def _until_output(arena: Arena, trial: Trial, text: str) -> None:
 
 
 def cut_the_network(arena: Arena) -> None:
-    """Two machines, and the link between them fails: both end within the limit and say whom they waited for."""
-    arena.processes = 2
+    """Two machines, and the link between them fails: both end within the limit and say whom they waited for, and one
+    of them goes on alone, to the weights of a run that was never on two machines."""
+    # Of the run that goes on. The one before has a process on each machine.
+    arena.processes = 1
+    arena.flags = (*arena.flags, "--deterministic", "true", "--max_steps", str(STEPS_OF_TWO), "--save_steps", "10")
     with network.two_machines() as machines, contextlib.ExitStack() as stack:
         port = str(free_port())
         started = []
         for rank, machine in enumerate(machines):
             own = ("torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--node_rank", str(rank))
             own += ("--master_addr", machines[0].address, "--master_port", port, "-m", "runner", "train")
-            words = arena.words(*LONG, "--ddp_timeout", str(DDP_TIMEOUT))
+            words = arena.words("--ddp_timeout", str(DDP_TIMEOUT))
             variables = {"GLOO_SOCKET_IFNAME": machine.interface, "TP_SOCKET_IFNAME": machine.interface}
             started.append(stack.enter_context(arena.launched(*own, *words, prefix=machine.enter, **variables)))
-        arena.until_step(arena.random.randrange(2, 100), started[0])
+        arena.until_step(arena.random.randrange(12, 60), started[0])
         programs = [network.programs_below(process.pid) for process in started]
         arena.note_promises()
         arena.random.choice(machines).cut()
@@ -363,7 +368,10 @@ def cut_the_network(arena: Arena) -> None:
         expect(
             re.search(rf"Waited for the other processes: {words}", printed) is not None, f"{words}? {printed[-1500:]}"
         )
-    arena.keeps_promises()
+    reached = arena.keeps_promises()
+    expect(0 < reached < STEPS_OF_TWO, f"step {reached} was saved: there is nothing to go on from, or to")
+    arena.finishes()
+    expect(f"going on from {arena.folder}/checkpoint-{reached}" in arena.output(), "the run began anew")
 
 
 # The table ------------------------------------------------------------------------------------------------
