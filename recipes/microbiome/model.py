@@ -385,6 +385,10 @@ class MicrobiomeModel(nn.Module):
         if shape.has_count_head:
             self.count_encoder = Stack(size, heads, shape.count_layers, dropout)
             self.count_head = nn.Linear(size, 1)
+            # A softmax over the ASVs of a sample ignores what is added to all of them. The optimiser would move these
+            # two by rounding errors alone, which depend on the number of processes.
+            for bias in (self.count_encoder.norm.bias, self.count_head.bias):
+                bias.requires_grad_(False)
         if shape.num_outputs:
             if shape.target_from == "branches":
                 self.target_head = nn.Linear(2 * shape.embedding_size, shape.num_outputs)

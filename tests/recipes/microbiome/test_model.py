@@ -298,6 +298,27 @@ def test_the_count_loss_is_0_only_for_the_true_abundances() -> None:
             recipe_of("predict", None, **{name: True})
 
 
+def test_what_the_count_loss_ignores_does_not_train() -> None:
+    """Its gradient is rounding noise, so that weights depended on the number of processes by ten times as much."""
+    recipe = recipe_of("predict", {"target_penalty": 0.0, "unifrac_penalty": 0.0, "nuc_penalty": 0.0})
+    batch = batch_of(recipe)
+    model: Any = recipe.model().double().eval()
+    batch.tensors = {
+        name: value.double() if value.is_floating_point() else value for name, value in batch.tensors.items()
+    }
+    before = float(recipe.loss(model, batch).logs["count_loss"])
+    biases = {name: value for name, value in model.named_parameters() if name.startswith("count_") and value.ndim == 1}
+    ignored = set()
+    for name, value in biases.items():
+        with torch.no_grad():
+            value += 1 + torch.arange(len(value))
+            if float(recipe.loss(model, batch).logs["count_loss"]) == pytest.approx(before, abs=1e-9):
+                ignored.add(name)
+            value -= 1 + torch.arange(len(value))
+    assert ignored == {name for name, value in biases.items() if not value.requires_grad}
+    assert ignored == {"count_encoder.norm.bias", "count_head.bias"}
+
+
 def test_classes_and_numbers_have_their_own_losses_and_scores() -> None:
     for target, wanted in [("target", {"target_mae", "target_r2"}), ("half", {"target_accuracy", "target_auroc"})]:
         recipe = recipe_of("predict", {"unifrac_penalty": 0.0, "nuc_penalty": 0.0, "count_penalty": 0.0})
@@ -369,6 +390,7 @@ def test_a_frozen_base_has_no_gradient_no_dropout_and_no_optimiser_state() -> No
     assert held and not any(name.startswith(of_base) or name == "nobody" for name in held)
     for name, value in model.state_dict().items():
         unchanged = name.startswith((*of_base, "nobody", "trained_letters", "branch_"))
+        unchanged |= name in ("count_encoder.norm.bias", "count_head.bias")
         assert torch.equal(value, before[name]) == unchanged, name
 
 
