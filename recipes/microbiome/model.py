@@ -339,7 +339,9 @@ def embedding_distances(
         # Not by products, which lose the small ones; its gradient between a sample and its double is 0, not NaN.
         apart = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist")
         return torch.tanh(apart / scale)
-    shared = embeddings @ embeddings.T
+    # A matrix product may round a pair otherwise than the same pair the other way round.
+    products = embeddings @ embeddings.T
+    shared = (products + products.T) / 2
     union = lengths[:, None] + lengths[None, :] - shared
     return 1 - shared / union.clamp(min=1e-6)
 

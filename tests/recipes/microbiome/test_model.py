@@ -516,9 +516,10 @@ def test_distances_are_0_to_oneself_and_to_a_double_and_symmetric(form: str) -> 
         batch = recipe.collate(chosen)
         output = run(model, batch, mask=None)
         apart = embedding_distances(output.embeddings, output.lengths, tanh_scale(16))
-    assert apart.diagonal().abs().max() < 1e-6
-    assert apart[0, 3].abs() < 1e-6 and apart[1, 5].abs() < 1e-6
-    assert torch.allclose(apart, apart.T, atol=1e-7)
+    # Sums of a thousand terms, in fp32.
+    assert apart.diagonal().abs().max() < 3e-6
+    assert apart[0, 3].abs() < 3e-6 and apart[1, 5].abs() < 3e-6
+    assert torch.equal(apart, apart.T)
     others = apart[torch.tensor([0, 0, 1, 2]), torch.tensor([1, 2, 2, 4])]
     assert (others > 1e-4).all() and (apart < 1.2).all()
     # The triangle holds.
