@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from recipes.text2sql.sql.schema import Schema
 
 import functools
+import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -283,7 +284,8 @@ class Writer:
             node, at = open_.pop()
             children = node.children
             if isinstance(at.at, Spot) and at.at.lexeme is None and len(at.at.children) < len(children):
-                symbols = [symbol for symbol in at.at.children if symbol in children]
+                cases = (self.spelling.cases(symbol) for symbol in at.at.children)
+                symbols = [symbol for symbol in itertools.chain.from_iterable(cases) if symbol in children]
             else:
                 symbols = list(children)
             for symbol in symbols:
@@ -344,14 +346,18 @@ def _writer(
     tokens, rules, forms = names_of(schema) if with_tokens else {}, _grammar(schema), {}
     for key in {*rules.tables, *rules.columns}:
         # As `hide_names` and `canonical` write them.
-        forms[key] = [symbols(tokens.get(key[1:]) or spelled(key[1:]))]
+        name = tokens.get(key[1:]) or spelled(key[1:])
+        # In a plain answer, case does not tell the column count from the function.
+        forms[key] = [symbols(f'"{name}"' if is_plain and name.upper() in AGGREGATES else name)]
     values = [(symbols(PLACEHOLDERS[number]), whole) for number, whole in enumerate(kinds)]
-    return Writer(Spelling(rules, forms, values, CLOSING if is_plain else frozenset()), vocabulary)
+    return Writer(Spelling(rules, forms, values, is_plain), vocabulary)
 
 
-SPACE, QUOTE, LESS, POINT, PERCENT, MINUS, FENCE = b" '<.%-`"
-CLOSING = frozenset(b";\n`")
-"""What a plain answer writes behind a query: its semicolon, or the end of its block."""
+SPACE, QUOTE, LESS, POINT, PERCENT, MINUS, NEWLINE, FENCE = b" '<.%-\n`"
+CLOSING = frozenset(b";`")
+"""What a plain answer writes behind a query: its semicolon, or the end of its block, three times the sign."""
+_LOWER = {letter: letter + 32 for letter in b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
+_UPPER = {lower: upper for upper, lower in _LOWER.items()}
 
 
 _WORD = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_$") | frozenset(range(128, 256))
@@ -389,7 +395,7 @@ class State(NamedTuple):
 
     lexemes: tuple[str, ...] = ()
     at: Spot | str | None = None
-    """The place within the next lexeme; None: between two."""
+    """The place within the next lexeme, or in what closes a plain answer; None: between two lexemes."""
     gap: str = "free"
     """Between two lexemes: "none" or "space"; after a placeholder, beside which a space is free, with "free" before."""
 
@@ -399,6 +405,10 @@ class Spelling:
 
     Symbols are bytes, and numbers from 256 on for tokens that stand for themselves (placeholders). Spaces stand where
     `canonical` writes them; beside placeholders, where the tokenizer puts one before any text, also elsewhere.
+
+    A plain answer is that of a model that learned SQL elsewhere. It writes keywords and names in upper or lower case,
+    and breaks lines. The model's best token would else often be forbidden, and a worse query be written: " count" of
+    COUNT(*) would only be the beginning of the column countryid.
     """
 
     def __init__(
@@ -406,11 +416,11 @@ class Spelling:
         grammar: Grammar,
         names: Mapping[str, Sequence[tuple[int, ...]]],
         values: Sequence[tuple[tuple[int, ...], bool]],
-        closing: Set[int] = frozenset(),
+        is_plain: bool = False,
     ) -> None:
         """`names`: each name of the grammar, and how it may be written. `values`: each placeholder, and whether it is
-        a whole number. `closing`: symbols that may follow the query, and of which the first ends it."""
-        self.grammar, self.closing = grammar, closing
+        a whole number."""
+        self.grammar, self.is_plain = grammar, is_plain
         self.forms: dict[str, Sequence[tuple[int, ...]]] = {
             **names,
             VALUE: [symbols for symbols, _ in values],
@@ -433,7 +443,7 @@ class Spelling:
                 for symbols in self.forms[lexeme] if lexeme in self.forms else [tuple(lexeme.encode())]:
                     spot = found
                     for symbol in symbols:
-                        spot = spot.children.setdefault(symbol, Spot(symbol >= 256))
+                        spot = spot.children.setdefault(self._folded(symbol), Spot(symbol >= 256))
                     spot.lexeme = lexeme
         return found
 
@@ -441,11 +451,15 @@ class Spelling:
         """The state after one more symbol; None where no query begins so."""
         lexemes, at, gap = state
         if at == "ended":
-            return state if symbol in self.closing else None
-        if symbol in self.closing and self.can_end(state):
-            return State(lexemes, "ended") if symbol != FENCE else None
+            return state if symbol in CLOSING or symbol == NEWLINE else None
+        if at in ("`", "``"):
+            return None if symbol != FENCE else State(lexemes, "``" if at == "`" else "ended")
+        if self.is_plain and symbol in CLOSING and self.can_end(state):
+            return State(lexemes, "`" if symbol == FENCE else "ended")
         if at is None:
-            if symbol == SPACE:
+            if self.is_plain and symbol == SPACE and gap.endswith("space"):
+                return state  # An indented line. An empty one would end the answer.
+            if symbol == SPACE or (self.is_plain and symbol == NEWLINE):
                 return self._space(state)
             last = lexemes[-1] if lexemes else ""
             tight = self.is_tight(last, symbol)
@@ -455,7 +469,7 @@ class Spelling:
                 return None
             if last == "-" and symbol == MINUS and not gap.endswith("space"):
                 return None  # Two of them begin a comment.
-            child = self.root(lexemes).children.get(symbol)
+            child = self.root(lexemes).children.get(self._folded(symbol))
             if child is not None:
                 return State(lexemes, child)
             options = self.grammar.options(lexemes)
@@ -463,7 +477,7 @@ class Spelling:
                 return State(lexemes, "digits")
             return State(lexemes, "open") if symbol == QUOTE and STRING in options else None
         if isinstance(at, Spot):
-            child = at.children.get(symbol)
+            child = at.children.get(self._folded(symbol))
             if child is not None:
                 return State(lexemes, child)
         elif at in ("digits", "fraction"):
@@ -480,6 +494,13 @@ class Spelling:
         done = self.finished(state)
         return None if done is None else self.step(done, symbol)
 
+    def _folded(self, symbol: int) -> int:
+        return _LOWER.get(symbol, symbol) if self.is_plain else symbol
+
+    def cases(self, symbol: int) -> tuple[int, ...]:
+        """The symbols that a symbol of the trie stands for."""
+        return (symbol, _UPPER[symbol]) if self.is_plain and symbol in _UPPER else (symbol,)
+
     def is_tight(self, last: str, symbol: int) -> bool:
         """Whether no space stands between a lexeme and one that begins with the symbol."""
         return last in ("(", ".") or symbol in _SIGNS or (symbol == ord("(") and last in AGGREGATES)
@@ -487,7 +508,9 @@ class Spelling:
     def _space(self, state: State) -> State | None:
         lexemes, _, gap = state
         last = lexemes[-1] if lexemes else ""
-        others = self.grammar.options(lexemes) - {END}
+        others = self.grammar.options(lexemes)
+        if not self.is_plain:
+            others -= {END}
         if gap == "none" and last not in ("(", "."):
             others -= {")", ",", "."} | ({"("} if last in AGGREGATES else _NOTHING)
             return State(lexemes, None, "space") if others else None
@@ -541,6 +564,8 @@ class Spelling:
         lexemes, at, _ = state
         if at == "ended":
             return symbols
+        if at in ("`", "``"):
+            return [FENCE] * (3 - len(at))
         if isinstance(at, Spot):
             # To the nearest end of the lexeme, in as few symbols as can be.
             ways: list[tuple[Spot, list[int]]] = [(at, [])]
@@ -558,8 +583,9 @@ class Spelling:
         spaced = at is None and state.gap.endswith("space")
         for _ in range(200):
             last = lexemes[-1] if lexemes else ""
-            fitting = [lexeme for lexeme in self.grammar.options(lexemes)
-                       if not (state.gap == "space" and spaced and (lexeme == END or lexeme in "),." ))]  # fmt: skip
+            fitting = self.grammar.options(lexemes)
+            if state.gap == "space" and spaced:
+                fitting = fitting - ({*"),."} if self.is_plain else {*"),.", END})
             chosen = min(fitting, key=_rank)
             if chosen == END:
                 break
@@ -577,4 +603,6 @@ class Spelling:
         if state.at == "ended":
             return True
         done = self.finished(state)
-        return done is not None and not done.gap.endswith("space") and END in self.grammar.options(done.lexemes)
+        if done is None or (done.gap.endswith("space") and not self.is_plain):
+            return False
+        return END in self.grammar.options(done.lexemes)

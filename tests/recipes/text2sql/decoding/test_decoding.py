@@ -21,9 +21,10 @@ from recipes.text2sql.data.questions import Question
 from recipes.text2sql.data.questions import read_demo as demo_questions
 from recipes.text2sql.decoding import candidates
 from recipes.text2sql.decoding.candidates import SeededSampling, as_sql, most_voted, picked, uniforms, write_candidates
-from recipes.text2sql.decoding.masks import OnlyGrammatical, State, Writer, writer_of
+from recipes.text2sql.decoding.masks import OnlyGrammatical, State, Writer, _vocabulary, _writer, writer_of
 from recipes.text2sql.prompts import prompt
 from recipes.text2sql.prompts.encoding import Example
+from recipes.text2sql.prompts.plain import query_of
 from recipes.text2sql.prompts.prompt import reveal
 from recipes.text2sql.recipe import Recipe
 from recipes.text2sql.sql.schema import Schema
@@ -323,6 +324,73 @@ def test_what_is_allowed(recipe: Recipe, bookshop: tuple[Schema, str], text: str
     for symbol in text.encode():
         state = state and spelling.step(state, symbol)
     assert (state is not None and spelling.can_end(state)) == is_allowed
+
+
+def plain_writer(recipe: Recipe, schema: Schema) -> Writer:
+    return _writer(_vocabulary(recipe.tokenizer), schema, (), False, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_allowed"),
+    [
+        ("select Name, count(*) from BOOK group by NAME", True),
+        ("SELECT T1.Price, t2.City FROM book AS T1 JOIN author AS t2 ON T1.author_id = T2.ID;\n```", True),
+        ("SELECT name\nFROM book\n  WHERE genre = 'Crime'\nLIMIT 3\n```", True),
+        ("SELECT name FROM book WHERE genre LIKE '%Crime%';", True),
+        ("SELECT name FROM book ", True),
+        ("SELECT name\n\nFROM book", False),  # an empty line ends an answer
+        ("SELECT name\n```", False),
+        ("SELECT name FROM book\n``", False),
+        ("SELECT name FROM book; SELECT", False),
+        ("SELECT Shelf", False),
+        ("SELECT na me FROM book", False),
+        ("SELECT name FROM bookJOIN", False),
+    ],
+)
+def test_a_plain_answer_has_its_own_case_and_lines(
+    recipe: Recipe, bookshop: tuple[Schema, str], text: str, is_allowed: bool
+) -> None:
+    state: Any = State()
+    spelling = plain_writer(recipe, bookshop[0]).spelling
+    for symbol in text.encode():
+        state = state and spelling.step(state, symbol)
+    assert (state is not None and spelling.can_end(state)) == is_allowed
+    if is_allowed:
+        assert prepares(bookshop[0], query_of(text).replace("select", "SELECT"))
+
+
+def test_a_column_called_like_a_function_is_told_from_it(recipe: Recipe) -> None:
+    schema = Schema("clinic", {"visit": {"count": "number", "max": "number", "country_id": "number"}})
+    spelling = plain_writer(recipe, schema).spelling
+    for text, is_allowed in (
+        ("SELECT count(*) FROM visit", True),
+        ('SELECT "Count", MAX("max") FROM visit', True),
+        ("SELECT count FROM visit", False),
+        ("SELECT COUNTRY_ID FROM visit", True),
+    ):
+        state: Any = State()
+        for symbol in text.encode():
+            state = state and spelling.step(state, symbol)
+        assert (state is not None and spelling.can_end(state)) == is_allowed, text
+
+
+def test_a_plain_answer_drawn_at_random_prepares(recipe: Recipe) -> None:
+    rng, whole = random.Random(1), 0
+    for question in recipe.data("validation").questions[::2]:
+        writer = plain_writer(recipe, question.schema)
+        tokens = drawn_at_random(writer, 96, rng)
+        for cut in range(0, len(tokens), 7):
+            seen = writer.state(tokens[:cut])
+            if seen is not None:
+                slow = [token for token in writer.vocabulary.symbols if writer._after(seen, token) is not None]
+                mask = writer._mask(seen)
+                mask[writer.vocabulary.end] = False
+                assert mask.nonzero().flatten().tolist() == sorted(slow)
+        if tokens[-1] == writer.vocabulary.end:
+            query = query_of(recipe.tokenizer.decode(tokens[:-1]))
+            assert prepares(question.schema, query[:6].upper() + query[6:]), query
+            whole += 1
+    assert whole > 15
 
 
 def test_a_question_without_a_number_has_no_limit_by_a_placeholder(
