@@ -71,6 +71,7 @@ PLAIN_EXTRAS = {
     "parts.pretrained": {"huggingface_hub", "safetensors", "torch", "transformers"},
     "parts.upcycling": {"torch", "transformers"},
     "parts.expert_adapters": {"peft", "torch", "transformers"},
+    "parts.chunked_loss": {"torch"},
     "parts.fingerprints": {"fsspec", "xxhash"},
 }
 # The defaults of the contract load and write weights, with what only those who call them have imported.

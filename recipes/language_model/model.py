@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from runner.errors import ConfigError
+from runner.parts.chunked_loss import scored_in_chunks, wide
 from runner.parts.pretrained import LoadIn, read_pretrained
 
 if TYPE_CHECKING:
@@ -40,141 +41,6 @@ class DroppingLinear(nn.Linear):
         return nn.functional.dropout(super().forward(input), self.dropout, self.training)
 
 
-LARGE_LOGITS = 1 << 26
-"""Number of logits of a micro-batch above which the loss is computed in chunks: 256 MB in fp32."""
-CHUNK = 1 << 22
-"""Number of logits of a chunk."""
-
-
-class ScoringLinear(nn.Linear):
-    """The output matrix. While it has `labels`, it returns the loss of each row in place of logits, which then never
-    are in memory all at once. This happens inside the model's forward pass, as DDP, FSDP and torch.compile need it."""
-
-    labels: Tensor | None = None
-    cap: float | None = None
-    """Gemma's soft cap of the logits: cap * tanh(logits / cap)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(batch, time, hidden) -> (batch, time, vocab), or, with labels, (batch,) nats."""
-        if self.labels is None:
-            return super().forward(input)
-        return ChunkedCrossEntropy.apply(input, self.weight, self.labels, self.cap)
-
-
-class Context(Protocol):
-    """What autograd hands to both passes of a function."""
-
-    dtype: torch.dtype
-    cap: float | None
-    saved_tensors: tuple[Tensor, ...]
-    needs_input_grad: tuple[bool, ...]
-
-    def save_for_backward(self, *tensors: Tensor) -> None:
-        """Keep tensors for the backward pass."""
-        ...
-
-
-class ChunkedCrossEntropy(torch.autograd.Function):
-    """Cross-entropy summed over each row, with logits computed in chunks.
-
-    (batch, time, hidden), (vocab, hidden), (batch, time) int64, cap -> (batch,) fp32. Labels of -100 are not scored
-    and have no logits. Where the output matrix is frozen, the forward pass computes the gradient too; else the backward
-    pass computes the logits again.
-    """
-
-    @staticmethod
-    def forward(ctx: Context, hidden: Tensor, weight: Tensor, labels: Tensor, cap: float | None = None) -> Tensor:
-        """Products are computed in the dtype of autocast, the rest in fp32."""
-        kind = hidden.device.type
-        ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        ctx.cap = cap
-        scored, targets = _scored(labels)
-        flat, matrix = hidden.detach().flatten(0, 1)[scored].to(ctx.dtype), weight.to(ctx.dtype)
-        is_frozen = ctx.needs_input_grad[0] and not ctx.needs_input_grad[1]
-        losses, gradient = [], torch.empty_like(flat) if is_frozen else None
-        for part in _parts(len(flat), len(weight)):
-            logits = _capped(_wide(flat[part] @ matrix.T), cap)
-            losses.append(nn.functional.cross_entropy(logits, targets[part], reduction="none"))
-            if gradient is not None:
-                gradient[part] = _slopes(logits, targets[part], cap).to(ctx.dtype) @ matrix
-        if gradient is None:
-            ctx.save_for_backward(hidden, weight, labels)
-        else:
-            ctx.save_for_backward(gradient, labels)
-        each = torch.zeros(labels.numel(), dtype=losses[0].dtype if losses else torch.float32, device=labels.device)
-        each[scored] = torch.cat(losses) if losses else each[scored]
-        return each.view(labels.shape).sum(1)
-
-    @staticmethod
-    def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # type: ignore[override]
-        """The gradients of hidden states and output matrix."""
-        labels = ctx.saved_tensors[-1]
-        scored, targets = _scored(labels)
-        scale = gradients[0].repeat_interleave(labels.shape[1])[scored]
-        if len(ctx.saved_tensors) == 2:
-            gradient = ctx.saved_tensors[0]
-            found = gradient.new_zeros(labels.numel(), gradient.shape[1])
-            found[scored] = gradient * scale[:, None].to(gradient.dtype)
-            return found.view(*labels.shape, -1), None, None, None
-        hidden, weight, _ = ctx.saved_tensors
-        flat, matrix = hidden.flatten(0, 1)[scored].to(ctx.dtype), weight.to(ctx.dtype)
-        to_hidden, to_weight = torch.empty_like(flat), torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        for part in _parts(len(flat), len(weight)):
-            logits = _capped(_wide(flat[part] @ matrix.T), ctx.cap)
-            slopes = _slopes(logits, targets[part], ctx.cap).mul_(scale[part, None]).to(ctx.dtype)
-            to_hidden[part] = slopes @ matrix
-            if to_weight is not None:
-                to_weight += slopes.T @ flat[part]
-        found = flat.new_zeros(labels.numel(), flat.shape[1])
-        found[scored] = to_hidden
-        return found.view(hidden.shape).to(hidden.dtype), to_weight, None, None
-
-
-def _scored(labels: Tensor) -> tuple[Tensor | slice, Tensor]:
-    """Which places of all rows are scored, and their labels."""
-    targets = labels.flatten()
-    scored = targets != -100
-    # Indexing copies: it is left out where everything is scored.
-    return (slice(None), targets) if bool(scored.all()) else (scored, targets[scored])
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _capped(logits: Tensor, cap: float | None) -> Tensor:
-    return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
-
-
-def _slopes(logits: Tensor, targets: Tensor, cap: float | None) -> Tensor:
-    """Gradient of the cross-entropy by the logits before their cap: softmax minus the label. Reuses no memory."""
-    slopes = logits.softmax(-1)
-    places = targets[:, None]
-    slopes.scatter_add_(1, places, slopes.new_full(places.shape, -1.0))
-    return slopes if cap is None else slopes.mul_(1 - (logits / cap) ** 2)
-
-
-def _parts(rows: int, vocab_size: int) -> list[slice]:
-    size = max(1, CHUNK // vocab_size)
-    return [slice(first, first + size) for first in range(0, rows, size)]
-
-
-PLAIN_OUTPUT = (
-    "Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3", "Arcee", "StableLm", "Starcoder2", "GPT2LMHead", "SmolLM3",
-    "Olmo2", "GemmaForCausalLM", "Positioned",
-)  # fmt: skip
-"""Beginnings of the names of classes whose logits are the plain product with the output matrix."""
-CAPPED_OUTPUT = ("Gemma2ForCausalLM", "Gemma3ForCausalLM")
-"""Classes that cap their logits by config.final_logit_softcapping, if it is set."""
-
-
-def let_score(model: PreTrainedModel) -> None:
-    """Replace the output matrix by a ScoringLinear, where the class of the model allows it."""
-    head = model.get_output_embeddings()
-    if type(head) is nn.Linear and head.bias is None and type(model).__name__.startswith(PLAIN_OUTPUT + CAPPED_OUTPUT):
-        head.__class__ = ScoringLinear
-
-
 class Scored(NamedTuple):
     """What a model's loss is made of."""
 
@@ -186,23 +52,10 @@ class Scored(NamedTuple):
 
 def nats_of_rows(model: nn.Module, inputs: dict[str, object], labels: Tensor, chunked: bool | None) -> Scored:
     """The loss of each row in nats. `chunked` None: in chunks if the logits are large."""
-    head = next((each for each in model.modules() if isinstance(each, ScoringLinear)), None)
-    if head is None or not (labels.numel() * head.out_features > LARGE_LOGITS if chunked is None else chunked):
+    with scored_in_chunks(model, labels, chunked) as is_scored:
         output = model(**inputs)
-        return Scored(sums_of_rows(output.logits, labels), getattr(output, "aux_loss", None))
-    config = next((each.config for each in model.modules() if hasattr(each, "config")), None)
-    cap = getattr(config, "final_logit_softcapping", None)
-    head.labels, head.cap = labels, cap
-    try:
-        if cap is not None:
-            # The model would cap the losses.
-            config.final_logit_softcapping = None  # type: ignore[union-attr]
-        output = model(**inputs)
-        return Scored(output.logits, getattr(output, "aux_loss", None))
-    finally:
-        head.labels = None
-        if cap is not None:
-            config.final_logit_softcapping = cap  # type: ignore[union-attr]
+    nats = output.logits if is_scored else sums_of_rows(output.logits, labels)
+    return Scored(nats, getattr(output, "aux_loss", None))
 
 
 def build(
@@ -341,7 +194,7 @@ def other_parameters(settings: ModelSettings) -> int:
 def sums_of_rows(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy summed over each row, in nats, in fp32. (batch, time, vocab), (batch, time) -> (batch,)."""
     each = nn.functional.cross_entropy(
-        _wide(logits).flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none"
+        wide(logits).flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none"
     )
     return each.view(labels.shape).sum(1)
 

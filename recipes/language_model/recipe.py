@@ -28,6 +28,7 @@ from runner.parts.adapters import (
     with_adapters,
 )
 from runner.parts.cache import cache_folder
+from runner.parts.chunked_loss import let_score
 from runner.parts.pretrained import check_adapted, check_load_in, find_pretrained, read_config
 from runner.parts.setting_types import AtLeast0
 from runner.parts.upcycling import is_to_be_upcycled, upcycled
@@ -313,7 +314,7 @@ class Recipe(runner.recipe.Recipe):
         is_elsewhere = self.assets is not None and (self.assets / BASE).is_file()
         adapted = self._adapted(built, is_elsewhere) if self.lora.rank else built
         # PEFT has put the adapters into `built`.
-        model.let_score(built)
+        let_score(built)
         return adapted
 
     def _adapted(self, built: PreTrainedModel, is_elsewhere: bool) -> nn.Module:

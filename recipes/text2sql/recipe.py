@@ -33,6 +33,7 @@ from recipes.text2sql.settings import (
 )
 from runner.errors import ConfigError
 from runner.parts.adapters import BASE, hold_base_in_bf16, merged
+from runner.parts.chunked_loss import let_score, scored_in_chunks, wide
 from runner.parts.pretrained import check_adapted, check_load_in
 from runner.parts.setting_types import NotNegative
 from runner.recipe import Batch, Loss, Source
@@ -219,11 +220,17 @@ class Recipe(runner.recipe.Recipe):
             parts.drop_embeddings(model, settings.dropout)
         experts.route(model, settings)
         if not self.lora.rank:
+            if settings.pretrained:
+                let_score(model)
             return model
         # Runs of version 0.1 have no record of their base: their checkpoints hold it.
         is_elsewhere = self.assets is not None and (self.assets / BASE).is_file()
         lora = dataclasses.replace(self.lora, router=True) if has_new_routers else self.lora
-        return parts.with_adapters(model, lora, added, is_elsewhere)
+        adapted = parts.with_adapters(model, lora, added, is_elsewhere)
+        if settings.pretrained:
+            # PEFT has put the adapters into `model`; an output matrix that has some computes all logits.
+            let_score(model)
+        return adapted
 
     def while_evaluating(self, model: nn.Module) -> AbstractContextManager[None]:
         """Adapters are merged into the weights."""
@@ -281,15 +288,18 @@ class Recipe(runner.recipe.Recipe):
         else:
             kept = ids.shape[1] - batch.extra.get("prompts", 1) + 1
             labels = labels[:, 1:][:, 1 - kept :]
-        output = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept, **asked)
+        with scored_in_chunks(model, labels) as is_scored:
+            output = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=kept, **asked)
         mask = mask.reshape(-1)
-        # At least fp32, whatever the model computes in.
-        logits = output.logits[:, : labels.shape[1]]  # (batch, kept, vocab)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        total = torch.nn.functional.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=-100,
-            reduction="sum",
-        )  # fmt: skip
+        if is_scored:
+            total = output.logits.sum()
+        else:
+            # At least fp32, whatever the model computes in.
+            logits = wide(output.logits[:, : labels.shape[1]])  # (batch, kept, vocab)
+            total = torch.nn.functional.cross_entropy(
+                logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=-100,
+                reduction="sum",
+            )  # fmt: skip
         if "output_router_logits" not in asked:
             # A dense model has no experts to balance.
             return Loss(total)

@@ -13,6 +13,7 @@ from recipes.language_model import data, demo, model
 from recipes.language_model.recipe import Recipe
 from recipes.language_model.settings import DataSettings, ModelSettings, TokenizerSettings
 from runner.commands import plan
+from runner.parts import chunked_loss
 from runner.parts.adapters import LoraSettings
 from runner.settings import RunSettings
 
@@ -41,7 +42,7 @@ def recipe_of(folder: Path, stories: Path, lora: LoraSettings | None = None, **s
 def test_gradients_are_those_of_finite_differences(
     monkeypatch: pytest.MonkeyPatch, is_frozen: bool, cap: float | None
 ) -> None:
-    monkeypatch.setattr(model, "CHUNK", 33)
+    monkeypatch.setattr(chunked_loss, "CHUNK", 33)
     torch.manual_seed(0)
     hidden = torch.randn(2, 5, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(11, 4, dtype=torch.float64, requires_grad=not is_frozen)
@@ -50,13 +51,13 @@ def test_gradients_are_those_of_finite_differences(
 
     def cost(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         # Rows weigh differently, so that a gradient that ignores its row is found.
-        rows: Any = model.ChunkedCrossEntropy.apply(one, other, labels, cap)
+        rows: Any = chunked_loss.chunked_cross_entropy(one, other, labels, cap)
         return (rows * torch.tensor([1.0, 3.0], dtype=torch.float64)).sum()
 
     assert torch.autograd.gradcheck(cost, (hidden, weight))
     logits = hidden @ weight.T
     plain = model.sums_of_rows(logits if cap is None else cap * torch.tanh(logits / cap), labels)
-    chunked: Any = model.ChunkedCrossEntropy.apply(hidden, weight, labels, cap)
+    chunked: Any = chunked_loss.chunked_cross_entropy(hidden, weight, labels, cap)
     assert torch.allclose(plain, chunked, rtol=1e-12)
 
 
@@ -65,7 +66,7 @@ def test_gradients_are_those_of_finite_differences(
 def test_a_chunked_loss_trains_as_a_plain_one(
     kind: dict[str, Any], precision: str, tmp_path: Path, stories: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model, "CHUNK", 1000)
+    monkeypatch.setattr(chunked_loss, "CHUNK", 1000)
     found = []
     for chunked in (False, True):
         recipe = recipe_of(tmp_path / "a", stories, chunked_loss=chunked, **kind)
@@ -107,7 +108,7 @@ def test_planned_activations_are_those_that_a_forward_pass_leaves(
 def test_large_logits_are_not_held(tmp_path: Path, stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = []
     for large in (1 << 26, 100):
-        monkeypatch.setattr(model, "LARGE_LOGITS", large)
+        monkeypatch.setattr(chunked_loss, "LARGE_LOGITS", large)
         recipe = recipe_of(tmp_path / "a", stories)
         rows = recipe.data("train")
         batch = recipe.collate([rows[number] for number in range(8)])
@@ -130,7 +131,7 @@ def test_adapters_of_the_output_matrix_have_logits(tmp_path: Path, stories: Path
             chunked_loss=True,
         )
         decoder = recipe.model()
-        is_scoring = any(isinstance(each, model.ScoringLinear) for each in decoder.modules())
+        is_scoring = any(isinstance(each, chunked_loss.ScoringLinear) for each in decoder.modules())
         assert is_scoring == (modules is None)
         rows = recipe.data("train")
         losses.append(float(recipe.loss(decoder, recipe.collate([rows[0]])).sum.detach()))
@@ -150,7 +151,7 @@ def test_families_with_large_vocabularies_score_in_chunks(
 
     from runner.parts.adapters import with_adapters
 
-    monkeypatch.setattr(model, "CHUNK", 300)
+    monkeypatch.setattr(chunked_loss, "CHUNK", 300)
     sizes: dict[str, Any] = dict(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
     sizes |= dict(num_key_value_heads=1, intermediate_size=48, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     sizes |= dict(head_dim=16) if family.startswith("Gemma") else {}
@@ -165,7 +166,7 @@ def test_families_with_large_vocabularies_score_in_chunks(
     for parameter in decoder.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.2)
-    model.let_score(base)
+    chunked_loss.let_score(base)
     ids, labels = torch.randint(3, 64, (2, 12)), torch.randint(3, 64, (2, 12))
     labels[1, 5:] = -100
     found = []
@@ -175,7 +176,7 @@ def test_families_with_large_vocabularies_score_in_chunks(
         losses.sum().backward()
         gradients = {name: each.grad for name, each in decoder.named_parameters() if each.grad is not None}
         found.append((losses.detach(), gradients))
-    assert any(isinstance(each, model.ScoringLinear) for each in decoder.modules())
+    assert any(isinstance(each, chunked_loss.ScoringLinear) for each in decoder.modules())
     assert torch.allclose(found[0][0], found[1][0], rtol=1e-5)
     assert found[0][1].keys() == found[1][1].keys()
     for key, gradient in found[0][1].items():
@@ -187,17 +188,17 @@ def test_families_with_large_vocabularies_score_in_chunks(
 
 def test_places_that_are_not_scored_have_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = []
-    parts = model._parts
-    monkeypatch.setattr(model, "_parts", lambda count, size: rows.append(count) or parts(count, size))
+    parts = chunked_loss._parts
+    monkeypatch.setattr(chunked_loss, "_parts", lambda count, size: rows.append(count) or parts(count, size))
     hidden, weight = torch.randn(2, 5, 4, requires_grad=True), torch.randn(11, 4)
     labels = torch.full((2, 5), -100)
     labels[0, 2], labels[1, 4] = 3, 7
-    sums: Any = model.ChunkedCrossEntropy.apply(hidden, weight, labels)
+    sums: Any = chunked_loss.chunked_cross_entropy(hidden, weight, labels)
     sums.sum().backward()
     assert set(rows) == {2} and hidden.grad is not None
     assert hidden.grad[labels == -100].abs().max() == 0 and hidden.grad[0, 2].abs().max() > 0
     # Nothing at all to score costs nothing.
-    assert float(model.ChunkedCrossEntropy.apply(hidden.detach(), weight, labels.fill_(-100)).sum()) == 0
+    assert float(chunked_loss.chunked_cross_entropy(hidden.detach(), weight, labels.fill_(-100)).sum()) == 0
 
 
 def test_a_class_that_changes_its_logits_is_left_alone() -> None:
@@ -210,5 +211,5 @@ def test_a_class_that_changes_its_logits_is_left_alone() -> None:
             return self.lm_head
 
     capped = Capped()
-    model.let_score(capped)
+    chunked_loss.let_score(capped)
     assert type(capped.lm_head) is nn.Linear

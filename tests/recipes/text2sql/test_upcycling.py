@@ -14,6 +14,7 @@ from recipes.text2sql.settings import LoraSettings, ModelSettings
 from runner import trials
 from runner.checkpoints.tensors import read_tensors
 from runner.errors import ConfigError
+from runner.parts import chunked_loss
 from tests.launching import metrics, output, same_bits
 from tests.recipes.text2sql.prompts.test_plain import write_base
 from tests.recipes.text2sql.test_recipe import write_folder
@@ -91,6 +92,32 @@ def test_adapters_train_the_new_routers_and_find_the_same_base_again(tmp_path: P
     assert getattr(model, "base_is_elsewhere", False)
     with pytest.raises(ConfigError, match="lora.dropout is 0.1"):
         recipe_of(tmp_path, kind, LoraSettings(rank=4, dropout=0.1, experts=False)).model()
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_the_loss_in_chunks_is_that_of_all_logits(tmp_path: Path, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of(tmp_path, "Qwen2", LoraSettings(rank=rank) if rank else None)
+    batch = recipe.collate([recipe.data("train")[0], recipe.data("train")[1]])
+    torch.manual_seed(0)
+    model: Any = recipe.model().train()
+    for name, value in model.named_parameters():
+        if "lora_" in name:
+            value.data.normal_(0, 0.2)
+    head, shapes, found = model.get_output_embeddings(), [], []
+    head.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
+    for most in (1 << 30, 600):
+        for name in ("CHUNK", "LARGE_LOGITS"):
+            monkeypatch.setattr(chunked_loss, name, most)
+        loss = recipe.loss(model, batch)
+        model.zero_grad()
+        assert loss.auxiliary is not None
+        (loss.sum + loss.auxiliary).backward()
+        gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+        found.append({"loss": loss.sum.detach()} | gradients)
+    assert len(shapes[0]) == 3 and shapes[1] == (2,)
+    assert found[0].keys() == found[1].keys() and len(found[0]) > 20
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-4, atol=1e-5 * float(value.abs().max()))
 
 
 def test_a_family_without_a_mixture_is_refused_before_data_are_read(tmp_path: Path) -> None:
