@@ -2,7 +2,8 @@
 
 make bench, or: python -m pytest tests/benchmarks/bench_shard_memory.py -s -o 'python_files=bench_*.py'
 
-It takes 10 GB of memory and 12 GB of disk; LAYERS=6 in front of the command takes a seventh of the layers.
+It takes 10 GB of memory and 12 GB of disk. LAYERS=6 in front of the command takes a seventh of the layers, and only
+prints: the limit allows two layers beside a quarter of the shards, which are then smaller than the layers in transit.
 tests/runner/test_shard_memory.py does the same with a smaller model.
 Pages of mapped files are not counted: the system takes them back when it needs them.
 """
@@ -65,7 +66,7 @@ def test_each_process_holds_its_shard(processes: int, tmp_path: Path) -> None:
         for phase, size in each.items()
         if size > limit
     ]
-    assert not above, above
+    assert not above or LAYERS != "42", above
 
 
 def show(found: list[dict[str, int]], kind: str) -> None:
