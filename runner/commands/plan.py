@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -24,6 +25,8 @@ from runner.parts.installation import find_launch_config, shown_launch_config
 
 # A model of at most this many parameters can be computed for real on any machine.
 MOST_PARAMETERS = 100_000_000
+SECONDS_OF_LANES = 10.0
+MANY_KERNELS = 20e6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,10 +81,12 @@ def main(arguments: list[str]) -> None:
     print(f"relay plan: {config.recipe_name}, preset {config.preset or 'default'}, {_processes(processes, is_sharded)}")
     with tempfile.TemporaryDirectory(prefix="relay-plan-") as folder:
         recipe, data = _with_data(config.recipe, Path(folder))
-        batch = _longest(recipe, data, run.seed, run.micro_batch_size * settings.longest, run.micro_batch_size)
+        few = _few(data, run.seed, run.micro_batch_size * settings.longest)
+        batch = _longest(recipe, few, run.micro_batch_size)
         found = measure(recipe, batch, run)
+        others = [few[at :: len(few) // run.micro_batch_size] for at in range(len(few) // run.micro_batch_size)]
         if not settings.device_memory:
-            found = with_process(found, recipe, batch, run)
+            found = with_process(found, recipe, batch, run, others)
     shown = f"parameters   {_count(found.total)}"
     shown += f", {_count(found.active)} of them active for a token" if found.active != found.total else ""
     print(shown + (f", {_count(found.trained)} trained" if found.trained != found.total else ""))
@@ -96,6 +101,11 @@ def main(arguments: list[str]) -> None:
     _print_copies(found, shards)
     if found.logits:
         print(f"  of the activations, {_bytes(found.logits)} are logits")
+    if found.kernels > MANY_KERNELS:
+        print(
+            f"  of the process, {_bytes(found.kernels)} are kernels of oneDNN for {len(others)} lanes of other shapes;"
+        )
+        print("  it keeps up to 1,024 in further steps; ONEDNN_PRIMITIVE_CACHE_CAPACITY=32 before relay train keeps 32")
     if found.unknown:
         print(f"  activations are not known: {found.unknown}")
     if batch is not None:
@@ -131,6 +141,8 @@ class Measured:
     """Why the activations could not be measured."""
     process: float = 0.0
     """Bytes of the process itself, on a CPU: Python, libraries, data."""
+    kernels: float = 0.0
+    """Bytes of those for kernels that lanes of other shapes need."""
     largest: float = 0.0
     """Bytes of the largest weight."""
 
@@ -223,10 +235,13 @@ def measure(recipe: Recipe, batch: Batch | None, run: RunSettings) -> Measured:
     return dataclasses.replace(found, activations=kept[0], copies=kept[1], logits=kept[2], recomputed=recomputed)
 
 
-def with_process(found: Measured, recipe: Recipe, batch: Batch | None, run: RunSettings) -> Measured:
+def with_process(
+    found: Measured, recipe: Recipe, batch: Batch | None, run: RunSettings, others: Sequence[list[Any]] = ()
+) -> Measured:
     """The same with the memory of the process itself, where the training computes on a CPU.
 
-    A model of at most MOST_PARAMETERS computes a lane and an update, so that what kernels take is counted too.
+    A model of at most MOST_PARAMETERS computes a lane and an update, so that what kernels take is counted too. In
+    bf16, oneDNN keeps a kernel for each shape: `others`, the examples of further lanes, are computed for some seconds.
     """
     import psutil
     import torch
@@ -253,9 +268,15 @@ def with_process(found: Measured, recipe: Recipe, batch: Batch | None, run: RunS
         else:
             model(torch.zeros(1, 1)).sum().backward()
         updates.step()
+    before, end = peak_bytes(), time.monotonic() + SECONDS_OF_LANES
+    for examples in others if is_computed and found.precision == "bf16" else ():
+        if time.monotonic() > end:
+            break
+        compute_lane(recipe, model, recipe.collate(examples), run.seed, in_bf16=True)
     after = peak_bytes() if tensors else float(psutil.Process().memory_info().rss)
     del held
-    return dataclasses.replace(found, process=max(after - tensors, 0.0))
+    kernels = max(after - before, 0.0) if tensors and found.precision == "bf16" else 0.0
+    return dataclasses.replace(found, process=max(after - tensors, 0.0), kernels=kernels)
 
 
 def peak_bytes() -> float:
@@ -389,20 +410,24 @@ def _world(file: str | None) -> tuple[int, bool]:
         raise ConfigError(f"{path} holds a number that is none ({error}): write num_processes: 2.") from None
 
 
-def _longest(recipe: Recipe, data: Data | None, seed: int, sample: int, micro_batch_size: int) -> Batch | None:
-    """A micro-batch of the longest examples of a sample; None without data."""
+def _few(data: Data | None, seed: int, count: int) -> list[Any]:
+    """A sample of the training examples; empty without data."""
     from runner.fetching import is_stream, take
-    from runner.memory import size
 
     if data is None:
-        return None
+        return []
     if is_stream(data):
         reader = data.read(0, 1, seed, None)
-        few = [next(reader)[0] for _ in range(sample)]
-    else:
-        few = take(data, list(range(0, len(data), max(1, len(data) // sample)))[:sample])
-    few.sort(key=lambda example: size(recipe.collate([example])), reverse=True)
-    return recipe.collate((few * micro_batch_size)[:micro_batch_size])
+        return [next(reader)[0] for _ in range(count)]
+    return take(data, list(range(0, len(data), max(1, len(data) // count)))[:count])
+
+
+def _longest(recipe: Recipe, few: list[Any], micro_batch_size: int) -> Batch | None:
+    """A micro-batch of the longest of the examples; None without any."""
+    from runner.memory import size
+
+    longest = sorted(few, key=lambda example: size(recipe.collate([example])), reverse=True)
+    return recipe.collate((longest * micro_batch_size)[:micro_batch_size]) if few else None
 
 
 def _print_time(config: Config, timed: int, steps: int) -> None:

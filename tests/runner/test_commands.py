@@ -224,6 +224,19 @@ def test_a_loss_that_looks_at_its_numbers_is_planned_with_numbers() -> None:
     assert math.isclose(one.activations, other.activations, rel_tol=0.1) and other.unknown is None
 
 
+@pytest.mark.parametrize("precision", ["bf16", "no"])
+def test_a_plan_in_bf16_computes_lanes_of_other_shapes(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their kernels take memory."""
+    monkeypatch.setattr("runner.hardware.best_device_type", lambda: "cpu")
+    seen: list[int] = []
+    monkeypatch.setattr("runner.precision.compute_lane", lambda *given, **more: seen.append(1))
+    recipe, run = bench_loop.Recipe(layers=1, width=32), RunSettings(mixed_precision=precision)
+    few = list(recipe.data("train")[:6])
+    planned = plan.measure(recipe, recipe.collate(few[:2]), run)
+    plan.with_process(planned, recipe, recipe.collate(few[:2]), run, [few[:3], few[3:]])
+    assert len(seen) == (4 if precision == "bf16" else 2)
+
+
 def test_shards_cut_weights_and_not_activations() -> None:
     found = plan.Measured(100, 100, 50, "bf16", activations=7.0, copies=3.0)
     assert found.memory(1)["weights"] == 400 and found.memory(4)["optimiser (AdamW)"] == 100
