@@ -4,6 +4,7 @@ make bench, or: python -m tests.benchmarks experts
 
 The forms take turns within one run, and what counts is the ratio within a round. bf16 is autocast, with fp32 weights:
 what a training in bf16 does. All forms of a row hold the same weights, and their outputs are compared.
+`test_adapters` does so for low-rank adapters: PEFT's own, which are added to the weights, and Relay's.
 """
 
 import copy
@@ -16,6 +17,7 @@ import torch
 
 from recipes.text2sql.experts import route
 from recipes.text2sql.settings import ModelSettings
+from runner.parts.adapters import LoraSettings, hold_base_in_bf16, linear_names, with_adapters
 from tests.benchmarks import page
 
 ROUNDS = 3
@@ -51,7 +53,8 @@ def forms(experts: int) -> dict[str, Any]:
 
 def once(block: Any, hidden: torch.Tensor, is_bf16: bool) -> tuple[torch.Tensor, float, float]:
     """What comes out, and the seconds of the clock and of the processor."""
-    block.zero_grad()
+    if isinstance(block, torch.nn.Module):
+        block.zero_grad()
     clock, processor = time.perf_counter(), time.process_time()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16):
         given = block(hidden)
@@ -90,3 +93,53 @@ def test_experts(experts: int) -> None:
             assert statistics.median(ratios) > 1
     columns = (f"{experts} experts", "form", "ms", "CPU ms", "times as fast as eager (CPU; least - most)")
     page.record("experts", columns, rows, f"medians of {ROUNDS} interleaved rounds")
+
+
+def adapted() -> dict[str, Any]:
+    """One layer of Qwen2.5-Coder-0.5B as a mixture of 4 experts with adapters of rank 16, twice."""
+    from peft.tuners.lora.layer import ParamWrapper
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2MoeConfig(
+        vocab_size=8, hidden_size=896, intermediate_size=4864, moe_intermediate_size=4864, num_hidden_layers=1,
+        shared_expert_intermediate_size=1, num_attention_heads=14, num_key_value_heads=2, num_experts=4,
+        num_experts_per_tok=TOP_K, norm_topk_prob=True,
+    )  # fmt: skip
+    base = Qwen2MoeForCausalLM(config)
+    route(base, ModelSettings(pretrained="none", num_local_experts=4))
+    parameters = ["experts.gate_up_proj", "experts.down_proj", "gate.weight"]
+    ours = with_adapters(base, LoraSettings(rank=16), linear_names(base), parameters, base_is_elsewhere=True)
+    for name, value in ours.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(value, 0, 0.01)
+    theirs = copy.deepcopy(ours)
+    for wrapper in theirs.modules():
+        if isinstance(wrapper, ParamWrapper):
+            wrapper.__class__ = ParamWrapper
+    for model in (ours, theirs):
+        hold_base_in_bf16(model, "bf16")
+    return {"PEFT": theirs, "Relay": ours}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_adapters() -> None:
+    models = adapted()
+    hidden = torch.randn(4, 400, 896, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for turn in range(ROUNDS + 1):
+        outputs = {}
+        for name, model in models.items():
+            layer = model.base_model.model.model
+            outputs[name], _, processor = once(
+                lambda given, layer=layer: layer(inputs_embeds=given, use_cache=False).last_hidden_state, hidden, True
+            )
+            model.zero_grad()
+            if turn:
+                seconds[name].append(processor)
+        assert (outputs["Relay"] - outputs["PEFT"]).norm() < 0.1 * outputs["PEFT"].norm()
+    ratios = [theirs / ours for theirs, ours in zip(seconds["PEFT"], seconds["Relay"], strict=True)]
+    assert statistics.median(ratios) > 1
+    rows = [(name, f"{statistics.median(column) * 1000:,.0f}") for name, column in seconds.items()]
+    rows.append(("times as fast", f"{statistics.median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})"))
+    page.record("experts", ("adapters of 4 experts", "CPU ms"), rows, f"medians of {ROUNDS} interleaved rounds")
