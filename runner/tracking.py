@@ -101,12 +101,24 @@ def memory_share(device: torch.device) -> float | None:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """The most memory that tensors took so far on a GPU; on a CPU, what this process takes now."""
+    """The most memory that tensors took so far on a GPU, and this process on a CPU; on MPS, what is allocated now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
-    return psutil.Process().memory_info().rss
+    return peak_bytes()
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had; what it has now, where the system does not say."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # getrusage counts the program that started this one, too.
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    memory = psutil.Process().memory_info()
+    return getattr(memory, "peak_wset", memory.rss)  # The former is Windows' name.
 
 
 PEAK_TFLOPS = {

@@ -16,7 +16,7 @@ from tests.launching import REPOSITORY
 
 TRAIN = """
 import sys
-from runner.commands.plan import peak_bytes
+from runner.tracking import peak_bytes
 from runner.train import main
 status = main(sys.argv[1:])
 print("peak", int(peak_bytes()))

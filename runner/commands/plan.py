@@ -252,6 +252,7 @@ def with_process(
     from runner.hardware import best_device_type
     from runner.optim import optimizer
     from runner.precision import compute_lane
+    from runner.tracking import peak_bytes
 
     if best_device_type() != "cpu":
         return found
@@ -273,22 +274,10 @@ def with_process(
         if time.monotonic() > end:
             break
         compute_lane(recipe, model, recipe.collate(examples), run.seed, in_bf16=True)
-    after = peak_bytes() if tensors else float(psutil.Process().memory_info().rss)
+    after = peak_bytes() if tensors else psutil.Process().memory_info().rss
     del held
     kernels = max(after - before, 0.0) if tensors and found.precision == "bf16" else 0.0
     return dataclasses.replace(found, process=max(after - tensors, 0.0), kernels=kernels)
-
-
-def peak_bytes() -> float:
-    """The most memory that this process has had."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # getrusage counts the program that started this one, too.
-        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
-        return 1024.0 * int(line.split()[1])
-    import psutil
-
-    return float(psutil.Process().memory_info().rss)
 
 
 def largest_list(model: "nn.Module") -> "list[nn.Module]":

@@ -4,13 +4,17 @@ import contextlib
 import json
 import signal
 import sqlite3
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
 
 from runner import trials
 from runner.checkpoints.folders import newest_checkpoint
 from runner.checkpoints.state import read_state
+from runner.tracking import memory_bytes
 from runner.trials import Interruption
 from tests.launching import SHORT, interrupted, output, train, weights
 
@@ -99,3 +103,12 @@ def test_wandb_without_a_key_says_that_it_writes_offline(tmp_path: Path) -> None
     # The variable that the tests set for everything else is taken away in the process itself.
     train(run, "--report_to", "wandb", environment={**environment, "WANDB_MODE": ""})
     assert "writes offline" in output(run)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS tells no peak")
+def test_the_memory_of_a_cpu_is_the_most_that_the_process_had() -> None:
+    """A lane's activations are gone when the step is logged."""
+    held = torch.ones(50_000_000)
+    most = psutil.Process().memory_info().rss
+    del held
+    assert memory_bytes(torch.device("cpu")) > most - 1e6
