@@ -356,6 +356,8 @@ def _writer(
 SPACE, QUOTE, LESS, POINT, PERCENT, MINUS, NEWLINE, FENCE = b" '<.%-\n`"
 CLOSING = frozenset(b";`")
 """What a plain answer writes behind a query: its semicolon, or the end of its block, three times the sign."""
+LINE, MAX_INDENT = "line space", 8
+"""The gap after the end of a line, and how many spaces may follow it."""
 _LOWER = {letter: letter + 32 for letter in b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
 _UPPER = {lower: upper for upper, lower in _LOWER.items()}
 
@@ -397,7 +399,8 @@ class State(NamedTuple):
     at: Spot | str | None = None
     """The place within the next lexeme, or in what closes a plain answer; None: between two lexemes."""
     gap: str = "free"
-    """Between two lexemes: "none" or "space"; after a placeholder, beside which a space is free, with "free" before."""
+    """Between two lexemes: "none", "space", or LINE with a sign for each space after it; after a placeholder, beside which
+    a space is free, with "free" before."""
 
 
 class Spelling:
@@ -457,10 +460,10 @@ class Spelling:
         if self.is_plain and symbol in CLOSING and self.can_end(state):
             return State(lexemes, "`" if symbol == FENCE else "ended")
         if at is None:
-            if self.is_plain and symbol == SPACE and gap.endswith("space"):
-                return state  # An indented line. An empty one would end the answer.
+            if symbol == SPACE and gap.endswith(LINE):
+                return State(lexemes, None, f"+{gap}") if len(gap) < len(LINE) + MAX_INDENT else None
             if symbol == SPACE or (self.is_plain and symbol == NEWLINE):
-                return self._space(state)
+                return self._space(state, symbol)
             last = lexemes[-1] if lexemes else ""
             tight = self.is_tight(last, symbol)
             if gap == "none" and not tight and last != "-" and (symbol < 256 or symbol in self.placeholders):
@@ -505,15 +508,18 @@ class Spelling:
         """Whether no space stands between a lexeme and one that begins with the symbol."""
         return last in ("(", ".") or symbol in _SIGNS or (symbol == ord("(") and last in AGGREGATES)
 
-    def _space(self, state: State) -> State | None:
+    def _space(self, state: State, symbol: int) -> State | None:
         lexemes, _, gap = state
         last = lexemes[-1] if lexemes else ""
         others = self.grammar.options(lexemes)
         if not self.is_plain:
             others -= {END}
         if gap == "none" and last not in ("(", "."):
-            others -= {")", ",", "."} | ({"("} if last in AGGREGATES else _NOTHING)
-            return State(lexemes, None, "space") if others else None
+            tight = {")", ",", "."} | ({"("} if last in AGGREGATES else _NOTHING)
+            if symbol == NEWLINE:
+                # An empty line would end the answer.
+                return State(lexemes, None, LINE)
+            return State(lexemes, None, "space") if others - tight else None
         return State(lexemes, None, "free space") if gap == "free" and others else None
 
     def _in_string(self, at: str, symbol: int) -> str | None:

@@ -338,7 +338,10 @@ def plain_writer(recipe: Recipe, schema: Schema) -> Writer:
         ("SELECT name\nFROM book\n  WHERE genre = 'Crime'\nLIMIT 3\n```", True),
         ("SELECT name FROM book WHERE genre LIKE '%Crime%';", True),
         ("SELECT name FROM book ", True),
+        ("SELECT name FROM book WHERE id IN (SELECT author_id FROM book\n)", True),
         ("SELECT name\n\nFROM book", False),  # an empty line ends an answer
+        ("SELECT name  FROM book", False),
+        ("SELECT name\n            FROM book", False),
         ("SELECT name\n```", False),
         ("SELECT name FROM book\n``", False),
         ("SELECT name FROM book; SELECT", False),
