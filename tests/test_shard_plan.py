@@ -28,6 +28,7 @@ raise SystemExit(status)
     ("layers", "processes", "measured"),
     [
         (42, 2, {"start": 1.40e9, "training": 4.77e9, "evaluation": 3.69e9, "save": 3.55e9, "end": 3.57e9}),
+        (42, 4, {"start": 0.90e9, "training": 2.76e9, "evaluation": 2.15e9, "save": 2.01e9, "end": 2.03e9}),
         (6, 4, {"start": 0.46e9, "training": 0.86e9, "evaluation": 0.75e9, "save": 0.60e9, "end": 0.65e9}),
         (6, 2, {"start": 0.52e9, "training": 1.12e9, "evaluation": 0.96e9, "save": 0.82e9, "end": 0.86e9}),
     ],

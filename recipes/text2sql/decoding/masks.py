@@ -399,8 +399,8 @@ class State(NamedTuple):
     at: Spot | str | None = None
     """The place within the next lexeme, or in what closes a plain answer; None: between two lexemes."""
     gap: str = "free"
-    """Between two lexemes: "none", "space", or LINE with a sign for each space after it; after a placeholder, beside which
-    a space is free, with "free" before."""
+    """Between two lexemes: "none", "space", or LINE behind a sign for each space after it; after a placeholder, beside
+    which a space is free, with "free" before."""
 
 
 class Spelling:
@@ -570,7 +570,7 @@ class Spelling:
         lexemes, at, _ = state
         if at == "ended":
             return symbols
-        if at in ("`", "``"):
+        if isinstance(at, str) and at in ("`", "``"):
             return [FENCE] * (3 - len(at))
         if isinstance(at, Spot):
             # To the nearest end of the lexeme, in as few symbols as can be.
