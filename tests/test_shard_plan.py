@@ -19,7 +19,7 @@ import sys
 from runner.tracking import peak_bytes
 from runner.train import main
 status = main(sys.argv[1:])
-print("peak", int(peak_bytes()))
+print("peak", peak_bytes())
 raise SystemExit(status)
 """
 

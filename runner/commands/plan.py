@@ -26,7 +26,9 @@ from runner.parts.installation import find_launch_config, shown_launch_config
 # A model of at most this many parameters can be computed for real on any machine.
 MOST_PARAMETERS = 100_000_000
 SECONDS_OF_LANES = 10.0
+"""Lanes of other shapes are computed for at most so long."""
 MANY_KERNELS = 20e6
+"""Bytes of kernels from which on they are told."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

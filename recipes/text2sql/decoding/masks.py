@@ -511,15 +511,14 @@ class Spelling:
     def _space(self, state: State, symbol: int) -> State | None:
         lexemes, _, gap = state
         last = lexemes[-1] if lexemes else ""
-        others = self.grammar.options(lexemes)
-        if not self.is_plain:
-            others -= {END}
+        # An answer may have spaces at its end if it is plain.
+        others = self.grammar.options(lexemes) - ({END} if not self.is_plain else _NOTHING)
         if gap == "none" and last not in ("(", "."):
-            tight = {")", ",", "."} | ({"("} if last in AGGREGATES else _NOTHING)
             if symbol == NEWLINE:
-                # An empty line would end the answer.
+                # Once: an empty line would end the answer.
                 return State(lexemes, None, LINE)
-            return State(lexemes, None, "space") if others - tight else None
+            others -= {")", ",", "."} | ({"("} if last in AGGREGATES else _NOTHING)
+            return State(lexemes, None, "space") if others else None
         return State(lexemes, None, "free space") if gap == "free" and others else None
 
     def _in_string(self, at: str, symbol: int) -> str | None:
