@@ -17,6 +17,7 @@ from runner.errors import CheckpointError, ConfigError, DataError
 from runner.parts.dimensions import check_attention
 from runner.parts.fingerprints import data_hash
 from runner.parts.fingerprints import fingerprint as fingerprint_of_files
+from runner.parts.installation import require
 from runner.recipe import Batch, Loss
 
 if TYPE_CHECKING:
@@ -164,10 +165,10 @@ class Recipe(runner.recipe.Recipe):
         return ["score", *OTHERS.values(), *names, *(f"{name}/*" for name in names)]
 
     def packages(self) -> dict[str, str | None]:
-        """pandas, and what reads the table's kind of file."""
+        """What reads and fits tables, and what reads the table's kind of file."""
         from recipes.tabular.files import WORKBOOKS
 
-        needed: dict[str, str | None] = {"pandas": "tabular"}
+        needed: dict[str, str | None] = dict.fromkeys(("pandas", "scipy", "sklearn"), "tabular")
         for file in (self.data_settings.train, self.data_settings.test):
             ending = Path(file).suffix.lower() if file is not None else ""
             if ending in WORKBOOKS:
@@ -195,6 +196,7 @@ class Recipe(runner.recipe.Recipe):
 
         The tokenizer of `--init_from` is kept; the tables of another stage are not ours.
         """
+        require([name for name, extra in self.packages().items() if extra], "The recipe tabular", "tabular")
         bound = dataclasses.replace(self, assets=folder)
         content_hash = data_hash({"train": fingerprint_of_files(self.data_files("train"))})
         is_new = self._read_tables(folder) is None or not self._is_fitted_on(content_hash, folder)

@@ -130,6 +130,17 @@ def test_a_tracker_that_is_not_installed(
     assert wanted in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("command", ["train", "plan"])
+@pytest.mark.parametrize("package", ["pandas", "scipy", "sklearn"])
+def test_a_package_of_tables_that_is_not_installed(
+    command: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    assert main([command, "--recipe", "tabular", "--max_steps", "1", "--output_dir", str(tmp_path / "run")]) == 2
+    assert "pip install -e '.[tabular]'" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("setting", [each for each in settings_of(RunSettings) if {int, float} & {*each.kinds}],
                          ids=lambda setting: setting.flag)  # fmt: skip
 @pytest.mark.parametrize("value", ["-1000000", "-5", "-2", "-1", "nan", "inf", "-inf", "1e300", str(2**80)])
