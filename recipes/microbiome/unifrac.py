@@ -46,6 +46,10 @@ class Phylogeny:
     """(tips, branches), sparse: 1 where the branch leads to the tip, from the tip's own branch up to the root's."""
     lengths: np.ndarray
     """(branches,): in the unit of the tree, mostly substitutions per site."""
+    places: np.ndarray
+    """(tips,): each tip's place among the tips where the tree is drawn, so that those below a branch are neighbours."""
+    spans: np.ndarray
+    """(2, branches): the place of the first tip below each branch, and the one behind its last tip."""
 
     @classmethod
     def from_parents(cls, parents: Sequence[int], lengths: Sequence[float], names: Sequence[str | None]) -> Phylogeny:
@@ -62,7 +66,9 @@ class Phylogeny:
                 node = parents[node]
         shape = (len(tips), len(parents))
         ancestors = scipy.sparse.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=shape)
-        return cls(tuple(str(names[tip]) for tip in tips), ancestors, np.asarray(lengths, np.float64))
+        spans = _spans(parents, [name is not None for name in names])
+        tip_names = tuple(str(names[tip]) for tip in tips)
+        return cls(tip_names, ancestors, np.asarray(lengths, np.float64), spans[0, tips], spans)
 
     @classmethod
     def from_newick(
@@ -95,9 +101,30 @@ class Phylogeny:
 
     def rows_of(self, names: Iterable[str]) -> Phylogeny:
         """The same tree, its tips in the order of `names`; the others stay away. Raises KeyError for a missing one."""
-        place = {name: row for row, name in enumerate(self.names)}
+        row_of = {name: row for row, name in enumerate(self.names)}
         chosen = tuple(names)
-        return dataclasses.replace(self, names=chosen, ancestors=self.ancestors[[place[name] for name in chosen]])
+        rows = [row_of[name] for name in chosen]
+        # The tips that stay move up to fill the places of those that go.
+        staying = np.sort(self.places[rows])
+        places, spans = (np.searchsorted(staying, each) for each in (self.places[rows], self.spans))
+        return dataclasses.replace(self, names=chosen, ancestors=self.ancestors[rows], places=places, spans=spans)
+
+
+def _spans(parents: Sequence[int], is_tip: Sequence[bool]) -> np.ndarray:
+    """(2, branches): where the tips below each branch begin and end, for nodes with children before their parents."""
+    sizes = np.array(is_tip, np.int64)
+    for node, parent in enumerate(parents):
+        if parent >= 0:
+            sizes[parent] += sizes[node]
+    firsts = np.zeros_like(sizes)
+    free = np.zeros_like(sizes)
+    for node in reversed(range(len(parents))):
+        parent = parents[node]
+        if parent >= 0:
+            firsts[node] = free[parent]
+            free[parent] += sizes[node]
+        free[node] = firsts[node]
+    return np.stack([firsts, firsts + sizes])
 
 
 def _parsed(text: str, source: str) -> TreeNode:
@@ -166,19 +193,40 @@ def branch_presence(counts: SparseRows, phylogeny: Phylogeny) -> tuple[np.ndarra
 
     `counts` is a sparse (samples, tips); branches that no sample has are left out.
     """
-    present = (as_rows(counts) > 0).astype(np.float32) @ phylogeny.ancestors
-    found = np.unique(present.indices)
-    dense = (present[:, found].toarray() > 0).astype(np.float64)
-    return dense, phylogeny.lengths[found]
+    present = as_rows(counts) > 0
+    found = _found(present, phylogeny)
+    return (_below(present, phylogeny, found, np.int32) > 0).astype(np.float64), phylogeny.lengths[found]
 
 
 def branch_shares(counts: SparseRows, phylogeny: Phylogeny) -> tuple[np.ndarray, np.ndarray]:
     """The share of each sample's reads below each branch: (samples, branches found), and the branches' lengths."""
-    counts = as_rows(counts).astype(np.float64)
+    counts = as_rows(counts)
+    found = _found(counts > 0, phylogeny)
     totals = np.maximum(np.asarray(counts.sum(1)).reshape(-1, 1), 1e-300)
-    below = as_rows(as_rows(counts.multiply(1 / totals)) @ phylogeny.ancestors.astype(np.float64))
-    found = np.unique(below.indices)
-    return below[:, found].toarray(), phylogeny.lengths[found]
+    return _below(counts, phylogeny, found, np.float64) / totals, phylogeny.lengths[found]
+
+
+def _found(present: SparseRows, phylogeny: Phylogeny) -> np.ndarray:
+    """The numbers of the branches that some sample has."""
+    sums = np.zeros(present.shape[1] + 1, np.int64)
+    sums[phylogeny.places[present.indices] + 1] = 1
+    np.cumsum(sums, out=sums)
+    firsts, lasts = phylogeny.spans
+    return np.flatnonzero(sums[lasts] > sums[firsts])
+
+
+def _below(counts: SparseRows, phylogeny: Phylogeny, branches: np.ndarray, dtype: type) -> np.ndarray:
+    """(samples, chosen branches): what a sample has below each branch, as the difference of two running sums.
+
+    The tips below a branch are neighbours, so the number of operations does not grow with the depth of the tree.
+    """
+    sums = np.zeros((counts.shape[0], counts.shape[1] + 1), dtype)
+    sums[:, phylogeny.places + 1] = counts.toarray()
+    np.cumsum(sums, axis=1, out=sums)
+    firsts, lasts = phylogeny.spans
+    below = sums.take(lasts[branches], axis=1)
+    below -= sums.take(firsts[branches], axis=1)
+    return below
 
 
 def distances(counts: SparseRows, phylogeny: Phylogeny, metric: Metric = "unweighted") -> np.ndarray:

@@ -100,6 +100,22 @@ def test_cutting_the_branches_into_groups_changes_nothing(monkeypatch: pytest.Mo
     assert np.abs(distances(made.counts, made.phylogeny) - whole).max() < 1e-12
 
 
+@pytest.mark.parametrize("num_chosen", [40, 17, 1])
+def test_tips_in_any_order_and_a_part_of_them_have_the_branches_of_the_whole_tree(num_chosen: int) -> None:
+    counts, names, text = small_study(0.37)
+    whole = Phylogeny.from_newick(text)
+    chosen = np.random.default_rng(0).permutation(40)[:num_chosen]
+    part = whole.rows_of(names[tip] for tip in chosen)
+    reads = unifrac.as_rows(counts[:, chosen])
+    # The slow way: each tip's own list of branches.
+    below = (reads @ part.ancestors).toarray()
+    presence, lengths = unifrac.branch_presence(reads, part)
+    found = np.flatnonzero(below.any(0))
+    assert np.array_equal(presence, below[:, found] > 0) and np.array_equal(lengths, whole.lengths[found])
+    shares, _ = unifrac.branch_shares(reads, part)
+    assert np.allclose(shares, below[:, found] / np.maximum(reads.sum(1), 1e-300), rtol=1e-12, atol=0)
+
+
 def test_doubles_and_empty_samples_are_at_distance_0() -> None:
     phylogeny = Phylogeny.from_newick("((a:1,b:2):3,c:4);").rows_of("abc")
     counts = np.array([[1, 0, 2], [1, 0, 2], [0, 0, 0], [0, 0, 0]])
