@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import random
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, overload
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from recipes.language_model import text, tokens
+from recipes.language_model.repeated_words import RepeatedWords
 from runner.errors import DataError
 
 if TYPE_CHECKING:
@@ -41,6 +43,11 @@ class Packer:
     tokenizer: PreTrainedTokenizerFast
     settings: DataSettings
 
+    @functools.cached_property
+    def words(self) -> RepeatedWords | None:
+        """The words that were tokenised; None where the tokenizer does not cut text at words."""
+        return RepeatedWords.of(self.tokenizer.backend_tokenizer)
+
     def tokenize(self, passages: list[Passage]) -> list[np.ndarray]:
         """Token ids of each passage, with BOS and EOS where documents begin and end.
 
@@ -52,7 +59,8 @@ class Packer:
         found = []
         bos = self.tokenizer.bos_token_id if self.settings.add_bos else None
         eos = self.tokenizer.eos_token_id if self.settings.add_eos else None
-        encoded = tokens.encode(self.tokenizer, [passage.text for passage in passages])
+        texts = [passage.text for passage in passages]
+        encoded = tokens.encode(self.tokenizer, texts) if self.words is None else self.words.encode(texts)
         for passage, ids in zip(passages, encoded, strict=True):
             parts = [ids]
             if passage.starts and bos is not None:
