@@ -95,26 +95,29 @@ def replace_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 
 
 class Speed:
-    """Examples and tokens per second of training alone, without evaluation and saving."""
+    """Speed of training alone, without evaluation and saving, and the share of it that went into waiting for data."""
 
     def __init__(self) -> None:
         self.examples = 0
         self.tokens = 0
         self.seconds = 0.0
+        self.waiting_seconds = 0.0
         self.steps = 0
 
-    def add(self, examples: int, tokens: int, seconds: float) -> None:
-        """Count one step."""
+    def add(self, examples: int, tokens: int, seconds: float, waiting_seconds: float) -> None:
+        """Count one step, and the part of its time in which the loop waited for its data."""
         self.examples += examples
         self.tokens += tokens
         self.seconds += seconds
+        self.waiting_seconds += waiting_seconds
         self.steps += 1
 
     def take(self) -> dict[str, float]:
-        """The rates since the last call."""
+        """The rates since the last call, and the share of the time in which the loop waited (`data_wait`)."""
         seconds = max(self.seconds, 1e-9)
         rates = {"examples_per_second": self.examples / seconds, "seconds_per_step": seconds / max(self.steps, 1)}
         if self.tokens:
             rates["tokens_per_second"] = self.tokens / seconds
+        rates["data_wait"] = self.waiting_seconds / seconds
         self.__init__()
         return rates

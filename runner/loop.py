@@ -47,7 +47,7 @@ def train(run: Run) -> None:
             gradient_norm = update(run, loss, totals)
             record_step(run, lanes, totals)
             seconds = time.monotonic() - started
-            speed.add(totals.examples, totals.tokens, seconds)
+            speed.add(totals.examples, totals.tokens, seconds, waited)
             run.watch.add_step(waited, seconds)
             run.saver.note_step(run, seconds)
             if math.isfinite(gradient_norm):

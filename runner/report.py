@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ UNITS = {
     "examples_per_second": "examples per second",
     "tokens_per_second": "tokens per second",
     "seconds_per_step": "seconds per step",
+    "data_wait": "share of the time that the main process waited for its data",
     "memory_gb": "memory in GB",
     "energy_joules": "energy between two log lines, in joules",
     "flops_utilisation": "model FLOPs utilisation (MFU)",
@@ -25,7 +26,7 @@ UNITS = {
 Event = Mapping[str, Any]
 """One line of metrics.jsonl: its step, its split, and the values that were logged."""
 NOT_CURVES = {"step", "split", "epoch"}
-LINEAR = {"learning_rate", "seconds_per_step", "examples_per_second", "tokens_per_second", "memory_gb"}
+LINEAR = {"learning_rate", "seconds_per_step", "examples_per_second", "tokens_per_second", "data_wait", "memory_gb"}
 """Of these the shape counts, which a logarithm bends."""
 NOT_COMPARED = {"output_dir", "resume_from_checkpoint"}
 """Settings that differ between any two runs."""
@@ -174,6 +175,8 @@ def _summary(record: Record) -> str:
         words.append(f"{train[-1]['epoch']:.2f} epochs")
     seconds = training_seconds(train)
     words += [f"{_duration(seconds)} of training, without evaluations and saving"] if seconds else []
+    waiting = waiting_seconds(train)
+    words += [f"{waiting / seconds:.1%} of it waiting for data"] if seconds and waiting is not None else []
     joules = sum(event.get("energy_joules") or 0.0 for event in train)
     words += [f"{_energy(joules)} by the processors of the main process's machine"] if joules else []
     memory = [event["memory_gb"] for event in train if event.get("memory_gb") is not None]
@@ -195,11 +198,22 @@ def _summary(record: Record) -> str:
 
 def training_seconds(train: Sequence[Event]) -> float:
     """The time that the logged steps took, without evaluations and saving."""
-    total, before = 0.0, 0
+    return sum(seconds for seconds, _ in _times(train))
+
+
+def waiting_seconds(train: Sequence[Event]) -> float | None:
+    """The part of it in which the main process waited for its data; None where an older run did not log that."""
+    if not any("data_wait" in event for event in train):
+        return None
+    return sum(seconds * (event.get("data_wait") or 0.0) for seconds, event in _times(train))
+
+
+def _times(train: Sequence[Event]) -> Iterator[tuple[float, Event]]:
+    """The seconds of the steps that end with each logged one, and its line."""
+    before = 0
     for event in train:
-        total += (event.get("seconds_per_step") or 0.0) * (event["step"] - before)
+        yield (event.get("seconds_per_step") or 0.0) * (event["step"] - before), event
         before = event["step"]
-    return total
 
 
 def _energy(joules: float) -> str:

@@ -26,12 +26,11 @@ TOKEN_OF[[ord(letter) for letter in "ACGT"]] = [1, 2, 3, 4]
 
 def tokenize(sequences: Sequence[str], max_bp: int) -> np.ndarray:
     """(sequences, longest) of 1 to 4 for A, C, G, T, and 0 after the end; letters beyond `max_bp` are cut."""
-    longest = max((min(len(sequence), max_bp) for sequence in sequences), default=0)
-    tokens = np.zeros((len(sequences), longest), np.int8)
-    for row, sequence in enumerate(sequences):
-        own = TOKEN_OF[np.frombuffer(sequence[:max_bp].encode("ascii"), np.uint8)]
-        tokens[row, : len(own)] = own
-    return tokens
+    letters = [sequence[:max_bp].encode("ascii") for sequence in sequences]
+    longest = max(map(len, letters), default=0)
+    # Padded as bytes: an array operation for each sequence took half of a micro-batch's time.
+    together = b"".join([own.ljust(longest, b"\0") for own in letters])
+    return TOKEN_OF[np.frombuffer(together, np.uint8)].reshape(len(letters), longest)
 
 
 # Examples ---------------------------------------------------------------------------------------------

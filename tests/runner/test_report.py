@@ -14,6 +14,7 @@ import pytest
 
 from runner import report
 from runner.__main__ import main
+from runner.log import Speed
 from runner.parts.charts import Curve, Page, thinned
 from tests.launching import metrics, train
 
@@ -303,3 +304,29 @@ def test_what_a_recipe_draws_stands_in_the_page(tmp_path: Path) -> None:
     # Both axes span all of the values.
     assert chart["across"] == chart["up"] and chart["up"][0] < 1.0 and chart["up"][1] > 3.0
     assert "Of 9 validation examples at step 5." in page and "<td>a&lt;b</td><td>7</td>" in page
+
+
+def test_the_report_says_how_long_training_waited_for_its_data(run: Path, tmp_path: Path) -> None:
+    assert all(0 <= event["data_wait"] <= 1 for event in metrics(run) if event["split"] == "train")
+    shares = [(5, 0.5, 0.1), (10, 1.5, 0.02)]
+    events = [
+        {"step": step, "split": "train", "seconds_per_step": seconds, "data_wait": share}
+        for step, seconds, share in shares
+    ]
+    write_events(tmp_path / "run", *events)
+    # 0.25 of 2.5 seconds, and 0.15 of 7.5.
+    assert "4.0% of it waiting for data" in report.write(tmp_path / "run").read_text(encoding="utf-8")
+    for event in events:
+        del event["data_wait"]
+    write_events(tmp_path / "older", *events)
+    page = report.write(tmp_path / "older").read_text(encoding="utf-8")
+    assert "seconds of training" in page and "waiting" not in page
+
+
+def test_the_share_of_waiting_is_that_of_the_steps_since_the_last_call() -> None:
+    speed = Speed()
+    for seconds, waiting in ((1.0, 0.5), (3.0, 0.1)):
+        speed.add(8, 0, seconds, waiting)
+    assert speed.take()["data_wait"] == pytest.approx(0.15)
+    speed.add(8, 0, 1.0, 0.25)
+    assert speed.take()["data_wait"] == 0.25

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from recipes.text2sql.prompts.prompt import Link
 
 import dataclasses
+import functools
 import json
 import re
 from collections import Counter
@@ -34,6 +35,14 @@ WEIGHTED = {"spider": "spider", "bird": "bird_sql", "wikisql": "wiki_sql", "gret
 SOURCES = ("demo", "geography", "atis", *WEIGHTED)
 
 
+@functools.lru_cache(maxsize=1 << 14)
+def _linked(text: str, database: str | None) -> tuple[str, list[Link]]:
+    """`prompt.link`, once for all epochs; the list is not to be changed."""
+    from recipes.text2sql.prompts import prompt
+
+    return prompt.link(text, database)
+
+
 @dataclasses.dataclass(frozen=True)
 class Question:
     """A question with the query that answers it."""
@@ -50,10 +59,9 @@ class Question:
 
     def link(self) -> tuple[str, list[Link]]:
         """The question with placeholders for the values it mentions, and those values."""
-        from recipes.text2sql.prompts import prompt
-
         ready = self._ready
-        return (ready.text, list(ready.links)) if ready is not None else prompt.link(self.text, self.database)
+        text, links = (ready.text, ready.links) if ready is not None else _linked(self.text, self.database)
+        return text, list(links)
 
     @property
     def canonical(self) -> str:

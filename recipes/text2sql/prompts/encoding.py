@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 WORDS_FILE = "words.txt"
 """The words that come more than once in the training questions: those that `data.word_dropout` does not always hide."""
 
+MOST_SCHEMAS = 512
+"""Texts of schemas whose tokens are kept. Then the next ones begin anew."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:
@@ -47,17 +50,38 @@ class Encoder:
         from transformers import PreTrainedTokenizerFast
 
         assert self.folder is not None
-        return PreTrainedTokenizerFast.from_pretrained(self.folder)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(self.folder)
+        # A call of transformers turns off what tokenizer.json may ask for; `ids` goes around it.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+        return tokenizer
 
     @property
     def pad(self) -> int:
         """The token behind a shorter sequence."""
         return cast(int, self.tokenizer.pad_token_id)
 
-    @property
+    @functools.cached_property
     def end(self) -> int:
         """The token that ends the SQL."""
         return cast(int, self.tokenizer.eos_token_id)
+
+    def ids(self, text: str, add_special_tokens: bool) -> list[int]:
+        """The token ids of a text. transformers' own call takes twice as long for a short one."""
+        return self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    @functools.cached_property
+    def known_schemas(self) -> dict[str, list[int]]:
+        """The token ids of the schemas' texts so far; many questions have the same."""
+        return {}
+
+    def schema_ids(self, text: str) -> list[int]:
+        """The token ids of a schema's text, which are not to be changed."""
+        if text not in self.known_schemas:
+            if len(self.known_schemas) >= MOST_SCHEMAS:
+                self.known_schemas.clear()
+            self.known_schemas[text] = self.ids(text, True)
+        return self.known_schemas[text]
 
     @functools.cached_property
     def is_plain(self) -> bool:
@@ -93,14 +117,14 @@ class Encoder:
             asked = prompt.hide_words(asked, self.known_words, word_dropout)
         target = prompt.hide_names(target, question.schema) if tokens else target
         # A pretrained model's tokenizer may begin a text with a token of its own: once, and not in the middle.
-        target_ids = tokenizer(target, add_special_tokens=False)["input_ids"] + [self.end]
+        target_ids = [*self.ids(target, False), self.end]
         asked = prompt.prompt(asked, links, question.schema, settings.question_repeats, tokens)
-        asked_ids = tokenizer(asked, add_special_tokens=False)["input_ids"]
+        asked_ids = self.ids(asked, False)
         # The schema leaves max_new_tokens free, not the length of the gold SQL: that length is part of the answer.
         schema_length = settings.max_seq_length - self.max_new_tokens - len(asked_ids)
 
         def schema_ids(described: str) -> list[int]:
-            return tokenizer(f"<schema>{described}")["input_ids"]
+            return self.schema_ids(f"<schema>{described}")
 
         described = ""
         if settings.schema_in_prompt:

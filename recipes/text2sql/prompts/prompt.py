@@ -173,6 +173,7 @@ def names_of(schema: Schema) -> dict[str, str]:
     return names | {column: f"<c{number}>" for number, column in enumerate(new)}
 
 
+@functools.lru_cache(maxsize=1 << 15)
 def stem(word: str) -> str:
     """The word without the ending of its plural."""
     for ending, instead in (("ies", "y"), ("sses", "ss"), ("shes", "sh"), ("ches", "ch"), ("xes", "x"), ("ss", "ss")):
@@ -190,11 +191,12 @@ def mark(text: str, schema: Schema) -> str:
     """The question with the token of a table or column behind the words that are its name, longest first."""
     stems = _stems_of(schema)
     words = text.split()
+    stems_of_words = list(map(stem, words))
     parts: list[str] = []
     place = 0
     while place < len(words):
         for length in range(min(4, len(words) - place), 0, -1):
-            token = stems.get(tuple(map(stem, words[place : place + length])))
+            token = stems.get(tuple(stems_of_words[place : place + length]))
             if token:
                 parts += [*words[place : place + length], token]
                 break
