@@ -18,10 +18,10 @@ import torch
 from runner.__main__ import VERBS, main
 from runner.commands import find_lr, plan
 from runner.settings import RunSettings
-from tests.benchmarks import bench_loop
+from tests.benchmarks import loop_contenders
 from tests.launching import REPOSITORY, SHORT, TOY, train
 
-LLAMA = str(REPOSITORY / "tests" / "benchmarks" / "bench_loop.py")
+LLAMA = str(REPOSITORY / "tests" / "benchmarks" / "loop_contenders.py")
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def test_a_plan_of_two_billion_parameters_makes_no_weights(capsys: pytest.Captur
 
 @pytest.mark.parametrize(("layers", "width"), [(2, 64), (3, 96)])
 def test_planned_activations_are_those_that_a_forward_pass_leaves(layers: int, width: int) -> None:
-    recipe = bench_loop.Recipe(layers=layers, width=width)
+    recipe = loop_contenders.Recipe(layers=layers, width=width)
     batch = recipe.collate(list(recipe.data("train")[:8]))
     planned = plan.measure(recipe, batch, RunSettings(mixed_precision="no"))
     model = recipe.model().train()
@@ -192,7 +192,7 @@ def test_planned_activations_are_those_that_a_forward_pass_leaves(layers: int, w
     held = sum(event.self_cpu_memory_usage for event in profile.key_averages())
     assert loss.sum.isfinite() and math.isclose(planned.activations, held, rel_tol=0.1)
     assert planned.total == sum(parameter.numel() for parameter in model.parameters())
-    logits = 8 * bench_loop.CONTEXT * bench_loop.VOCABULARY * 4
+    logits = 8 * loop_contenders.CONTEXT * loop_contenders.VOCABULARY * 4
     assert logits * 0.9 < planned.logits < logits * 3
 
 
@@ -210,13 +210,13 @@ def test_a_plan_says_how_long_the_steps_take(capsys: pytest.CaptureFixture[str])
 
 
 def test_a_loss_that_looks_at_its_numbers_is_planned_with_numbers() -> None:
-    class Looking(bench_loop.Recipe):
+    class Looking(loop_contenders.Recipe):
         def loss(self, model: Any, batch: Any) -> Any:
             found = super().loss(model, batch)
             assert float(found.sum.detach()) > 0
             return found
 
-    plain, looking = bench_loop.Recipe(layers=1, width=32), Looking(layers=1, width=32)
+    plain, looking = loop_contenders.Recipe(layers=1, width=32), Looking(layers=1, width=32)
     batch = plain.collate(list(plain.data("train")[:4]))
     settings = RunSettings(mixed_precision="no")
     # Another kernel of attention is chosen for real numbers, which keeps a little less.
@@ -230,7 +230,7 @@ def test_a_plan_in_bf16_computes_lanes_of_other_shapes(precision: str, monkeypat
     monkeypatch.setattr("runner.hardware.best_device_type", lambda: "cpu")
     seen: list[int] = []
     monkeypatch.setattr("runner.precision.compute_lane", lambda *given, **more: seen.append(1))
-    recipe, run = bench_loop.Recipe(layers=1, width=32), RunSettings(mixed_precision=precision)
+    recipe, run = loop_contenders.Recipe(layers=1, width=32), RunSettings(mixed_precision=precision)
     few = list(recipe.data("train")[:6])
     planned = plan.measure(recipe, recipe.collate(few[:2]), run)
     plan.with_process(planned, recipe, recipe.collate(few[:2]), run, [few[:3], few[3:]])

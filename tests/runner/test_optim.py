@@ -10,7 +10,7 @@ from runner import optim
 from runner.checkpoints.tensors import load_optimizer, optimizer_parts
 from runner.errors import ConfigError
 from runner.settings import RunSettings
-from tests.benchmarks.bench_loop import llama
+from tests.benchmarks.loop_contenders import llama
 
 CPU = torch.device("cpu")
 MUON = RunSettings(optim="muon", learning_rate=0.01, weight_decay=0.1)
