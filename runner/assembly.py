@@ -323,6 +323,7 @@ def build_loop_parts(
     from runner.optim import optimizer as optimizer_of
 
     settings, accelerator = config.run, hardware.accelerator
+    scale_of = recipe.learning_rate_scale
     output_dir = Path(settings.output_dir or "")
     model.train()
     if settings.optim == "muon" and (hardware.is_sharded or accelerator.scaler is not None):
@@ -330,15 +331,15 @@ def build_loop_parts(
     if settings.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
         tree = Tree(model, lanes.num_lanes, hardware.process, hardware.num_processes)
-        prepared, optimizer = model.to(hardware.device), optimizer_of(model, settings, hardware.device)
+        prepared, optimizer = model.to(hardware.device), optimizer_of(model, settings, hardware.device, scale_of)
     elif hardware.is_sharded:
         tree = None
         prepared = shard(model, hardware.device, hardware.num_processes, hardware.precision, deferred)
-        optimizer = optimizer_of(prepared, settings, hardware.device)
+        optimizer = optimizer_of(prepared, settings, hardware.device, scale_of)
     else:
         tree = None
         prepared = accelerator.prepare(model)
-        optimizer = optimizer_of(prepared, settings, hardware.device)
+        optimizer = optimizer_of(prepared, settings, hardware.device, scale_of)
         if accelerator.scaler is not None:
             # Accelerate's wrapper knows of fp16's loss scale, and looks for installed packages at every step.
             optimizer = accelerator.prepare(optimizer)

@@ -1,25 +1,54 @@
 """The optimisers: AdamW with weight decay on matrices only, and Muon for the matrices of layers."""
 
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
+from runner.checkpoints.tensors import clean_name
 from runner.errors import ConfigError
 from runner.settings import RunSettings
 
+SCALE = "learning_rate_scale"
+"""What a group of parameters calls its share of the run's learning rate."""
 
-def optimizer(model: nn.Module, settings: RunSettings, device: torch.device) -> torch.optim.Optimizer:
-    """The optimiser that the settings name, for the parameters that are trained."""
+Scales = dict[int, float]
+"""By the id of a parameter: the share of the run's learning rate that it has; all of it where it is absent."""
+
+
+def optimizer(
+    model: nn.Module,
+    settings: RunSettings,
+    device: torch.device,
+    scale_of: Callable[[str], float] = lambda name: 1.0,
+) -> torch.optim.Optimizer:
+    """The optimiser that the settings name, for the parameters that are trained.
+
+    `scale_of` gives the share of the run's learning rate that the parameter of a name has.
+    """
+    scales = {id(each): scale_of(clean_name(name)) for name, each in model.named_parameters()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if settings.optim == "adamw":
-        return adamw(trained, settings, device)
+        return adamw(trained, settings, device, scales)
     inside = {id(parameter) for parameter in matrices_of_layers(model)}
     matrices = [parameter for parameter in trained if id(parameter) in inside]
     if not matrices:
         raise ConfigError("The model has no layers with matrices for Muon: type --optim adamw.")
     others = [parameter for parameter in trained if id(parameter) not in inside]
-    return MuonAndAdamW(matrices, others, settings, device)
+    return MuonAndAdamW(matrices, others, settings, device, scales)
+
+
+def groups_of(
+    parameters: Iterable[nn.Parameter], rate: float, decay: float, scales: Scales
+) -> Iterator[dict[str, Any]]:
+    """Groups of one weight decay, one for each share of the learning rate."""
+    by_scale: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        by_scale.setdefault(scales.get(id(parameter), 1.0), []).append(parameter)
+    for scale, members in by_scale.items():
+        yield {"params": members, "lr": rate * scale, "weight_decay": decay, SCALE: scale}
 
 
 def matrices_of_layers(model: nn.Module) -> list[nn.Parameter]:
@@ -38,11 +67,17 @@ class MuonAndAdamW(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, matrices: list[nn.Parameter], others: list[nn.Parameter], settings: RunSettings, device: torch.device
+        self,
+        matrices: list[nn.Parameter],
+        others: list[nn.Parameter],
+        settings: RunSettings,
+        device: torch.device,
+        scales: Scales,
     ) -> None:
-        decay, rate = settings.weight_decay, settings.learning_rate
-        muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        self.parts: list[torch.optim.Optimizer] = [muon, *([adamw(others, settings, device)] if others else [])]
+        rate = settings.learning_rate
+        groups = list(groups_of(matrices, rate, settings.weight_decay, scales))
+        muon = torch.optim.Muon(groups, lr=rate, adjust_lr_fn="match_rms_adamw")
+        self.parts: list[torch.optim.Optimizer] = [muon, *([adamw(others, settings, device, scales)] if others else [])]
         super().__init__([group for part in self.parts for group in part.param_groups], {"lr": rate})
         self.param_groups = [group for part in self.parts for group in part.param_groups]
         self.state = defaultdict(dict)
@@ -56,19 +91,22 @@ class MuonAndAdamW(torch.optim.Optimizer):
             part.step()
 
 
-def adamw(trained: list[nn.Parameter], settings: RunSettings, device: torch.device) -> torch.optim.AdamW:
+def adamw(
+    trained: list[nn.Parameter], settings: RunSettings, device: torch.device, scales: Scales
+) -> torch.optim.AdamW:
     """AdamW, with the fused kernel where the device has one.
 
     Biases, norms and other vectors get no weight decay, which would only shrink their scale.
     Source: Loshchilov and Hutter 2017, arXiv 1711.05101.
     """
+    rate = settings.learning_rate
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        *groups_of((p for p in trained if p.ndim >= 2), rate, settings.weight_decay, scales),
+        *groups_of((p for p in trained if p.ndim < 2), rate, 0.0, scales),
     ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.learning_rate,
+        groups,
+        lr=rate,
         betas=(settings.adam_beta1, settings.adam_beta2),
         eps=settings.adam_epsilon,
         fused=device.type in ("cpu", "cuda", "mps"),
@@ -76,8 +114,8 @@ def adamw(trained: list[nn.Parameter], settings: RunSettings, device: torch.devi
 
 
 def set_step(optimizer: torch.optim.Optimizer, learning_rate: float, beta1: float) -> None:
-    """Give every group the learning rate and first decay rate of this step."""
+    """Give every group its share of the learning rate of this step, and the first decay rate."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group[SCALE]
         if "betas" in group:
             group["betas"] = (beta1, group["betas"][1])

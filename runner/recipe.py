@@ -279,6 +279,11 @@ class Recipe:
         run."""
         return False
 
+    def learning_rate_scale(self, name: str) -> float:
+        """The share of `--learning_rate` that the parameter of this name has at every step: below 1 for layers that are
+        trained already, beside new ones."""
+        return 1.0
+
     def prepare(self, folder: Path) -> Recipe:
         """Return the recipe bound to `folder`, which holds what is fitted on the training split (tokenizer,
         normalisation). Fit and write what is not there yet. The runner calls it on one process first, then on the

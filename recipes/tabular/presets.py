@@ -19,6 +19,8 @@ def presets() -> dict[str, dict[str, object]]:
         "model.num_attention_heads": 6,
         "model.interaction_layers": 6,
         "model.unfrozen_layers": 6,
+        # TabSTAR has one learning rate for all.
+        "model.text_learning_rate_scale": 1.0,
         "model.text_chunk_size": 128,
         "data.max_text_tokens": 512,
         "model.final_norm": False,

@@ -114,6 +114,13 @@ class Recipe(runner.recipe.Recipe):
 
         return presets()
 
+    def learning_rate_scale(self, name: str) -> float:
+        """A given text encoder is trained already. Adapters inside it are new."""
+        sizes = self.model_settings
+        has_adapters = self.stage == "finetune" and self.adapt == "lora"
+        is_trained = name.startswith("texts.bert.") and sizes.text_encoder is not None and not has_adapters
+        return sizes.text_learning_rate_scale if is_trained else 1.0
+
     def setting_notes(self, changed: frozenset[str]) -> list[str]:
         """One line for each setting that the user gave and another setting switches off."""
         data, sizes = self.data_settings, self.model_settings
@@ -131,6 +138,7 @@ class Recipe(runner.recipe.Recipe):
                 "with model.text_encoder, which brings its own.",
                 ("model.text_layers", "model.text_hidden_size", "model.vocab_size"),
             ),
+            (sizes.text_encoder is None, "without model.text_encoder.", ("model.text_learning_rate_scale",)),
             (sizes.gram_buckets == 0, "with model.gram_buckets 0.", ("model.gram_dropout",)),
             (
                 not sizes.linear_part,

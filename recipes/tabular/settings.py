@@ -58,6 +58,9 @@ class ModelSettings:
     """Folder (or hub id) of a BERT, such as intfloat/e5-small-v2; none: a small one of ours, from nothing."""
     unfrozen_layers: AtLeast0 | None = None
     """Upper layers of the text encoder that learn; none: all of ours, and of a given one none."""
+    text_learning_rate_scale: Positive = 0.05
+    """The learning rate of the unfrozen layers of a given text encoder, as a share of learning_rate: they are trained
+    already, and the rest begins from nothing."""
     text_layers: AtLeast1 = 2
     """Layers of our own text encoder."""
     text_hidden_size: AtLeast1 = 128

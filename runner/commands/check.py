@@ -390,7 +390,7 @@ def learns(subject: Subject) -> str:
     from runner.optim import optimizer as optimizer_of
 
     model = subject.model().train()
-    optimizer = optimizer_of(model, subject.config.run, subject.hardware.device)
+    optimizer = optimizer_of(model, subject.config.run, subject.hardware.device, subject.recipe.learning_rate_scale)
     losses = []
     for _ in range(11):
         batch = subject.batch()

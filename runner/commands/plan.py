@@ -263,7 +263,7 @@ def with_process(
     is_computed = batch is not None and found.total <= MOST_PARAMETERS and not found.unknown
     model = recipe.model().train() if is_computed else torch.nn.Linear(1, 1)
     tensors = sum(found.memory(1).values()) if is_computed else 0.0
-    updates = optimizer(model, run, torch.device("cpu"))
+    updates = optimizer(model, run, torch.device("cpu"), recipe.learning_rate_scale)
     # Moments are there from the first update on.
     for _ in range(2):
         if batch is not None and is_computed:

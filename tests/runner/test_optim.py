@@ -71,3 +71,22 @@ def test_a_restart_changes_no_bit() -> None:
 def test_a_model_without_layers_is_refused() -> None:
     with pytest.raises(ConfigError, match="--optim adamw"):
         optim.optimizer(nn.Sequential(nn.Linear(4, 4)), MUON, CPU)
+
+
+@pytest.mark.parametrize("settings", [MUON, RunSettings(optim="adamw", learning_rate=0.01)], ids=["muon", "adamw"])
+def test_a_parameter_has_its_share_of_the_rate_at_every_step(settings: RunSettings) -> None:
+    model = llama(2, 32)
+    plain = optim.optimizer(model, settings, CPU)
+    scaled = optim.optimizer(model, settings, CPU, lambda name: 0.1 if name.startswith("model.layers.0.") else 1.0)
+    assert len(scaled.param_groups) > len(plain.param_groups)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    optim.set_step(scaled, 0.5, 0.9)
+    rates = {names[id(each)]: group["lr"] for group in scaled.param_groups for each in group["params"]}
+    assert rates == {name: 0.5 * (0.1 if name.startswith("model.layers.0.") else 1.0) for name in names.values()}
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    steps(model, scaled, range(1))
+    moved = {
+        name: float((parameter.detach() - before[name]).abs().mean()) for name, parameter in model.named_parameters()
+    }
+    first, second = (f"model.layers.{layer}.mlp.up_proj.weight" for layer in (0, 1))
+    assert moved[first] == pytest.approx(moved[second] / 10, rel=0.2)

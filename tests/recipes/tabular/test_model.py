@@ -243,6 +243,20 @@ def test_the_vector_of_a_text_is_berts_first_token(tmp_path: Path, adapt: Any) -
     assert learns == (adapt != "frozen_text")
 
 
+def test_a_given_encoder_learns_with_a_share_of_the_rate_and_new_layers_with_all_of_it(tmp_path: Path) -> None:
+    given = dataclasses.replace(SMALL, text_encoder=str(pretrained_folder(tmp_path / "bert")), unfrozen_layers=2)
+    recipe = prepared(tmp_path / "given", model_settings=given)
+    trained = [name for name, value in fresh(recipe).named_parameters() if value.requires_grad]
+    scales = {name: recipe.learning_rate_scale(name) for name in trained}
+    inside = next(name for name in trained if "encoder.layer" in name)
+    assert scales == {name: 0.05 if "encoder.layer" in name else 1.0 for name in trained}
+    # Of our own from nothing, of adapters, and of the presets named after TabSTAR: all of it.
+    own = prepared(tmp_path / "own")
+    adapted = prepared(tmp_path / "lora", model_settings=given, stage="finetune", adapt="lora")
+    assert own.learning_rate_scale(inside) == adapted.learning_rate_scale(inside) == 1
+    assert Recipe.presets()["tabstar"]["model.text_learning_rate_scale"] == 1
+
+
 def test_a_text_to_predict_is_encoded_once_without_padding_and_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
