@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from runner.errors import ConfigError
-from runner.parts.expert_adapters import put_in_front, type_of_products
+from runner.parts.expert_adapters import type_of_products
+from runner.parts.own_class import put_in_front
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from runner.parts.expert_adapters import put_in_front
+from runner.parts.own_class import put_in_front
 
 if TYPE_CHECKING:
     import torch

@@ -8,16 +8,15 @@ Source: Hu et al. 2021 (LoRA), arXiv 2106.09685, section 4.1.
 
 from __future__ import annotations
 
-import functools
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
+
+from runner.parts.own_class import put_in_front
 
 if TYPE_CHECKING:
     import torch
     from peft.tuners.lora.layer import ParamWrapper
     from torch import Tensor, nn
     from transformers import PretrainedConfig
-
-Part = TypeVar("Part")
 
 # Choices per expert from which on a copy of the weights in bf16 costs less than computing in fp32.
 CHOICES_WORTH_A_COPY = 16
@@ -135,15 +134,3 @@ def weights_of_experts(model: nn.Module) -> list[nn.Parameter]:
     added_to = {id(each.get_base_layer()) for each in model.modules() if type(each) is ParamWrapper}
     experts = [each for each in model.modules() if is_gated(each) and are_grouped(each) and id(each) not in added_to]
     return [cast("nn.Parameter", weight) for each in experts for weight in (each.gate_up_proj, each.down_proj)]
-
-
-def put_in_front(own: type[Part], module: nn.Module) -> Part:
-    """Make the module one of our class too, which comes before its own: what it holds stays, and ours decides."""
-    module.__class__ = _in_front(own, type(module))
-    return cast(Part, module)
-
-
-@functools.cache
-def _in_front(own: type, theirs: type) -> type:
-    # Others look for the name, as PEFT does where it adds a second adapter.
-    return type(theirs.__name__, (own, theirs), {})
