@@ -142,8 +142,9 @@ class Hardware:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Gradients of a loss; scaled where fp16 needs it. If the loss is not finite, all of them are NaN."""
-        # Zero times infinity is NaN. So this is 1 for a finite loss, and no process waits for the device to tell.
-        first = 0 * loss.detach() + 1
+        # Infinity less infinity is NaN. So this is 1 for a finite loss, and no process waits for the device to tell.
+        value = loss.detach()
+        first = (value - value).exp()
         # Accelerate's own looks for installed packages at every call, and divides by what the lanes have counted.
         if self.accelerator.scaler is not None:
             self.accelerator.backward(loss, gradient=first)

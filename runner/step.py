@@ -1,6 +1,7 @@
 """One step: agree with the other processes, forward and backward per lane, clip, update."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -150,7 +151,7 @@ def backward(
     hardware = run.hardware
     # DDP and FSDP average the gradients over the processes; the loss is a sum over them. The tree sums.
     ranks = hardware.num_processes if run.tree is None else 1
-    total = torch.zeros((), device=hardware.device)
+    shares: list[torch.Tensor] = []
     logs_of_parts: list[tuple[float, Mapping[str, Any]]] = []
     for is_last, batch, fraction in parts_of(run, lane):
         batch.step_statistics = whole_step
@@ -167,7 +168,7 @@ def backward(
                 whole = whole + loss.step_auxiliary * (0.0 if lane.is_empty else ranks)
             # A loss that is not finite makes every gradient so, and with it the norm on every process.
             hardware.backward(whole)
-        total += share.detach()
+        shares.append(share.detach().float())
         logs_of_parts.append((fraction, loss.logs))
     if run.tree is not None:
         run.tree.add_lane()
@@ -175,7 +176,7 @@ def backward(
     if lane.is_empty:
         # The same names from every process, and no value of an example that only stands in.
         logs = {name: torch.as_tensor(value) * torch.nan for name, value in logs.items()}
-    return total, logs
+    return functools.reduce(torch.add, shares), logs
 
 
 def mean_logs(parts: Sequence[tuple[float, Mapping[str, Any]]]) -> dict[str, Any]:
