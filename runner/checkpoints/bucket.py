@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +24,8 @@ from runner.errors import CheckpointError, ConfigError
 from runner.parts.installation import pip_line
 
 ATTEMPTS = 3
+TOGETHER = 4
+"""Files that are copied at a time. The drivers send a large one in parts, several of them at a time too."""
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
 FOLLOWING = ("metrics.jsonl", "ledger.jsonl", "config.yaml")
 """Files of the run that go beside its checkpoints."""
@@ -68,10 +70,15 @@ class Remote:
 
     def put(self, local: Path, name: str) -> None:
         """Copy one file."""
+        self.put_all({name: local})
+
+    def put_all(self, local: Mapping[str, Path]) -> None:
+        """Copy files by their names here, several at a time where the driver can."""
         if urlsplit(self.url).scheme == "file":
             # Others make folders by themselves, and would try to make the bucket.
-            self.files.makedirs(name.rpartition("/")[0], exist_ok=True)
-        self.files.put_file(str(local), name)
+            for folder in {name.rpartition("/")[0] for name in local}:
+                self.files.makedirs(folder, exist_ok=True)
+        self.files.put(list(map(str, local.values())), list(local), batch_size=TOGETHER)
 
     def write(self, name: str, text: str) -> None:
         """Write a small file."""
@@ -145,8 +152,8 @@ def upload(remote: Remote, folder: Path) -> None:
     if remote.read(f"{folder.name}/{MANIFEST}") == manifest:
         return
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    for name in [*(name for name in names if name != MANIFEST), MANIFEST]:
-        remote.put(folder / name, f"{folder.name}/{name}")
+    remote.put_all({f"{folder.name}/{name}": folder / name for name in names if name != MANIFEST})
+    remote.put(folder / MANIFEST, f"{folder.name}/{MANIFEST}")
 
 
 def download(remote: Remote, step: int, output_dir: Path) -> Path:

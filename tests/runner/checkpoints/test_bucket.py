@@ -3,6 +3,7 @@
 Run alone: python -m pytest tests/runner/checkpoints/test_bucket.py
 """
 
+import asyncio
 import os
 import shutil
 import signal
@@ -13,10 +14,13 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from fsspec.asyn import AsyncFileSystem
+from fsspec.implementations.dirfs import DirFileSystem
 
-from runner.checkpoints.bucket import Remote, newest_in_bucket, upload
+from runner.checkpoints.bucket import TOGETHER, Remote, newest_in_bucket, upload
 from runner.checkpoints.state import read_state
 from runner.errors import ConfigError
 from runner.trials import Interruption, Trial
@@ -115,6 +119,33 @@ def test_what_is_incomplete_or_damaged_there_is_skipped(tmp_path: Path, s3: S3) 
     found, skipped = newest_in_bucket(s3.url, tmp_path / "new")
     assert found is not None and found.name == "checkpoint-8"
     assert len(skipped) == 1 and "state.json is damaged" in skipped[0]
+
+
+def test_files_go_several_at_a_time_and_the_manifest_after_all(tmp_path: Path) -> None:
+    class Slow(AsyncFileSystem):
+        """Takes note of the files that are on their way at the same time."""
+
+        on_their_way = most = 0
+        arrived: ClassVar[list[str]] = []
+
+        async def _put_file(self, lpath: str, rpath: str, **_: object) -> None:
+            self.on_their_way += 1
+            self.most = max(self.most, self.on_their_way)
+            await asyncio.sleep(0.02)
+            self.on_their_way -= 1
+            self.arrived.append(rpath)
+
+        async def _exists(self, path: str, **_: object) -> bool:
+            return False
+
+    folder = tmp_path / "checkpoint-8"
+    folder.mkdir()
+    for name in ("manifest.json", *(f"part-{number}" for number in range(10))):
+        (folder / name).write_text("{}")
+    files = Slow()
+    upload(Remote("slow://bucket", DirFileSystem("bucket", files)), folder)
+    assert files.most == TOGETHER
+    assert files.arrived[-1] == "bucket/checkpoint-8/manifest.json" and len(set(files.arrived)) == 11
 
 
 def test_a_server_that_dies_does_not_end_the_training(tmp_path: Path, s3: S3) -> None:
