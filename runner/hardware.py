@@ -155,8 +155,13 @@ class Hardware:
         """Scale the gradients down to a norm of at most `limit`; returns the norm that they had."""
         if self.accelerator.scaler is not None:
             self.accelerator.unscale_gradients()
-        norm = nn.utils.clip_grad_norm_(parameters, limit)
-        return float(norm.full_tensor() if is_sharded(norm) else norm)
+        norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+        value = float(norm.full_tensor() if is_sharded(norm) else norm)
+        # torch's clip_grad_norm_ does not wait for the norm, so it multiplies gradients that are small enough by 1.
+        # Within a hundredth of the limit, torch's rounding decides.
+        if value + ADDED_TO_NORM > 0.99 * limit:
+            nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        return value
 
     def in_fp32(self, reason: str) -> "Hardware":
         """This hardware, where the model that follows computes in fp32 and not in bf16."""
@@ -169,6 +174,10 @@ class Hardware:
         processes = "1 process" if self.num_processes == 1 else f"{self.num_processes} processes"
         processes += ", sharded (FSDP2)" if self.is_sharded else ""
         return f"{device_name(self.device)}, {processes}, precision {self.precision} ({self.reason})"
+
+
+ADDED_TO_NORM = 1e-6
+"""What torch adds to a norm before it divides the limit by it."""
 
 
 def _join_again(limit: datetime.timedelta, device_type: str) -> None:

@@ -111,11 +111,10 @@ def memory_bytes(device: torch.device) -> int:
 
 def peak_bytes() -> int:
     """The most memory that this process has had; what it has now, where the system does not say."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # getrusage counts the program that started this one, too.
-        for line in status.read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
+    # getrusage counts the program that started this one, too. The first third of the lines has what is looked for.
+    with contextlib.suppress(FileNotFoundError), open("/proc/self/status", "rb") as lines:
+        for line in lines:
+            if line.startswith(b"VmHWM:"):
                 return 1024 * int(line.split()[1])
     memory = psutil.Process().memory_info()
     return getattr(memory, "peak_wset", memory.rss)  # The former is Windows' name.

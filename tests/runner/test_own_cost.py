@@ -122,6 +122,35 @@ def test_a_loss_that_is_not_finite_makes_every_gradient_nan(value: float, scaled
         assert weights.grad.isnan().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("above_norm", [-0.1, -1e-6, 0.0, 5e-7, 9e-7, 1e-6, 1.1e-6, 2e-6, 1e-3, 4e-3, 0.1, math.inf])
+def test_gradients_are_clipped_as_torch_clips_them(above_norm: float, dtype: torch.dtype) -> None:
+    hardware = Hardware(cast(Accelerator, SimpleNamespace(scaler=None)), "no", "")
+    generator = torch.Generator().manual_seed(0)
+    for size in range(1, 40):
+        gradients = [torch.randn(count, generator=generator).to(dtype) / size for count in (size, 1)]
+        limit = float(nn.utils.get_total_norm(gradients)) + above_norm
+        ours, torchs = ([nn.Parameter(torch.zeros_like(each)) for each in gradients] for _ in range(2))
+        for parameters in (ours, torchs):
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient.clone()
+        assert hardware.clip_gradients(ours, limit) == float(nn.utils.clip_grad_norm_(torchs, limit))
+        for one, other in zip(ours, torchs, strict=True):
+            assert one.grad is not None and other.grad is not None and torch.equal(one.grad, other.grad)
+
+
+def test_gradients_below_the_limit_are_not_multiplied() -> None:
+    hardware = Hardware(cast(Accelerator, SimpleNamespace(scaler=None)), "no", "")
+    parameter = nn.Parameter(torch.zeros(3))
+    counts = []
+    for limit in (1.0, 100.0):
+        parameter.grad = torch.ones(3)
+        with Counter() as counter:
+            hardware.clip_gradients([parameter], limit)
+        counts.append(counter.count)
+    assert counts[1] < counts[0]
+
+
 @pytest.mark.parametrize(("least", "wanted"), [(6, 0), (5, 3 * STEPS)])
 def test_memory_goes_back_after_each_lane_of_a_large_model(
     least: int, wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
