@@ -17,6 +17,7 @@ from runner.checkpoints.saver import Saver
 from runner.checkpoints.state import State
 from runner.checkpoints.tensors import read_tensors
 from runner.checkpoints.trained import copy_assets, find_weights
+from runner.compiling import compile_model
 from runner.config import Config, yaml_of
 from runner.deferred import Deferred, built, read_late
 from runner.errors import CheckpointError, ConfigError, DataError
@@ -345,7 +346,7 @@ def build_loop_parts(
             optimizer = accelerator.prepare(optimizer)
     bare_model = cast(nn.Module, accelerator.unwrap_model(prepared, keep_torch_compile=False))
     if settings.torch_compile:
-        prepared = cast(nn.Module, torch.compile(prepared))
+        compile_model(bare_model)
     in_shards = hardware.is_sharded and settings.save_in_shards is not False
     best_metric = settings.metric_for_best_model or recipe.best_metric
     return Run(

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from accelerate.utils import gather_object
 
+from runner.compiling import as_written
 from runner.errors import warn
 from runner.fetching import take
 from runner.hardware import Hardware, seed_everything
@@ -72,7 +73,7 @@ def evaluate_rows(
         return busy > 0
 
     gathering = in_turns(model, meet) if takes_turns else whole(model)
-    with gathering as others, torch.no_grad(), hardware.autocast(), recipe.while_evaluating(model):
+    with gathering as others, torch.no_grad(), hardware.autocast(), recipe.while_evaluating(model), as_written(model):
         is_shown = shows_progress and hardware.is_main
         for turn in counted(range(rounds), rounds, "evaluation", "batches", is_shown):
             advance(turn, rounds)

@@ -90,7 +90,7 @@ class RunSettings:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them: less memory, more time."""
     torch_compile: bool = False
-    """Compile the model with torch.compile."""
+    """Compile the layers of the model with torch.compile; evaluations run as written."""
     deterministic: bool = False
     """Sum the lanes' gradients in a fixed tree: the same weights to the bit for any number of processes."""
     logging_steps: AtLeast1 = 10
