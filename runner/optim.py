@@ -116,6 +116,7 @@ def adamw(
 def set_step(optimizer: torch.optim.Optimizer, learning_rate: float, beta1: float) -> None:
     """Give every group its share of the learning rate of this step, and the first decay rate."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group[SCALE]
+        # The groups of another optimiser than ours have no share.
+        group["lr"] = learning_rate * group.get(SCALE, 1.0)
         if "betas" in group:
             group["betas"] = (beta1, group["betas"][1])

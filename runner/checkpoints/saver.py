@@ -117,7 +117,10 @@ class Saver:
                 self.writer.submit(self.reserve, run)
 
     def reserve(self, run: Any) -> None:
-        """Take the memory of copies before they are made: the first touch of fresh pages takes longer than a copy."""
+        """Take the memory of copies before they are made: the first touch of fresh pages takes longer than a copy.
+
+        Copies that a save has made already stay.
+        """
         if not self.is_main or self.in_shards:
             return
         is_adam = run.settings.optim == "adamw"
@@ -127,9 +130,10 @@ class Saver:
             name = clean_name(name)
             if name in elsewhere:
                 continue
-            model[name] = torch.zeros(parameter.shape, dtype=parameter.dtype)
-            for kind in ("exp_avg", "exp_avg_sq") if parameter.requires_grad and is_adam else ():
-                optimizer[f"{name}/{kind}"] = torch.zeros(parameter.shape, dtype=parameter.dtype)
+            kinds = ("exp_avg", "exp_avg_sq") if parameter.requires_grad and is_adam else ()
+            for memory, key in ((model, name), *((optimizer, f"{name}/{kind}") for kind in kinds)):
+                if key not in memory:
+                    memory[key] = torch.zeros(parameter.shape, dtype=parameter.dtype)
 
     def wait(self, hardware: Hardware | None = None) -> None:
         """Wait for the save in flight; raises what went wrong in it.

@@ -204,3 +204,15 @@ def test_each_checkpoint_of_a_training_has_the_weights_and_moments_of_its_step(
     assert not (moves and any(copied)) and len(copied) == 8
     if pause and not moves:
         assert any(copied)
+
+
+def test_memory_of_copies_is_taken_once(tmp_path: Path) -> None:
+    settings = RunSettings(output_dir=str(tmp_path), batch_size=4, micro_batch_size=2, mixed_precision="no")
+    run = open_run(Config("wide", None, settings, Wide()))
+    saver = Saver(tmp_path, "recipe: toy", tmp_path / "none", None, True)
+    # The copy of a short step, which a save has made before the memory is taken.
+    made = torch.zeros_like(run.bare_model.weight)  # type: ignore[arg-type]
+    saver.memory[0]["weight"] = made
+    saver.reserve(run)
+    assert saver.memory[0]["weight"] is made
+    assert set(saver.memory[0]) == {"weight", "bias"} and len(saver.memory[1]) == 4
