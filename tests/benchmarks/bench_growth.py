@@ -1,9 +1,10 @@
-"""How the cost of a step grows: with parameters, batch, length, lanes, experts, examples and cursors.
+"""How the cost of a step grows: with parameters, batch, length, lanes, experts, processes, examples and cursors.
 
 python -m tests.benchmarks growth
 
 One quantity changes at a time. The sizes take turns, and the lowest of several rounds counts, because other programs
-only ever add to it. The pictures of docs/ are drawn from the same numbers where matplotlib is installed, or later:
+only ever add to it. Memory and processes are those of whole trainings by the command. The pictures of docs/ are drawn
+from the same numbers where matplotlib is installed, or later:
 python -m tests.benchmarks.growth_picture NUMBERS.json FOLDER. RELAY_GROWTH names the file of the numbers.
 """
 
@@ -20,16 +21,20 @@ import torch
 
 from recipes.text2sql.experts import route
 from recipes.text2sql.settings import ModelSettings
+from runner import trials
 from runner.checkpoints.state import State
 from runner.lanes import Lanes, _block
 from tests.benchmarks import page
 from tests.benchmarks.bench_loop import BATCH, VOCABULARY, llama
 from tests.benchmarks.growth_picture import draw
-from tests.launching import REPOSITORY
+from tests.benchmarks.llama_recipe import Recipe
+from tests.launching import REPOSITORY, metrics
 
 ROUNDS = int(os.environ.get("RELAY_ROUNDS", "5"))
 FOUND: dict[str, list[tuple[int, float]]] = {}
-"""By axis: (size, cost)."""
+"""By axis, whose name ends in the unit of the cost: (size, cost)."""
+STEPS = 8
+"""Steps of a training by the command."""
 
 
 def lowest(works: dict[int, Callable[[], object]]) -> list[tuple[int, float]]:
@@ -98,19 +103,30 @@ def cursors_of(count: int) -> Callable[[], None]:
     return lambda: json.loads(json.dumps(state.cursors))
 
 
+def trained(folder: Path, processes: int, width: int) -> list[dict[str, Any]]:
+    """What a training by the command logs of each step: 16 examples in 4 lanes, a Llama of two layers."""
+    words = [
+        "--recipe", str(REPOSITORY / "tests/benchmarks/llama_recipe.py"), "--layers", "2", "--width", str(width),
+        "--max_steps", str(STEPS), "--batch_size", "16", "--micro_batch_size", "4", "--mixed_precision", "no",
+        "--eval_steps", "0", "--save_steps", "0", "--logging_steps", "1", "--output_dir", str(folder),
+    ]  # fmt: skip
+    trials.train(words, processes, folder.with_suffix(".log"))
+    return metrics(folder)
+
+
 def parameters_of(width: int) -> int:
     """Parameters of the Llama of a width."""
     return sum(each.numel() for each in llama(2, width).parameters())
 
 
 AXES: dict[str, Callable[[], dict[int, Callable[[], object]]]] = {
-    "parameters": lambda: {parameters_of(width): step_of(width=width) for width in (32, 64, 128, 256, 512)},
-    "examples in a step": lambda: {batch: step_of(batch=batch) for batch in (4, 8, 16, 32, 64)},
-    "tokens of an example": lambda: {length: step_of(length=length) for length in (32, 64, 128, 256, 512)},
-    "lanes, 64 examples": lambda: {lanes: step_of(batch=64, lanes=lanes) for lanes in (1, 2, 4, 8, 16, 32, 64)},
-    "experts, 2 of them for each token": lambda: {count: experts_of(count) for count in (2, 4, 8, 16, 32, 64)},
-    "examples of the data (order and seek)": lambda: {10**power: seek_of(10**power) for power in range(4, 10)},
-    "cursors (written and read)": lambda: {10**power: cursors_of(10**power) for power in range(1, 6)},
+    "parameters: CPU ms": lambda: {parameters_of(width): step_of(width=width) for width in (32, 64, 128, 256, 512)},
+    "examples in a step: CPU ms": lambda: {batch: step_of(batch=batch) for batch in (4, 8, 16, 32, 64)},
+    "tokens of an example: CPU ms": lambda: {length: step_of(length=length) for length in (32, 64, 128, 256, 512)},
+    "lanes, 64 examples: CPU ms": lambda: {lanes: step_of(batch=64, lanes=lanes) for lanes in (1, 2, 4, 8, 16, 32, 64)},
+    "experts, 2 of them for each token: CPU ms": lambda: {count: experts_of(count) for count in (2, 4, 8, 16, 32, 64)},
+    "examples of the data (order and seek): CPU ms": lambda: {10**power: seek_of(10**power) for power in range(4, 10)},
+    "cursors (written and read): CPU ms": lambda: {10**power: cursors_of(10**power) for power in range(1, 6)},
 }
 
 
@@ -120,14 +136,36 @@ def test_growth(axis: str) -> None:
     FOUND[axis] = lowest(AXES[axis]())
 
 
+def test_processes(tmp_path: Path) -> None:
+    """One training on 1, 2 and 4 processes, each with one thread: the same examples a step, cut into the same lanes."""
+    seconds: dict[int, list[float]] = {processes: [] for processes in (1, 2, 4)}
+    for turn in range(ROUNDS):
+        for processes, found in seconds.items():
+            lines = trained(tmp_path / f"{processes}-{turn}", processes, width=512)
+            # The first steps compile kernels and make the optimiser's moments.
+            found += [line["seconds_per_step"] for line in lines[2:]]
+    FOUND["processes, 16 examples in 4 lanes: ms"] = [(size, 1000 * min(each)) for size, each in seconds.items()]
+
+
+def test_memory(tmp_path: Path) -> None:
+    """The most memory of a training by its number of parameters: 0.4 M to 100 M."""
+    FOUND["parameters: peak MB"] = []
+    for width in (128, 256, 512, 1024, 2048):
+        recipe = Recipe(layers=2, width=width)
+        lines = trained(tmp_path / str(width), 1, width)
+        size = sum(each.numel() for each in recipe.model().parameters())
+        FOUND["parameters: peak MB"].append((size, 1000 * max(line["memory_gb"] for line in lines)))
+
+
 def test_write() -> None:
     """The table and, where matplotlib is installed, the pictures."""
     rows = []
     for axis, points in FOUND.items():
-        sizes = ", ".join(f"{size:,}: {cost:.3g}" for size, cost in points)
-        rows.append((axis, sizes, f"{exponent(points):.2f}"))
+        grows, _, unit = axis.rpartition(": ")
+        sizes = ", ".join(f"{size:,}: {cost:,.3g}" for size, cost in points)
+        rows.append((grows, unit, sizes, f"{exponent(points):.2f}"))
     page.record(
-        "growth", ("grows", "size: CPU ms", "exponent between the last two"), rows, f"lowest of {ROUNDS} rounds"
+        "growth", ("grows", "cost", "size: cost", "exponent between the last two"), rows, f"lowest of {ROUNDS} rounds"
     )
     if path := os.environ.get("RELAY_GROWTH"):
         Path(path).write_text(json.dumps(FOUND), encoding="utf-8")

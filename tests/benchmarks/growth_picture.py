@@ -8,12 +8,14 @@ from pathlib import Path
 
 PICTURES = {
     "growth-step.svg": (
-        "parameters",
+        "parameters: CPU",
         "examples in a step",
         "tokens of an example",
         "lanes, 64 examples",
         "experts, 2 of",
+        "processes",
     ),
+    "growth-memory.svg": ("parameters: peak MB",),
     "growth-data.svg": ("examples of the data", "cursors"),
 }
 """File: the beginnings of the names of what grows, one panel each."""
@@ -51,11 +53,11 @@ def draw(found: Mapping[str, Sequence[tuple[int, float]]], folder: Path) -> None
             panel.yaxis.set_major_formatter("{x:g}")
             if max(sizes) < 1000:
                 panel.set_xticks(sizes, list(map(str, sizes)))
-            panel.set_xlabel(axis)
+            grows, _, unit = axis.rpartition(": ")
+            panel.set_xlabel(grows)
+            panel.set_ylabel(unit)
             panel.grid(True, which="major", color="#dddddd", linewidth=0.6)
             panel.minorticks_off()
-        for row in panels:
-            row[0].set_ylabel("CPU ms")
         panels[0][0].legend(frameon=False)
         figure.tight_layout()
         figure.savefig(folder / name, metadata={"Date": None})
