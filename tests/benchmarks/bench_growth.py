@@ -162,7 +162,7 @@ def test_write() -> None:
     rows = []
     for axis, points in FOUND.items():
         grows, _, unit = axis.rpartition(": ")
-        sizes = ", ".join(f"{size:,}: {cost:,.3g}" for size, cost in points)
+        sizes = ", ".join(f"{size:,}: {cost:,.0f}" if cost >= 100 else f"{size:,}: {cost:.3g}" for size, cost in points)
         rows.append((grows, unit, sizes, f"{exponent(points):.2f}"))
     page.record(
         "growth", ("grows", "cost", "size: cost", "exponent between the last two"), rows, f"lowest of {ROUNDS} rounds"

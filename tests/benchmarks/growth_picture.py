@@ -22,7 +22,10 @@ PICTURES = {
 
 
 def draw(found: Mapping[str, Sequence[tuple[int, float]]], folder: Path) -> None:
-    """One panel for each axis, both scales logarithmic, with a line of linear growth beside; needs matplotlib."""
+    """One panel for each axis, both scales logarithmic, with a line of linear growth beside; needs matplotlib.
+
+    Beside the time of several processes stands the time of one, divided by their number.
+    """
     if importlib.util.find_spec("matplotlib") is None:
         print("No pictures: matplotlib is not installed.")
         return
@@ -47,6 +50,9 @@ def draw(found: Mapping[str, Sequence[tuple[int, float]]], folder: Path) -> None
             sizes, costs = zip(*found[axis], strict=True)
             panel.loglog(sizes, costs, "o-", markersize=4, color="#1f5fa8", label="measured")
             straight = [costs[-1] * size / sizes[-1] for size in sizes]
+            if axis.startswith("processes"):
+                # The same work, shared.
+                straight = [costs[0] * sizes[0] / size for size in sizes]
             panel.loglog(sizes, straight, ":", color="#999999", label="linear")
             panel.set_ylim(min(costs) / 3, max(costs) * 3)
             panel.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 3.0)))
