@@ -1,6 +1,6 @@
 """A step and a prediction beside the `tabstar` package, and the memory of a wide table, at e5-small's dimensions.
 
-pip install --no-deps tabstar==1.2.2 skrub; then make bench, or:
+pip install --no-deps tabstar==1.2.2 skrub; pip install matplotlib; then make bench, or:
 OMP_NUM_THREADS=1 python -m pytest tests/benchmarks/bench_tabular.py -s -o 'python_files=bench_*.py'
 
 The package asks for transformers below 5, and for strings as objects in pandas; it runs with ours once it is given the
