@@ -15,7 +15,7 @@ SCALE = "learning_rate_scale"
 """What a group of parameters calls its share of the run's learning rate."""
 
 Scales = dict[int, float]
-"""By the id of a parameter: the share of the run's learning rate that it has; all of it where it is absent."""
+"""By the id of each parameter of a model: the share of the run's learning rate that it has."""
 
 
 def optimizer(
@@ -46,7 +46,7 @@ def groups_of(
     """Groups of one weight decay, one for each share of the learning rate."""
     by_scale: dict[float, list[nn.Parameter]] = {}
     for parameter in parameters:
-        by_scale.setdefault(scales.get(id(parameter), 1.0), []).append(parameter)
+        by_scale.setdefault(scales[id(parameter)], []).append(parameter)
     for scale, members in by_scale.items():
         yield {"params": members, "lr": rate * scale, "weight_decay": decay, SCALE: scale}
 

@@ -25,9 +25,9 @@ from runner import trials
 from runner.checkpoints.state import State
 from runner.lanes import Lanes, _block
 from tests.benchmarks import page
-from tests.benchmarks.bench_loop import BATCH, VOCABULARY, llama
 from tests.benchmarks.growth_picture import draw
 from tests.benchmarks.llama_recipe import Recipe
+from tests.benchmarks.loop_contenders import BATCH, VOCABULARY, llama
 from tests.launching import REPOSITORY, metrics
 
 ROUNDS = int(os.environ.get("RELAY_ROUNDS", "5"))

@@ -24,7 +24,6 @@ import torch
 
 from tests.benchmarks import page
 from tests.benchmarks.loop_contenders import BATCH, CONTENDERS, CONTEXT, Work, llama, weights_of
-from tests.benchmarks.loop_contenders import VOCABULARY as VOCABULARY  # bench_growth.py takes it from here.
 
 # (what is done on one process, rounds): the larger a step, the fewer of them are needed.
 CASES = [
