@@ -339,12 +339,15 @@ def build_loop_parts(
         optimizer = optimizer_of(prepared, settings, hardware.device, scale_of)
     else:
         tree = None
-        prepared = accelerator.prepare(model)
+        # Where it is not told, accelerate imports torch's sharding to ask whether the model is sharded.
+        prepared = accelerator.prepare(model, device_placement=[True])
         optimizer = optimizer_of(prepared, settings, hardware.device, scale_of)
         if accelerator.scaler is not None:
             # Accelerate's wrapper knows of fp16's loss scale, and looks for installed packages at every step.
             optimizer = accelerator.prepare(optimizer)
-    bare_model = cast(nn.Module, accelerator.unwrap_model(prepared, keep_torch_compile=False))
+    # To unwrap a model, accelerate imports torch's compiler. With one process there is often nothing to unwrap.
+    is_bare = prepared is model
+    bare_model = model if is_bare else cast(nn.Module, accelerator.unwrap_model(prepared, keep_torch_compile=False))
     if settings.torch_compile:
         compile_model(bare_model)
     in_shards = hardware.is_sharded and settings.save_in_shards is not False

@@ -11,6 +11,7 @@ import torch
 
 from runner import memory
 from runner.checkpoints.disk import writing
+from runner.collecting import collect_as_usual
 from runner.evaluation import evaluate_rows, is_better
 from runner.fetching import Fetched, batches
 from runner.log import Speed
@@ -28,6 +29,7 @@ def train(run: Run) -> None:
     Raises DivergedError where the numbers go bad, BadStep where they do and the run is to go back, and Interrupted
     after a signal and a complete checkpoint.
     """
+    collect_as_usual()
     settings, state, speed = run.settings, run.state, Speed()
     losses: list[torch.Tensor] = []
     ends_epoch = False

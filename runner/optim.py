@@ -1,5 +1,6 @@
 """The optimisers: AdamW with weight decay on matrices only, and Muon for the matrices of layers."""
 
+import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -91,6 +92,25 @@ class MuonAndAdamW(torch.optim.Optimizer):
             part.step()
 
 
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW, which imports torch's compiler only where something is compiled: that takes most of a second.
+
+    torch wraps these two methods so that `torch.compile` leaves them out, and the wrappers import `torch._dynamo`. What
+    they wrap is called here; where a version of torch wraps nothing, it is the method itself.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update; returns what `closure` does."""
+        return UPDATE(self, closure)
+
+
+UPDATE = inspect.unwrap(torch.optim.Adam.step)
+"""One update of Adam and AdamW, without what torch wraps around it."""
+
+
 def adamw(
     trained: list[nn.Parameter], settings: RunSettings, device: torch.device, scales: Scales
 ) -> torch.optim.AdamW:
@@ -104,7 +124,7 @@ def adamw(
         *groups_of((p for p in trained if p.ndim >= 2), rate, settings.weight_decay, scales),
         *groups_of((p for p in trained if p.ndim < 2), rate, 0.0, scales),
     ]
-    return torch.optim.AdamW(
+    return AdamW(
         groups,
         lr=rate,
         betas=(settings.adam_beta1, settings.adam_beta2),

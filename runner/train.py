@@ -12,6 +12,7 @@ if __name__ == "__main__":
     # library's module. The folder above it is what imports of `runner` and `recipes` need, before those below.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from runner.collecting import collect_as_usual, collect_seldom  # noqa: E402
 from runner.config import parse, wants_debug  # noqa: E402
 from runner.errors import LostProcess, RelayError, leave_closed_pipe  # noqa: E402
 from runner.preflight import check_settings  # noqa: E402
@@ -24,6 +25,7 @@ def main(arguments: list[str] | None = None, program: str = "relay train") -> in
     """Train as the command line says; returns the exit status, and reports mistakes in a line or two on stderr."""
     arguments = sys.argv[1:] if arguments is None else arguments
     config = None
+    collect_seldom()
     try:
         with leaving_at_once():
             config = follow_moved_run(parse(arguments, program))
@@ -54,6 +56,7 @@ def main(arguments: list[str] | None = None, program: str = "relay train") -> in
         # The help, and its reader has seen enough.
         return leave_closed_pipe()
     finally:
+        collect_as_usual()
         if "torch" in sys.modules:
             from runner.ending import close_group
 

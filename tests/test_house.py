@@ -39,7 +39,7 @@ LAYERS = {
         "signals",
         "report",
     }
-    | {"progress", "watching", "energy"}
+    | {"progress", "watching", "energy", "collecting"}
     | {"fields", "command_line", "yaml_file", "other_tools", "help_page"}
     | {"run_folder", "urls", "parts", "checkpoints.state", "checkpoints.pointers", "checkpoints.disk"},
     "torch": {"optim", "tree", "memory", "deferred", "sharding", "checkpoints.tensors"},

@@ -17,7 +17,7 @@ from runner.errors import ConfigError
 from runner.recipe import note_outdated
 from runner.settings import RENAMED, RunSettings, setting_notes
 from runner.trials import Trial
-from tests.launching import REPOSITORY, TOY
+from tests.launching import REPOSITORY, SHORT, TOY
 
 CONTRACT = """output_dir seed max_steps num_train_epochs batch_size micro_batch_size gradient_accumulation_steps
 learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm lr_scheduler_type warmup_steps warmup_ratio
@@ -100,6 +100,22 @@ def test_the_program_begins_without_what_only_some_trainings_need() -> None:
         "import runner.session, sys\n"
         "late = {'torch.distributed.tensor', 'torch.distributed.fsdp', 'torch._dynamo', 'transformers', 'datasets',\n"
         "        'pandas', 'scipy', 'sklearn', 'peft', 'rich', 'sympy'}\n"
+        "assert not late & set(sys.modules), late & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_training_imports_no_compiler_and_no_sharding_that_it_does_not_use(tmp_path: Path) -> None:
+    words = [*SHORT, "--max_steps", "3", "--output_dir", str(tmp_path), "--optim", "adamw"]
+    program = (
+        "import gc, sys\n"
+        "usual = gc.get_threshold()\n"
+        "from runner.train import main\n"
+        f"assert main({words}) == 0\n"
+        "assert gc.get_threshold() == usual\n"
+        "late = {'torch.distributed.tensor', 'torch.distributed.fsdp', 'torch._dynamo', 'transformers', 'datasets',\n"
+        "        'pandas', 'scipy', 'sklearn', 'peft', 'sympy'}\n"
         "assert not late & set(sys.modules), late & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True)

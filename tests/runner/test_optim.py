@@ -1,4 +1,4 @@
-"""Muon beside AdamW: what is updated by which, how, and that a restart changes nothing."""
+"""AdamW, whose bits are torch's; Muon beside it: what is updated by which, how, and that a restart changes nothing."""
 
 from typing import Any
 
@@ -25,6 +25,20 @@ def steps(model: nn.Module, optimizer: Any, numbers: range) -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+
+
+def test_our_adamw_has_the_bits_of_torchs() -> None:
+    ours, torchs = llama(2, 32), llama(2, 32)
+    optimizer = optim.optimizer(ours, RunSettings(learning_rate=0.01, weight_decay=0.1), CPU)
+    decays = ((0.1, 2), (0.0, 1))
+    groups = [{"params": [p for p in torchs.parameters() if min(p.ndim, 2) == ndim], "weight_decay": decay}
+              for decay, ndim in decays]  # fmt: skip
+    steps(ours, optimizer, range(4))
+    steps(torchs, torch.optim.AdamW(groups, lr=0.01, betas=(0.9, 0.999), fused=True), range(4))
+    for name, value in torchs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value), name
+    assert isinstance(optimizer, torch.optim.AdamW) and not any(p.grad_fn for p in ours.parameters())
+    assert optimizer.step(lambda: 3.0) == 3.0
 
 
 def test_every_parameter_is_updated_by_one_and_tables_and_vectors_by_adamw() -> None:

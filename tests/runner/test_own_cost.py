@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from runner import hardware
 from runner.assembly import open_run
 from runner.config import Config
 from runner.hardware import Hardware
@@ -104,9 +105,14 @@ def test_the_loop_adds_few_operations_to_a_step_and_to_a_lane(tmp_path: Path, la
     assert added <= 1 + 4 * lanes
 
 
+@pytest.mark.parametrize("has_engine", [True, False])
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e38, -2.5, 0.0])
-def test_a_loss_that_is_not_finite_makes_every_gradient_nan(value: float, scaled: bool) -> None:
+def test_a_loss_that_is_not_finite_makes_every_gradient_nan(
+    value: float, scaled: bool, has_engine: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_engine:
+        monkeypatch.setattr(hardware, "engine", lambda: None)
     weights = torch.ones(3, requires_grad=True)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     accelerator = SimpleNamespace(
@@ -122,10 +128,19 @@ def test_a_loss_that_is_not_finite_makes_every_gradient_nan(value: float, scaled
         assert weights.grad.isnan().all()
 
 
+def test_torchs_engine_is_called_where_it_is_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hardware.engine() is not None, "each lane takes 20 us more: look for what Tensor.backward calls now"
+    for other in (lambda *_, **__: None, lambda tensors: tensors):
+        hardware.engine.cache_clear()
+        monkeypatch.setattr(torch.autograd.graph, "_engine_run_backward", other)
+        assert hardware.engine() is None
+    hardware.engine.cache_clear()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("above_norm", [-0.1, -1e-6, 0.0, 5e-7, 9e-7, 1e-6, 1.1e-6, 2e-6, 1e-3, 4e-3, 0.1, math.inf])
 def test_gradients_are_clipped_as_torch_clips_them(above_norm: float, dtype: torch.dtype) -> None:
-    hardware = Hardware(cast(Accelerator, SimpleNamespace(scaler=None)), "no", "")
+    plain = Hardware(cast(Accelerator, SimpleNamespace(scaler=None)), "no", "")
     generator = torch.Generator().manual_seed(0)
     for size in range(1, 40):
         gradients = [torch.randn(count, generator=generator).to(dtype) / size for count in (size, 1)]
@@ -134,19 +149,19 @@ def test_gradients_are_clipped_as_torch_clips_them(above_norm: float, dtype: tor
         for parameters in (ours, torchs):
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient.clone()
-        assert hardware.clip_gradients(ours, limit) == float(nn.utils.clip_grad_norm_(torchs, limit))
+        assert plain.clip_gradients(ours, limit) == float(nn.utils.clip_grad_norm_(torchs, limit))
         for one, other in zip(ours, torchs, strict=True):
             assert one.grad is not None and other.grad is not None and torch.equal(one.grad, other.grad)
 
 
 def test_gradients_below_the_limit_are_not_multiplied() -> None:
-    hardware = Hardware(cast(Accelerator, SimpleNamespace(scaler=None)), "no", "")
+    plain = Hardware(cast(Accelerator, SimpleNamespace(scaler=None)), "no", "")
     parameter = nn.Parameter(torch.zeros(3))
     counts = []
     for limit in (1.0, 100.0):
         parameter.grad = torch.ones(3)
         with Counter() as counter:
-            hardware.clip_gradients([parameter], limit)
+            plain.clip_gradients([parameter], limit)
         counts.append(counter.count)
     assert counts[1] < counts[0]
 
