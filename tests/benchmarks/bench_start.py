@@ -54,7 +54,7 @@ def language_model(folder: Path) -> list[str]:
 
 
 def text2sql(folder: Path) -> list[str]:
-    """The tokens of all examples of geography, and the settings of a small mixture of experts; Relay's words."""
+    """Geography's prompts and SQL as text, a tokenizer, and the settings of a mixture of experts; Relay's words."""
     from runner.config import parse
 
     data = SHARED / "text2sql" / "geography"
@@ -62,8 +62,13 @@ def text2sql(folder: Path) -> list[str]:
         pytest.skip("the geography data are not here")
     more = ["--data.dir", str(data.parent)]
     recipe = parse(["--recipe", "text2sql", *WORDS["text2sql"].split(), *more]).recipe.prepare(folder)  # type: ignore[attr-defined]
-    pairs = [(list(each.prompt), list(each.target)) for each in recipe.data("train")]
-    (folder / "examples.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
+    examples, lines = recipe.data("train"), []
+    for each in examples:
+        prompt, target = map(recipe.tokenizer.decode, (each.prompt, each.target))
+        for text, ids in ((prompt, each.prompt), (target, each.target)):
+            assert recipe.tokenizer(text)["input_ids"] == list(ids), "the script would train on other tokens"
+        lines.append(json.dumps({"prompt": prompt, "target": target}))
+    (folder / "examples.jsonl").write_text("\n".join(lines), encoding="utf-8")
     recipe.model().config.save_pretrained(folder)
     return more
 

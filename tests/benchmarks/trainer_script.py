@@ -3,12 +3,12 @@
 python tests/benchmarks/trainer_script.py RECIPE INPUT OUTPUT WORDS ...
 
 It prints the number of parameters, and "first step" after it. bench_start.py starts it, and stops it there. For
-language_model, INPUT is a folder with stories.txt, tokenizer.json and config.json. For text2sql, it holds config.json,
-and examples.jsonl, whose prompts are already tokenised. For the other two, whose data no library prepares, the script
-takes data, module and loss from the recipe, whose settings are WORDS, and only the loop is Trainer's.
+language_model, INPUT is a folder with stories.txt, tokenizer.json and config.json. For text2sql, it holds
+examples.jsonl instead of the stories, with the text of each prompt and its SQL. For the other two, whose data no
+library prepares, the script takes data, module and loss from the recipe, whose settings are WORDS, and only the loop is
+Trainer's.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -56,21 +56,33 @@ def language_model(source: Path, output: str) -> Trainer:
 
 
 def text2sql(source: Path, output: str) -> Trainer:
-    """Pairs of a prompt and its SQL, as tokens; only the SQL is scored."""
-    lines = [json.loads(line) for line in (source / "examples.jsonl").read_text(encoding="utf-8").splitlines()]
+    """Prompts and their SQL, tokenised with `datasets`; only the SQL is scored."""
+    from datasets import load_dataset
+    from transformers import PreTrainedTokenizerFast
 
-    def collate(pairs):
-        time = max(len(prompt) + len(target) for prompt, target in pairs)
-        ids, labels = torch.zeros(len(pairs), time, dtype=torch.long), torch.full((len(pairs), time), -100)
-        mask = torch.zeros(len(pairs), time, dtype=torch.long)
-        for row, (prompt, target) in enumerate(pairs):
-            together = torch.tensor([*prompt, *target])
-            ids[row, : len(together)], mask[row, : len(together)] = together, 1
-            labels[row, len(prompt) : len(together)] = together[len(prompt) :]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(source / "tokenizer.json"))
+
+    def tokenised(rows):
+        prompts, targets = (tokenizer(rows[name])["input_ids"] for name in ("prompt", "target"))
+        return {
+            "input_ids": [prompt + target for prompt, target in zip(prompts, targets, strict=True)],
+            "labels": [[-100] * len(prompt) + target for prompt, target in zip(prompts, targets, strict=True)],
+        }
+
+    def collate(rows):
+        time = max(len(row["input_ids"]) for row in rows)
+        ids, labels = torch.zeros(len(rows), time, dtype=torch.long), torch.full((len(rows), time), -100)
+        mask = torch.zeros(len(rows), time, dtype=torch.long)
+        for number, row in enumerate(rows):
+            length = len(row["input_ids"])
+            ids[number, :length], mask[number, :length] = torch.tensor(row["input_ids"]), 1
+            labels[number, :length] = torch.tensor(row["labels"])
         return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
+    texts = load_dataset("json", data_files=str(source / "examples.jsonl"), cache_dir=f"{output}/cache")["train"]
+    rows = texts.map(tokenised, batched=True, remove_columns=texts.column_names)
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
-    return Trainer(model, arguments(output, remove_unused_columns=False), collate, lines)
+    return Trainer(model, arguments(output), collate, rows)
 
 
 def of_recipe(name: str, output: str, words: list[str]) -> Trainer:

@@ -18,9 +18,10 @@ import tempfile
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, cast, overload
+from typing import TypedDict, cast, overload
 
 from recipes.text2sql.data import sources
+from recipes.text2sql.data.arrow_rows import ArrowRows
 from recipes.text2sql.data.mixing import interleaved
 from recipes.text2sql.data.questions import WEIGHTED, Prepared, Question, Reading, read_demo
 from recipes.text2sql.data.sources import Entry
@@ -32,9 +33,6 @@ from recipes.text2sql.sql.schema import Schema, note
 from runner.errors import DataError
 from runner.parts.cache import cache_folder
 from runner.parts.fingerprints import digest
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 # The folders of the recipe whose code decides what is read.
 READING = ("data", "prompts", "sql")
@@ -242,8 +240,8 @@ def _schema(text: str) -> Schema:
 class CachedQuestions(Sequence[Question]):
     """Questions in an Arrow file. Each is read when it is needed."""
 
-    table: Dataset
-    """A `datasets.Dataset` of `Row`."""
+    table: ArrowRows
+    """Each is a `Row`."""
     databases: list[str]
     """The path of each entry's database; "" where the database was made, or is not there."""
     folder: Path
@@ -267,8 +265,6 @@ class CachedQuestions(Sequence[Question]):
 
 def _cached(name: str, split: str, found: list[Entry], processes: int, folder: Path) -> Reading:
     """Read the questions from the cache, after making it where it is not there."""
-    from datasets import Dataset, load_from_disk
-
     place = folder / f"{name}-{split}-{content_key(found)}"
     if not place.is_dir():
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -284,8 +280,7 @@ def _cached(name: str, split: str, found: list[Entry], processes: int, folder: P
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     about = json.loads((place / "about.json").read_text(encoding="utf-8"))
-    table = load_from_disk(str(place / "kept"))
-    assert isinstance(table, Dataset)
+    table = ArrowRows(place / "kept")
     failing = {place: (number, why) for place, number, why in about["failing"]}
     questions = CachedQuestions(table, [entry["database"] for entry in found], folder)
     return Reading(questions, Counter(about["left_out"]), failing)
