@@ -97,7 +97,7 @@ def collate(
             alone = np.sort(random.permutation(len(distinct))[:MOST_ASVS_ALONE])
             apart = tip_distances(study.phylogeny, distinct[alone])
             tensors["alone"] = torch.from_numpy(alone)
-            tensors["asv_distances"] = torch.from_numpy(apart.astype(np.float32))
+            tensors["asv_distances"] = torch.from_numpy(apart)
     if settings.wants_target:
         values = target_values(study, settings.source, fitted)
         assert values is not None

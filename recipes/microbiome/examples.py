@@ -20,17 +20,8 @@ if TYPE_CHECKING:
 ModelInputs = tuple[Tensor, None, Tensor, Tensor, Tensor]
 """tokens, no mask, asvs, is_there, abundance: the model's first arguments."""
 
-TOKEN_OF = np.zeros(256, np.int8)
-TOKEN_OF[[ord(letter) for letter in "ACGT"]] = [1, 2, 3, 4]
-
-
-def tokenize(sequences: Sequence[str], max_bp: int) -> np.ndarray:
-    """(sequences, longest) of 1 to 4 for A, C, G, T, and 0 after the end; letters beyond `max_bp` are cut."""
-    letters = [sequence[:max_bp].encode("ascii") for sequence in sequences]
-    longest = max(map(len, letters), default=0)
-    # Padded as bytes: an array operation for each sequence took half of a micro-batch's time.
-    together = b"".join([own.ljust(longest, b"\0") for own in letters])
-    return TOKEN_OF[np.frombuffer(together, np.uint8)].reshape(len(letters), longest)
+MOST_WHOLE = 1 << 14
+"""Samples whose ASVs are kept in the order of their reads."""
 
 
 # Examples ---------------------------------------------------------------------------------------------
@@ -76,8 +67,23 @@ class Examples:
         scored = None if self.training else self.first_seen[index]
         return Example(int(self.rows[index]), *self.rarefied(index), scored)
 
+    @functools.cached_property
+    def whole(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """`rarefied` of the samples that were visited and are not rarefied: no visit changes them."""
+        return {}
+
     def rarefied(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """A sample's ASVs and reads, the most abundant first; equals stand in the study's order."""
+        """A sample's ASVs and reads, the most abundant first; equals stand in the study's order. Not to be changed."""
+        if self.depth:
+            return self._rarefied(index)
+        found = self.whole.get(index)
+        if found is None:
+            found = self._rarefied(index)
+            if len(self.whole) < MOST_WHOLE:
+                self.whole[index] = found
+        return found
+
+    def _rarefied(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         row = self.rows[index]
         start, end = self.study.counts.indptr[row : row + 2]
         asvs, counts = self.study.counts.indices[start:end], self.study.counts.data[start:end]
@@ -120,15 +126,17 @@ def distinct_asvs(examples: Sequence[Example], token_limit: int) -> tuple[np.nda
     Each example keeps its `token_limit` most abundant ASVs; there are as many places as the longest needs.
     """
     kept = [example.asvs[:token_limit] for example in examples]
-    distinct, inverse = np.unique(np.concatenate(kept), return_inverse=True)
-    places = max(len(own) for own in kept)
-    rows = np.zeros((len(examples), places), np.int64)
-    reads = np.zeros((len(examples), places), np.float32)
-    start = 0
-    for number, (example, own) in enumerate(zip(examples, kept, strict=True)):
-        rows[number, : len(own)] = inverse[start : start + len(own)]
-        reads[number, : len(own)] = example.counts[: len(own)]
-        start += len(own)
+    together = np.concatenate(kept)
+    is_here = np.zeros(together.max(initial=-1) + 1, bool)
+    is_here[together] = True
+    distinct = np.flatnonzero(is_here).astype(together.dtype)
+    inverse = (np.cumsum(is_here) - 1)[together]
+    lengths = np.array([len(own) for own in kept])
+    is_there = np.arange(lengths.max()) < lengths[:, None]
+    rows = np.zeros(is_there.shape, np.int64)
+    reads = np.zeros(is_there.shape, np.float32)
+    rows[is_there] = inverse
+    reads[is_there] = np.concatenate([example.counts[:token_limit] for example in examples])
     return distinct, rows, reads
 
 
@@ -147,7 +155,7 @@ def model_inputs(
 
 def patched(study: Study, asvs: np.ndarray, max_bp: int, patch_size: int) -> np.ndarray:
     """(asvs, letters): tokens of these ASVs, padded to whole patches."""
-    tokens = tokenize([study.sequences[asv] for asv in asvs], max_bp)
+    tokens = study.tokens_of(asvs, max_bp)
     return np.pad(tokens, ((0, 0), (0, -tokens.shape[1] % patch_size))).astype(np.int32)
 
 

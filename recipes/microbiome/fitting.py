@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from recipes.microbiome.examples import Examples, batches, tokenize
+from recipes.microbiome.examples import Examples, batches
 from recipes.microbiome.model import MicrobiomeModel
 from recipes.microbiome.readout import Readout, fit_readout
+from recipes.microbiome.sequences import tokenize
 from recipes.microbiome.splits import leaking_groups, likely_groups
 from recipes.microbiome.study import Study, unread
 from recipes.microbiome.target import Fitted, is_number, read_target

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse
 
-from recipes.microbiome.examples import tokenize
+from recipes.microbiome.sequences import tokenize
 from recipes.microbiome.unifrac import SparseRows, as_rows
 
 if TYPE_CHECKING:

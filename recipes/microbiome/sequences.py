@@ -1,8 +1,11 @@
-"""ASV sequences from FASTA files."""
+"""ASV sequences from FASTA files, and their letters as tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from recipes.microbiome.files import read_text
 from runner.errors import DataError
@@ -43,3 +46,16 @@ def read_fasta(path: Path) -> dict[str, str]:
 def cleaned(sequence: str) -> str:
     """Upper case, with T for U and without the gaps of an alignment."""
     return sequence.upper().replace("U", "T").replace("-", "").replace(".", "")
+
+
+TOKEN_OF = np.zeros(256, np.int8)
+TOKEN_OF[[ord(letter) for letter in "ACGT"]] = [1, 2, 3, 4]
+
+
+def tokenize(sequences: Sequence[str], max_bp: int) -> np.ndarray:
+    """(sequences, longest) of 1 to 4 for A, C, G, T, and 0 after the end; letters beyond `max_bp` are cut."""
+    letters = [sequence[:max_bp].encode("ascii") for sequence in sequences]
+    longest = max(map(len, letters), default=0)
+    # Padded as bytes: an array operation for each sequence took half of a micro-batch's time.
+    together = b"".join([own.ljust(longest, b"\0") for own in letters])
+    return TOKEN_OF[np.frombuffer(together, np.uint8)].reshape(len(letters), longest)

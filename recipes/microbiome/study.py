@@ -12,7 +12,7 @@ import numpy as np
 
 from recipes.microbiome.files import read_text
 from recipes.microbiome.metadata import Metadata, explain_mismatch, read_metadata
-from recipes.microbiome.sequences import cleaned, read_fasta
+from recipes.microbiome.sequences import cleaned, read_fasta, tokenize
 from recipes.microbiome.tables import Table, read_table
 from recipes.microbiome.target import describe_codes, is_missing, read_target
 from recipes.microbiome.unifrac import Phylogeny, SparseRows, as_rows
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # A name of this many letters and more, all of nucleotides, is a sequence.
 SHORTEST_SEQUENCE = 20
+MOST_LETTERS = 1 << 24
+"""Of studies with more letters than this, each micro-batch makes its tokens anew: a table of all would be too large."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,24 @@ class Study:
     """What was left out, and how much of it."""
     types: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """`numeric` or `categorical`, of the columns whose type the metadata declare."""
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """(ASVs,): letters."""
+        return np.array([len(sequence) for sequence in self.sequences])
+
+    @functools.cached_property
+    def tokens(self) -> np.ndarray | None:
+        """(ASVs, longest) of tokens; None where that is too much."""
+        longest = int(self.lengths.max(initial=0))
+        return tokenize(self.sequences, longest) if longest * len(self.sequences) <= MOST_LETTERS else None
+
+    def tokens_of(self, asvs: np.ndarray, max_bp: int) -> np.ndarray:
+        """`tokenize` of these ASVs."""
+        if self.tokens is None:
+            return tokenize([self.sequences[asv] for asv in asvs], max_bp)
+        longest = min(max_bp, int(self.lengths[asvs].max(initial=0)))
+        return self.tokens[asvs, :longest]
 
 
 def read_study(settings: DataSettings) -> Study:

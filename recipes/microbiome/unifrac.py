@@ -10,6 +10,7 @@ Source: Lozupone and Knight 2005, Appl Environ Microbiol 71:8228; Faith 1992, Bi
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import warnings
 from collections.abc import Iterable, Sequence
@@ -34,6 +35,8 @@ SparseRows = Any
 
 # Dense blocks of samples by branches hold at most this many numbers (256 MiB in float64).
 LARGEST_BLOCK = 2**25
+MOST_TIPS_TOGETHER = 2048
+"""Trees with at most so many tips have a table of the distances between all of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,11 @@ class Phylogeny:
         parents = [place[id(node.parent)] if node.parent is not None else -1 for node in nodes]
         names = [node.name or "" if node.is_tip() else None for node in nodes]
         return cls.from_parents(parents, [float(node.length or 0.0) for node in nodes], names)
+
+    @functools.cached_property
+    def tip_table(self) -> np.ndarray:
+        """(tips, tips) of float32: the distances between samples of one tip each."""
+        return _tip_distances(self, np.arange(len(self.names)))
 
     def rows_of(self, names: Iterable[str]) -> Phylogeny:
         """The same tree, its tips in the order of `names`; the others stay away. Raises KeyError for a missing one."""
@@ -241,11 +249,17 @@ def distances(counts: SparseRows, phylogeny: Phylogeny, metric: Metric = "unweig
 
 
 def tip_distances(phylogeny: Phylogeny, tips: np.ndarray) -> np.ndarray:
-    """(chosen, chosen): unweighted UniFrac between samples of one tip each, of the tips with the numbers `tips`."""
+    """(chosen, chosen) of float32: unweighted UniFrac between samples of one tip each, of the tips `tips`."""
+    if len(phylogeny.names) <= MOST_TIPS_TOGETHER:
+        return phylogeny.tip_table.take(tips, 0).take(tips, 1)
+    return _tip_distances(phylogeny, tips)
+
+
+def _tip_distances(phylogeny: Phylogeny, tips: np.ndarray) -> np.ndarray:
     above = phylogeny.ancestors[tips].astype(np.float64)
     # Sparse, for a tip has few of the branches, and two tips share fewer.
     shared = np.asarray((above.multiply(phylogeny.lengths).tocsr() @ above.T).todense())
-    return _from_shared(shared)
+    return _from_shared(shared).astype(np.float32)
 
 
 def _unweighted(counts: SparseRows, phylogeny: Phylogeny) -> np.ndarray:

@@ -194,7 +194,7 @@ class Recipe(runner.recipe.Recipe):
             whole = example.prompt + example.target
             ids[row, : len(whole)] = torch.tensor(whole)
             mask[row, : len(whole)] = 1
-            labels[row, len(example.prompt) : len(whole)] = torch.tensor(example.target)
+            labels[row, len(example.prompt) : len(whole)] = ids[row, len(example.prompt) : len(whole)]
         tensors = {"input_ids": ids, "labels": labels, "attention_mask": mask}
         weight = sum(len(example.target) for example in examples)
         extra = {"examples": examples, "prompts": min(len(example.prompt) for example in examples)}

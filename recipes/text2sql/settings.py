@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
@@ -100,7 +101,7 @@ class DataSettings:
         if not self.sources:
             raise ConfigError(f"The weights of {self.source} are all 0: type a larger --data.spider_weight, for one.")
 
-    @property
+    @functools.cached_property
     def style(self) -> Style:
         """How the prompt writes schemas."""
         from recipes.text2sql.data.questions import WEIGHTED

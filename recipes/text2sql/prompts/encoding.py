@@ -21,7 +21,8 @@ WORDS_FILE = "words.txt"
 """The words that come more than once in the training questions: those that `data.word_dropout` does not always hide."""
 
 MOST_SCHEMAS = 512
-"""Texts of schemas whose tokens are kept. Then the next ones begin anew."""
+MOST_TARGETS = 1 << 14
+"""Texts of schemas, and of SQL, whose tokens are kept. Then the next ones begin anew."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,13 +76,21 @@ class Encoder:
         """The token ids of the schemas' texts so far; many questions have the same."""
         return {}
 
+    @functools.cached_property
+    def known_targets(self) -> dict[str, list[int]]:
+        """The token ids of the SQL so far, which comes again in each epoch."""
+        return {}
+
     def schema_ids(self, text: str) -> list[int]:
         """The token ids of a schema's text, which are not to be changed."""
-        if text not in self.known_schemas:
-            if len(self.known_schemas) >= MOST_SCHEMAS:
-                self.known_schemas.clear()
-            self.known_schemas[text] = self.ids(text, True)
-        return self.known_schemas[text]
+        return self._known_ids(text, True, self.known_schemas, MOST_SCHEMAS)
+
+    def _known_ids(self, text: str, add_special_tokens: bool, known: dict[str, list[int]], most: int) -> list[int]:
+        if text not in known:
+            if len(known) >= most:
+                known.clear()
+            known[text] = self.ids(text, add_special_tokens)
+        return known[text]
 
     @functools.cached_property
     def is_plain(self) -> bool:
@@ -117,7 +126,7 @@ class Encoder:
             asked = prompt.hide_words(asked, self.known_words, word_dropout)
         target = prompt.hide_names(target, question.schema) if tokens else target
         # A pretrained model's tokenizer may begin a text with a token of its own: once, and not in the middle.
-        target_ids = [*self.ids(target, False), self.end]
+        target_ids = [*self._known_ids(target, False, self.known_targets, MOST_TARGETS), self.end]
         asked = prompt.prompt(asked, links, question.schema, settings.question_repeats, tokens)
         asked_ids = self.ids(asked, False)
         # The schema leaves max_new_tokens free, not the length of the gold SQL: that length is part of the answer.

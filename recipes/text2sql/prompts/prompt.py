@@ -182,11 +182,16 @@ def stem(word: str) -> str:
     return word[:-1] if word.endswith("s") and len(word) > 3 else word
 
 
+MOST_TEXTS = 1 << 14
+"""Questions and queries whose names are replaced once, and not in each epoch."""
+
+
 @functools.lru_cache(maxsize=512)
 def _stems_of(schema: Schema) -> dict[tuple[str, ...], str]:
     return {tuple(map(stem, re.split(r"[\W_]+", name.lower()))): token for name, token in names_of(schema).items()}
 
 
+@functools.lru_cache(maxsize=MOST_TEXTS)
 def mark(text: str, schema: Schema) -> str:
     """The question with the token of a table or column behind the words that are its name, longest first."""
     stems = _stems_of(schema)
@@ -207,6 +212,7 @@ def mark(text: str, schema: Schema) -> str:
     return " ".join(parts)
 
 
+@functools.lru_cache(maxsize=MOST_TEXTS)
 def hide_names(query: str, schema: Schema) -> str:
     """The canonical query with tokens for the schema's names, in quotes or not, and no white space beside them."""
     names = names_of(schema)

@@ -13,6 +13,7 @@ import pytest
 from recipes.microbiome import examples, fitting, unifrac
 from recipes.microbiome import study as studies
 from recipes.microbiome.recipe import Recipe
+from recipes.microbiome.sequences import tokenize
 from recipes.microbiome.settings import DataSettings
 from recipes.microbiome.splits import leaking_groups, likely_groups, partition
 from recipes.microbiome.study import Study
@@ -155,8 +156,20 @@ def test_what_limits_cut_off_is_counted_and_said(tmp_path: Path, capsys: pytest.
 
 
 def test_letters_become_tokens_and_long_asvs_are_cut() -> None:
-    assert examples.tokenize(["ACGT", "TT"], 10).tolist() == [[1, 2, 3, 4], [4, 4, 0, 0]]
-    assert examples.tokenize(["ACGTA"], 3).tolist() == [[1, 2, 3]]
+    assert tokenize(["ACGT", "TT"], 10).tolist() == [[1, 2, 3, 4], [4, 4, 0, 0]]
+    assert tokenize(["ACGTA"], 3).tolist() == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize("most", [0, studies.MOST_LETTERS])
+@pytest.mark.parametrize("max_bp", [3, 100])
+def test_tokens_come_from_a_table_or_are_made_anew(most: int, max_bp: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(studies, "MOST_LETTERS", most)
+    letters = ("ACGTACGT", "TT", "GGGGG")
+    study = Study(("s",), letters, unifrac.as_rows(np.ones((1, 3))), None, {})
+    for asvs in ([0, 1, 2], [2, 1], [1]):
+        wanted = tokenize([letters[asv] for asv in asvs], max_bp)
+        assert np.array_equal(study.tokens_of(np.array(asvs), max_bp), wanted) and wanted.dtype == np.int8
+    assert (study.tokens is None) == (most == 0)
 
 
 # Splits -----------------------------------------------------------------------------------------------
@@ -299,7 +312,7 @@ def test_what_is_fitted_and_what_training_sees_come_from_the_training_samples_al
     assert (place[recipe.splits["validation"]] == -1).all()
     # A column in which held-out ASVs outvote the training ones keeps the training's letter.
     seen = np.unique(study.counts[rows].indices)
-    tokens = examples.tokenize([study.sequences[asv] for asv in seen], 150)
+    tokens = tokenize([study.sequences[asv] for asv in seen], 150)
     for column in (0, 20, 63):
         letters, votes = np.unique(tokens[:, column], return_counts=True)
         assert votes[letters == recipe.fitted.majority[column]] == votes.max()

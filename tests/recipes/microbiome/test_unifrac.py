@@ -176,9 +176,14 @@ def test_the_embedded_study_is_the_same_for_a_seed_and_follows_its_gradient() ->
     assert spearmanr(shared, mismatches) < -0.6
 
 
-def test_each_tip_can_be_a_sample_of_its_own() -> None:
+def test_each_tip_can_be_a_sample_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     made = demo.make(num_samples=2, num_asvs=30)
     chosen = np.array([4, 7, 29])
     samples = np.zeros((3, 30))
     samples[np.arange(3), chosen] = 1
-    assert np.allclose(unifrac.tip_distances(made.phylogeny, chosen), distances(samples, made.phylogeny))
+    found = unifrac.tip_distances(made.phylogeny, chosen)
+    assert np.allclose(found, distances(samples, made.phylogeny)) and found.dtype == np.float32
+    # A larger tree has no table of all, and the same bits.
+    monkeypatch.setattr(unifrac, "MOST_TIPS_TOGETHER", 29)
+    monkeypatch.setattr(unifrac.Phylogeny, "tip_table", None)
+    assert np.array_equal(unifrac.tip_distances(made.phylogeny, chosen), found)
