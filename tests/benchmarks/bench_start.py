@@ -4,9 +4,11 @@ python -m tests.benchmarks start
 
 Each start is a process of its own, which is stopped after its first step. The two take turns. Both train a model with
 as many parameters, on the same text or tables. What the scripts do: trainer_script.py. RELAY_ROUNDS is the number of
-rounds.
+rounds. The last table is of a run that goes on: how long its loader takes to the first micro-batches, here and at the
+beginning of the data.
 """
 
+import gzip
 import json
 import os
 import re
@@ -15,11 +17,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import psutil
 import pytest
+import torch
 
+from runner.fetching import batches
+from runner.lanes import Lanes
 from tests.benchmarks import page
+from tests.benchmarks.llama_recipe import Recipe
 from tests.launching import REPOSITORY, SHARED
 
 ROUNDS = int(os.environ.get("RELAY_ROUNDS", "5"))
@@ -129,3 +136,74 @@ def test_time_to_the_first_step(name: str, tmp_path: Path) -> None:
         "start", ("model", "program", "CPU s", "seconds", "CPU, of Trainer's (least - most)"), rows,
         f"starts in turns, {ROUNDS} of each; medians",
     )  # fmt: skip
+
+
+EXAMPLES = 30_000_000
+"""Where the run goes on."""
+LANES = 4
+
+
+class Numbered:
+    """A hundred million rows of tokens, each made when it is read."""
+
+    def __len__(self) -> int:
+        return 100_000_000
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.full((8,), index % 256)
+
+
+def stream_of(path: Path, tokenizer: Path, length: int) -> "tuple[Any, Any]":
+    """The recipe and the stream of language_model's rows of a file."""
+    from runner.config import parse
+
+    words = f"--tokenizer.kind path --tokenizer.path {tokenizer} --data.streaming true --data.validation_fraction 0"
+    settings = [*words.split(), "--data.source", str(path), "--data.max_seq_length", str(length)]
+    (path.parent / path.stem).mkdir()
+    recipe: Any = parse(["--recipe", "language_model", *settings]).recipe.prepare(path.parent / path.stem)
+    return recipe, recipe.data("train")
+
+
+def first_batches(recipe: object, data: Any, step: int, cursors: dict[str, Any]) -> tuple[float, float]:
+    """CPU seconds and seconds until each lane has its first micro-batch of one example."""
+    # numpy's and torch's first calls are no part of it.
+    next(batches(cast(Any, Recipe()), Numbered(), Lanes(64, LANES, 1, seed=0), range(1), range(1), {}, 0))
+    lanes = Lanes(len(data) if hasattr(data, "__len__") else 1, LANES, 1, seed=0)
+    clock, processor = time.perf_counter(), time.process_time()
+    reader = batches(cast(Any, recipe), data, lanes, range(LANES), range(step, step + 1), cursors, 0)
+    assert len(list(reader)) == LANES
+    return time.process_time() - processor, time.perf_counter() - clock
+
+
+def test_going_on_at_thirty_million_examples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from recipes.language_model import text as texts
+
+    language_model(tmp_path)
+    story = (tmp_path / "stories.txt").read_text(encoding="utf-8")
+    # A gigabyte of text has some 32 million rows of 8 tokens.
+    (tmp_path / "whole.txt").write_text(story * (10**9 // len(story)), encoding="utf-8")
+    lines = [json.dumps({"text": line[:60]}) for line in story.splitlines() if line.strip()]
+    packed = gzip.compress(("\n".join(lines) + "\n").encode())
+    (tmp_path / "rows.jsonl.gz").write_bytes(packed * (EXAMPLES // len(lines) + 10))
+    rows = []
+
+    def measure(name: str, recipe: object, data: Any, step: int, cursor: list[int] | None) -> None:
+        cursors = {str(lane): cursor for lane in range(LANES)} if cursor else {}
+        for at, place in (("the beginning", (0, {})), ("30 million", (step, cursors))):
+            taken = [first_batches(recipe, data, *place) for _ in range(ROUNDS)]
+            processor, clock = (statistics.median(each[kind] for each in taken) for kind in (0, 1))
+            rows.append((name, at, f"{processor:.3f}", f"{clock:.3f}"))
+
+    measure("100 million examples by number", Recipe(), Numbered(), EXAMPLES // LANES, None)
+    recipe, data = stream_of(tmp_path / "whole.txt", tmp_path / "tokenizer.json", 8)
+    assert data.examples_per_epoch > EXAMPLES
+    # A window is one piece of the lane's share of the source.
+    windows = data.corpus.size // max(texts.PIECE, data.packer.settings.shuffle_window // LANES) // LANES
+    window = windows * EXAMPLES // data.examples_per_epoch
+    measure("1 GB of text, rows of 8 tokens", recipe, data, 0, [0, window, 5])
+    assert "after the end" not in capsys.readouterr().out
+    recipe, data = stream_of(tmp_path / "rows.jsonl.gz", tmp_path / "tokenizer.json", 8)
+    # A window is 1,024 documents of each lane.
+    measure("30 million documents, compressed", recipe, data, 0, [0, EXAMPLES // LANES // 1024, 0])
+    columns = ("data, 4 lanes", "goes on at", "CPU s to the first micro-batches", "seconds")
+    page.record("start", columns, rows, f"{ROUNDS} times each; medians")

@@ -1,5 +1,6 @@
 """Text that is broken, packed or at `datasets`: read as it should be, or refused in three lines."""
 
+import codecs
 import csv
 import gzip
 import itertools
@@ -147,6 +148,30 @@ def test_odd_files_of_rows_are_read(tmp_path: Path, name: str, content: str, tex
     (tmp_path / name).write_text(content, encoding="utf-8")
     rows = corpus(tmp_path / name, text_column="body")
     assert [passage.text for split in ("train", "validation") for passage in rows.passages(split)] == texts
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b" \n\n", b"\n \r\n\t"])
+@pytest.mark.parametrize("block", [1, 7, 40, 1 << 20])
+def test_lines_that_a_run_has_read_are_counted_and_not_parsed(
+    tmp_path: Path, end: bytes, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_of_files, "BLOCK", block)
+    wanted = [f"text {number}" for number in range(12)]
+    lines = [json.dumps({"text": text}).encode() for text in wanted]
+    content = codecs.BOM_UTF8 + b"\n".join([*lines[:3], b"", b" \t", b"", *lines[3:7], b"\r", *lines[7:]]) + end
+    for name, opened in (("rows.jsonl", open), ("rows.jsonl.gz", gzip.open)):
+        with opened(tmp_path / name, "wb") as file:
+            file.write(content)
+        (found,) = files.list_files(str(tmp_path / name))
+        settings = DataSettings(source=str(tmp_path / name))
+        assert list(rows_of_files.read_rows(found, settings)) == wanted
+        for skip in range(1, 15):
+            parsed = []
+            monkeypatch.setattr(
+                rows_of_files, "text_of", lambda value, *_, parsed=parsed: parsed.append(value) or value
+            )
+            passed, *rest = rows_of_files.read_rows(found, settings, skip)
+            assert passed == min(skip, 12) and rest == wanted[skip:] == parsed
 
 
 @pytest.mark.parametrize("lines", [300, 30_000])
