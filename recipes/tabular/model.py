@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -22,6 +22,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from recipes.tabular.ngram_hashing import CODE_SIZE
+from recipes.tabular.packed import Adapted, Dropout, Layout, attention, dropout, embed, pack
 from recipes.tabular.table import CHANNELS
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 MOST_KEPT_TOKENS = 16384
 MOST_CHUNK_TOKENS = 4096
 MOST_VECTORS = 65536
+MOST_KEPT_BYTES = 2**31
+FEWEST_TOKENS = 16
 
 
 class Attention(nn.Module):
@@ -44,11 +47,11 @@ class Attention(nn.Module):
     def forward(self, states: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
         """(B, S, D) to (B, S, D); `mask` (B, 1, 1, S) is true where there is a token."""
         batch, length, width = states.shape
-        split = [
+        query, key, value = (
             part(states).view(batch, length, self.heads, width // self.heads).transpose(1, 2)
             for part in (self.query, self.key, self.value)
-        ]
-        mixed = functional.scaled_dot_product_attention(*split, attn_mask=mask, dropout_p=dropout)
+        )
+        mixed = attention(query, key, value, mask, dropout)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
 
 
@@ -60,7 +63,7 @@ class Block(nn.Module):
         self.attention = Attention(width, heads)
         self.linear1, self.linear2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, S, D) to (B, S, D)."""
@@ -80,7 +83,7 @@ class Fusion(nn.Module):
         super().__init__()
         self.kind = kind
         self.up, self.down = nn.Linear(CHANNELS, 2 * width), nn.Linear(2 * width, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         if kind == "transformer":
             self.block = Block(width, 2, dropout)
         else:
@@ -135,51 +138,24 @@ class Readout(nn.Module):
         """
         shares = num_grams.clamp(min=1).rsqrt().repeat_interleave(num_grams)
         if self.training and self.dropout:
-            shares = functional.dropout(shares, self.dropout)
+            shares = dropout(shares, self.dropout)
         starts = num_grams.cumsum(0) - num_grams
         sets = functional.embedding_bag(grams, self.vectors, starts, mode="sum", per_sample_weights=shares)
         rows = sets[reads].sum(1)
         return self.SCALE * torch.einsum("bd,bcd->bc", rows, codes)
 
 
-class Adapted(nn.Module):
-    """A linear layer with a low-rank addition. Source: Hu et al. 2021, arXiv 2106.09685, eq. 3."""
-
-    def __init__(self, layer: nn.Linear, rank: int, alpha: float, dropout: float) -> None:
-        super().__init__()
-        self.layer = layer.requires_grad_(False)
-        self.lora_a = nn.Parameter(torch.empty(rank, layer.in_features))
-        self.lora_b = nn.Parameter(torch.zeros(layer.out_features, rank))
-        nn.init.kaiming_uniform_(self.lora_a, a=math.sqrt(5))
-        self.scale = alpha / rank
-        self.dropout = nn.Dropout(dropout)
-        self._merged: Tensor | None = None
-        self._merged_of: tuple[object, ...] = ()
-
-    def forward(self, states: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
-        if not torch.is_grad_enabled() and not self.training:
-            parts = self.layer.weight, self.lora_a, self.lora_b
-            merged_of = (parts[0].device, parts[0].dtype, *(part._version for part in parts))
-            if self._merged is None or merged_of != self._merged_of:
-                with torch.autocast(states.device.type, enabled=False):
-                    self._merged, self._merged_of = parts[0] + self.lora_b @ self.lora_a * self.scale, merged_of
-            return functional.linear(states, self._merged, self.layer.bias)
-        self._merged = None
-        low = functional.linear(self.dropout(states), self.lora_a)
-        return self.layer(states) + functional.linear(low, self.lora_b) * self.scale
-
-
 class FrozenStates:
-    """What the frozen lower layers make of each text: computed once, alone, so that it never depends on its neighbours.
+    """What the frozen lower layers make of each text: computed once, and the same whatever its neighbours are.
 
-    In memory, or in a folder (memory-mapped, one file per encoder, shared by later runs). Exact: float32.
+    In memory (2 GiB at most), or in a folder (memory-mapped, one file per encoder, shared by later runs). In float32.
     """
 
     def __init__(self, folder: Path | None, width: int, fingerprint: str) -> None:
         self.width = width
         self.places: dict[str, tuple[int, int]] = {}
         self.memory: dict[str, Tensor] = {}
+        self.kept_bytes = 0
         self.file: Path | None = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -213,7 +189,9 @@ class FrozenStates:
     def put(self, key: str, states: Tensor) -> None:
         """Keep the (tokens, D) of a text."""
         if self.file is None:
-            self.memory[key] = states
+            self.kept_bytes += states.nbytes
+            if self.kept_bytes <= MOST_KEPT_BYTES:
+                self.memory[key] = states.clone()
             return
         import fcntl
 
@@ -245,6 +223,12 @@ def _first(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
+def _filled(texts: list[Tensor]) -> list[Tensor]:
+    """Texts, and others of one token if theirs are few: products of fewer than four rows may have other last bits."""
+    few = sum(len(text) for text in texts) < FEWEST_TOKENS
+    return [*texts, *texts[0].new_zeros(FEWEST_TOKENS, 1)] if few else texts
+
+
 class TextEncoder(nn.Module):
     """A BERT over the distinct texts of a micro-batch; its lower layers may be frozen, and are then cached."""
 
@@ -253,6 +237,7 @@ class TextEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.bert = bert
+        self._packed = pack(bert)
         self.pooling, self.frozen_layers, self.chunk_size, self.cache = pooling, frozen_layers, chunk_size, cache
         text_width = bert.config.hidden_size
         self.project = nn.Identity() if text_width == width else nn.Linear(text_width, width)
@@ -275,7 +260,8 @@ class TextEncoder(nn.Module):
         sizes = lengths.tolist()
         twice = computes_twice(sizes)
         pieces = []
-        for first, last in self._chunks(sizes, MOST_CHUNK_TOKENS // (4 if twice else 1)):
+        most_tokens = MOST_CHUNK_TOKENS // (4 if twice else 1)
+        for first, last in self._chunks(sizes, most_tokens, without_padding=self._packs(tokens)):
             arguments = tokens[first:last, : sizes[last - 1]], lengths[first:last]
             if twice:
                 # Only the token ids are held until the backward pass: the frozen layers' output is read again.
@@ -300,20 +286,26 @@ class TextEncoder(nn.Module):
         finally:
             self.keeps_states = before
 
+    def _packs(self, tokens: Tensor) -> bool:
+        """Whether texts are computed without padding."""
+        return self._packed and tokens.device.type == "cpu"
+
     def _chunks(
-        self, sizes: list[int], most_tokens: int = MOST_CHUNK_TOKENS, equal: bool = False
+        self, sizes: list[int], most_tokens: int = MOST_CHUNK_TOKENS, equal: bool = False, without_padding: bool = False
     ) -> Iterator[tuple[int, int]]:
         """(first, last) of texts that are encoded together: so many, of so many tokens with their padding.
 
-        With `equal`, of one length, so that there is no padding.
+        With `equal`, of one length, so that there is no padding; `without_padding`, of any length.
         """
-        first = 0
+        first = total = 0
         for place, size in enumerate(sizes):
             count = place - first
-            is_full = count == self.chunk_size or (count + 1) * size > most_tokens
+            filled = total + size if without_padding else (count + 1) * size
+            is_full = count == self.chunk_size or filled > most_tokens
             if count and (is_full or (equal and size > sizes[first])):
                 yield first, place
-                first = place
+                first, total = place, 0
+            total += size
         yield first, len(sizes)
 
     def _known(self, tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -324,7 +316,9 @@ class TextEncoder(nn.Module):
         host, sizes = tokens.cpu().numpy(), lengths.tolist()
         keys = [host[row, :size].tobytes() for row, size in enumerate(sizes)]
         new = [row for row, key in enumerate(keys) if key not in self._vectors]
-        for first, last in self._chunks([sizes[row] for row in new], equal=True) if new else ():
+        packs = self._packs(tokens)
+        chunks = self._chunks([sizes[row] for row in new], equal=not packs, without_padding=packs)
+        for first, last in chunks if new else ():
             rows = new[first:last]
             chunk = tokens[rows, : sizes[rows[-1]]], lengths[rows]
             vectors = self._encode_frozen(*chunk) if self.is_frozen else self._encode(*chunk)
@@ -348,9 +342,15 @@ class TextEncoder(nn.Module):
 
     def _encode(self, chunk: Tensor, sizes: Tensor) -> Tensor:
         """(u, l) token ids and their lengths to (u, width of the encoder)."""
+        if self._packs(chunk):
+            return self._encode_packed(chunk, sizes)
         mask = torch.arange(chunk.shape[1], device=chunk.device) < sizes[:, None]
         kept_layers = self.frozen_layers if self.keeps_states else 0
-        states = self._lower(chunk, sizes) if kept_layers else self.bert.embeddings(input_ids=chunk)
+        if kept_layers:
+            texts = [ids[:size] for ids, size in zip(chunk, sizes.tolist(), strict=True)]
+            states = nn.utils.rnn.pad_sequence(self._lower(texts), batch_first=True)
+        else:
+            states = self.bert.embeddings(input_ids=chunk)
         # Where every text is as long, no mask: a text alone and a text in a chunk are then the same sum.
         bias = None if bool(mask.all()) else mask[:, None, None, :]
         layers = cast("list[BertLayer]", list(self.bert.encoder.layer))
@@ -366,29 +366,70 @@ class TextEncoder(nn.Module):
             return states[:, 0]
         return (states * mask[..., None]).sum(1) / sizes[:, None]
 
-    @torch.no_grad()
-    def _lower(self, chunk: Tensor, sizes: Tensor) -> Tensor:
+    def _encode_packed(self, chunk: Tensor, sizes: Tensor) -> Tensor:
+        """As `_encode`, without computing padding."""
+        kept_layers = self.frozen_layers if self.keeps_states else 0
+        texts = [ids[:size] for ids, size in zip(chunk, sizes.tolist(), strict=True)]
+        if not torch.is_grad_enabled():
+            texts = _filled(texts)
+        layout = Layout([len(text) for text in texts])
+        states = torch.cat(self._lower(texts)) if kept_layers else embed(self.bert, texts)
+        layers = list(self.bert.encoder.layer)
+        for layer in layers[kept_layers:]:
+            is_last = layer is layers[-1] and self.pooling == "cls"
+            states = layer(states, layout=layout, only_first=is_last)
+            if is_last:
+                return states[: len(chunk)]
+        return (layout.first(states) if self.pooling == "cls" else layout.mean(states))[: len(chunk)]
+
+    def _lower(self, texts: list[Tensor]) -> list[Tensor]:
+        """The token ids of each text to what the frozen layers make of it, (tokens, D)."""
         states = self._frozen_states()
+        keys = [hashlib.blake2b(ids.cpu().numpy().astype(np.int64).tobytes(), digest_size=16).hexdigest()
+                for ids in texts]  # fmt: skip
+        found = {key: states.get(key) for key in keys}
+        new = [place for place, key in enumerate(keys) if found[key] is None]
+        together = bool(new) and self._packs(texts[0]) and self._is_exact_together
+        for group in [new] if together else [[place] for place in new]:
+            for place, own in zip(group, self._run_frozen([texts[place] for place in group]), strict=True):
+                found[keys[place]] = own
+                states.put(keys[place], own)
+        return [cast("Tensor", found[key]).to(ids.device) for key, ids in zip(keys, texts, strict=True)]
+
+    @functools.cached_property
+    def _is_exact_together(self) -> bool:
+        """Whether a text has the same bits among others as alone, on this machine.
+
+        A run that resumes computes other texts together than the run before it did.
+        """
+        longest, words = self.bert.config.max_position_embeddings, self.bert.config.vocab_size
+        texts = [torch.arange(min(length, longest)) % words for length in (3, 4, 7, 16, 33, 64)]
+        alone = [self._run_frozen([text])[0] for text in texts]
+        return all(one.equal(other) for one, other in zip(alone, self._run_frozen(texts), strict=True))
+
+    @torch.no_grad()
+    def _run_frozen(self, texts: list[Tensor]) -> list[Tensor]:
+        """As `_lower`, computed now, in float32 and without dropout."""
         frozen = (self.bert.embeddings, *self.bert.encoder.layer[: self.frozen_layers])
         was_training = self.bert.training
         for module in frozen:
             module.eval()
-        found = torch.zeros(*chunk.shape, self.bert.config.hidden_size, device=chunk.device)
-        for row, (ids, size) in enumerate(zip(chunk.cpu(), sizes.tolist(), strict=True)):
-            ids = ids[:size]
-            key = hashlib.blake2b(ids.numpy().astype(np.int64).tobytes(), digest_size=16).hexdigest()
-            known = states.get(key)
-            if known is None:
-                with torch.autocast(chunk.device.type, enabled=False):
-                    hidden = self.bert.embeddings(input_ids=ids[None].to(chunk.device))
-                    for layer in frozen[1:]:
-                        hidden = _first(layer(hidden, None))
-                known = hidden[0].float().cpu()
-                states.put(key, known)
-            found[row, :size] = known.to(chunk.device)
+        with torch.autocast(texts[0].device.type, enabled=False):
+            if self._packs(texts[0]):
+                filled = _filled(texts)
+                layout = Layout([len(text) for text in filled])
+                hidden = embed(self.bert, filled)
+                for layer in frozen[1:]:
+                    hidden = layer(hidden, layout=layout)
+                found = list(hidden.split(layout.sizes))[: len(texts)]
+            else:
+                hidden = self.bert.embeddings(input_ids=torch.stack(texts))
+                for layer in frozen[1:]:
+                    hidden = _first(layer(hidden, None))
+                found = list(hidden)
         for module in frozen:
             module.train(was_training)
-        return found
+        return [each.float().cpu() for each in found]
 
     def _frozen_states(self) -> FrozenStates:
         frozen = [self.bert.embeddings, *self.bert.encoder.layer[: self.frozen_layers]]

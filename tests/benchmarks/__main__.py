@@ -26,12 +26,14 @@ def main(arguments: list[str] | None = None) -> int:
     if wrong := set(options.names) - set(names):
         parser.error(f"there is no benchmark {', '.join(sorted(wrong))}: name some of {', '.join(names)}")
     failed = 0
+    # The compared packages that the environment has not, from the Makefile.
+    path = os.pathsep.join(filter(None, [str(FOLDER.parents[1]), os.environ.get("PYTHONPATH")]))
     for name in options.names or names:
         with tempfile.TemporaryDirectory() as folder:
             records = Path(folder) / "tables.jsonl"
             records.touch()
             words = [sys.executable, "-m", "pytest", f"{FOLDER}/bench_{name}.py", "-s", "-o", "python_files=bench_*.py"]
-            environment = {**os.environ, page.RECORDS: str(records), "PYTHONPATH": str(FOLDER.parents[1])}
+            environment = {**os.environ, page.RECORDS: str(records), "PYTHONPATH": path}
             environment.setdefault("OMP_NUM_THREADS", "1")
             if subprocess.run(words, env=environment, cwd=FOLDER.parents[1]).returncode:
                 failed += 1
