@@ -23,7 +23,7 @@ from runner.deferred import Deferred, built, read_late
 from runner.errors import CheckpointError, ConfigError, DataError
 from runner.fetching import examples_per_epoch, has_own_order, indexed_split, is_stream, order_of, warnings_of
 from runner.hardware import Hardware, open_hardware, seed_everything
-from runner.lanes import Lanes, check_batch, check_world, key, run_length
+from runner.lanes import Lanes, by_length, check_batch, check_world, key, run_length
 from runner.parts.fingerprints import digest
 from runner.precision import measured_precision
 from runner.progress import Progress
@@ -262,7 +262,8 @@ def plan_steps(settings: RunSettings, data: Data, state: State) -> tuple[Lanes, 
     if num_examples and len(excluded) >= num_examples:
         raise ConfigError("exclude_examples leaves no example: check its numbers.")
     ragged_end = None if order is not None or not num_examples else total
-    return Lanes(num_examples, batch_size, micro_batch_size, settings.seed, ragged_end, excluded, order), max_steps
+    lanes = Lanes(num_examples, batch_size, micro_batch_size, settings.seed, ragged_end, excluded, order)
+    return by_length(lanes, data) if settings.group_by_length else lanes, max_steps
 
 
 def _requested_exclusions(requested: str | None, num_examples: int) -> frozenset[Any]:
@@ -339,6 +340,11 @@ def build_loop_parts(
         optimizer = optimizer_of(prepared, settings, hardware.device, scale_of)
     else:
         tree = None
+        # DDP sends the first process's buffers to the others at each step. Those that no checkpoint holds are not the
+        # state of a training, and every process computes them by itself.
+        sent = {name for name, _ in model.named_buffers()} & set(model.state_dict())
+        if accelerator.ddp_handler is not None:
+            accelerator.ddp_handler.broadcast_buffers = bool(sent)
         # Where it is not told, accelerate imports torch's sharding to ask whether the model is sharded.
         prepared = accelerator.prepare(model, device_placement=[True])
         optimizer = optimizer_of(prepared, settings, hardware.device, scale_of)

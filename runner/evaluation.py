@@ -154,7 +154,11 @@ def note_no_number(name: str, kind: str) -> None:
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
     """The same batch with its tensors on the device."""
-    batch.tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.tensors.items()}
+    tensors = batch.tensors
+    if device.type == "cuda":
+        # From other memory than this, CUDA copies only after it has worked through what it was given before.
+        tensors = {name: tensor if tensor.is_cuda else tensor.pin_memory() for name, tensor in tensors.items()}
+    batch.tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
     return batch
 
 

@@ -83,6 +83,23 @@ class Hardware:
         """Each number, added up over the processes."""
         return self._reduced(numbers, torch.distributed.ReduceOp.SUM)
 
+    def gathered(self, numbers: list[float]) -> list[list[float]]:
+        """The numbers of each process, as many of each, in the order of the processes."""
+        if self.num_processes == 1:
+            return [numbers]
+        own = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        together = own.new_empty(self.num_processes * len(numbers))
+        torch.distributed.all_gather_into_tensor(together, own)
+        return together.view(self.num_processes, -1).tolist()
+
+    def summed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor added up over the processes, as float32, without waiting for the device."""
+        if self.num_processes == 1:
+            return tensor.float()
+        packed = tensor.double()
+        torch.distributed.all_reduce(packed)
+        return packed.float()
+
     def max(self, number: float) -> float:
         """The largest of the processes' numbers."""
         return self._reduced([number], torch.distributed.ReduceOp.MAX)[0]
@@ -154,6 +171,17 @@ class Hardware:
         else:
             loss.backward(first)
 
+    @property
+    def runs_behind(self) -> bool:
+        """Whether the device works through what it was given while this process goes on, and nothing makes it wait."""
+        return self.device.type == "cuda" and self.accelerator.scaler is None and not self.is_sharded
+
+    def clip_unseen(self, parameters: Sequence[nn.Parameter], limit: float) -> torch.Tensor:
+        """Scale the gradients down to a norm of at most `limit`; returns the norm that they had, on the device."""
+        norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        return norm
+
     def clip_gradients(self, parameters: Sequence[nn.Parameter], limit: float) -> float:
         """Scale the gradients down to a norm of at most `limit`; returns the norm that they had."""
         if self.accelerator.scaler is not None:
@@ -194,6 +222,19 @@ def engine() -> Callable[..., object] | None:
     except Exception:
         # Whatever another version has under this name, `Tensor.backward` does the same.
         return None
+
+
+class Arriving:
+    """A number on its way from the device to this process, which does not wait for it until it reads it."""
+
+    def __init__(self, number: torch.Tensor) -> None:
+        self.on_host = number.detach().to("cpu", non_blocking=True)
+        self.arrival = torch.cuda.current_stream(number.device).record_event() if number.is_cuda else None
+
+    def __float__(self) -> float:
+        if self.arrival is not None:
+            self.arrival.synchronize()
+        return float(self.on_host)
 
 
 ADDED_TO_NORM = 1e-6

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -127,6 +128,54 @@ class Lanes:
         check_world(self.num_lanes, num_processes)
         per_process = self.num_lanes // num_processes
         return range(process * per_process, (process + 1) * per_process)
+
+
+class ByLength:
+    """An order that sorts the examples of each step of `lanes` by length before it cuts them into lanes.
+
+    A step has the same examples, so its gradient is the same sum; only the padding is less. Next to a lane of short
+    examples stands one of long ones, so that processes with several lanes have as much to do.
+    """
+
+    def __init__(self, lanes: Lanes, length: Callable[[int], int]) -> None:
+        self.lanes, self.length = lanes, length
+        self.step, self.parts = -1, [[]]
+
+    @property
+    def examples_per_epoch(self) -> int:
+        """As before the sorting."""
+        return self.lanes.num_examples if self.lanes.order is None else self.lanes.order.examples_per_epoch
+
+    def indices(self, step: int, lane: int) -> list[int]:
+        """The examples of one lane of one step."""
+        if step != self.step:
+            ids = sorted(self.lanes.everything(step), key=self.length)
+            size, num_lanes = self.lanes.micro_batch_size, self.lanes.num_lanes
+            parts = [ids[lane * size : (lane + 1) * size] for lane in range(num_lanes)]
+            in_pairs = [part for pair in zip(parts, reversed(parts), strict=True) for part in pair]
+            self.step, self.parts = step, in_pairs[:num_lanes]
+        return self.parts[lane]
+
+
+def by_length(lanes: Lanes, data: Any) -> Lanes:
+    """Lanes whose examples are sorted by the lengths that the data give. Raises ConfigError where they give none."""
+    if not has_length(data):
+        raise ConfigError(
+            "group_by_length sorts examples by length, and these training data give none, because nothing of them is "
+            "padded, or their order is their own: leave it out."
+        )
+    order = ByLength(dataclasses.replace(lanes, excluded=frozenset()), _whole(data).length)
+    return dataclasses.replace(lanes, order=order)
+
+
+def has_length(data: Any) -> bool:
+    """Whether training data say how long each example is."""
+    return hasattr(_whole(data), "length")
+
+
+def _whole(data: Any) -> Any:
+    # The first examples of some data are a `torch.utils.data.Subset` of them, with the same numbers.
+    return getattr(data, "dataset", data)
 
 
 def resolve_batch(settings: RunSettings, explicit: frozenset[str], num_processes: int) -> tuple[int, int]:

@@ -4,22 +4,20 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
-from runner import memory
+from runner.agreement import Totals, agreed_steps
 from runner.checkpoints.disk import writing
 from runner.collecting import collect_as_usual
 from runner.evaluation import evaluate_rows, is_better
-from runner.fetching import Fetched, batches
+from runner.fetching import Fetched
 from runner.log import Speed
 from runner.recipe import Row
 from runner.run import Run, save_and_stop
 from runner.schedule import due
 from runner.settings import RunSettings
-from runner.step import Totals, accumulate, sync_step, update
+from runner.step import accumulate, judge, update
 from runner.tracking import epoch_of, log_step, track, track_samples
 
 
@@ -31,42 +29,45 @@ def train(run: Run) -> None:
     """
     collect_as_usual()
     settings, state, speed = run.settings, run.state, Speed()
-    losses: list[torch.Tensor] = []
     ends_epoch = False
-    fetched = fetch_lanes(run)
+    steps = agreed_steps(run)
+    run.losses.clear()
     evaluates_at_start = run.recipe.evaluates_at_start if settings.eval_on_start is None else settings.eval_on_start
     if state.step == 0 and state.best_step is None and evaluates_at_start:
         state.evaluation_due = True
     while state.evaluation_due or (state.step < run.max_steps and not out_of_patience(run)):
         if not state.evaluation_due:
             started = time.monotonic()
-            lanes = run.in_hand = [next(fetched) for _ in run.share]
-            waited = time.monotonic() - started
-            totals = sync_step(run, lanes)
+            step = next(steps)
+            totals, lanes = step.totals, step.lanes
+            run.in_hand = lanes
             if totals.stop:
+                judge(run)
                 save_and_stop(run, totals.stop)
             loss, logs = accumulate(run, lanes, totals)
-            gradient_norm = update(run, loss, totals)
+            update(run, loss, totals)
             record_step(run, lanes, totals)
             seconds = time.monotonic() - started
-            speed.add(totals.examples, totals.tokens, seconds, waited)
-            run.watch.add_step(waited, seconds)
+            speed.add(totals.examples, totals.tokens, seconds, step.waited)
+            run.watch.add_step(step.waited, seconds)
             run.saver.note_step(run, seconds)
-            if math.isfinite(gradient_norm):
-                losses.append(loss)
             run.progress.advance(state.step)
             # Once in a while: say how it goes.
             if due(state.step, settings.logging_steps) or state.step == run.max_steps:
-                log_step(run, loss, losses, gradient_norm, logs, speed)
-                losses.clear()
+                judge(run)
+                log_step(run, loss, logs, speed)
+                run.losses.clear()
             state.evaluation_due = run.evaluates_after(state.step, state.examples_seen, totals.examples)
             ends_epoch = run.ends_epoch(state.examples_seen, totals.examples)
+        if state.evaluation_due:
+            judge(run)
         # Once in a while, and at the end: evaluate, and remember the best.
         is_best = evaluate_and_track_best(run) if state.evaluation_due else False
         finished = state.step >= run.max_steps or out_of_patience(run)
         # Once in a while, at the end, and where it was best: save.
         saves = ends_epoch if settings.save_every == "epoch" else due(state.step, settings.save_steps)
         if saves or finished or is_best:
+            judge(run)
             run.saver.save(run, is_best)
         if due(state.step, settings.empty_cache_steps):
             run.hardware.accelerator.clear()
@@ -81,14 +82,6 @@ def train(run: Run) -> None:
     run.saver.wait(run.hardware)
 
 
-def fetch_lanes(run: Run) -> Iterator[Fetched]:
-    """The micro-batches of this process's lanes, from the state's step on."""
-    steps = range(run.state.step, run.max_steps)
-    settings, state = run.settings, run.state
-    workers, limit = settings.num_workers, settings.loader_timeout
-    return batches(run.recipe, run.train_data, run.lanes, run.share, steps, state.cursors, workers, limit)
-
-
 def record_step(run: Run, lanes: list[Fetched], totals: Totals) -> None:
     """Count the step as done, and note what it consumed."""
     state = run.state
@@ -97,8 +90,7 @@ def record_step(run: Run, lanes: list[Fetched], totals: Totals) -> None:
     state.step += 1
     state.examples_seen += totals.examples
     state.cursors |= {str(lane.lane): lane.cursor for lane in lanes if lane.cursor is not None}
-    if totals.is_larger:
-        state.largest_lane = int(run.hardware.max(max(memory.size(lane.batch) for lane in lanes)))
+    state.largest_lane = max(state.largest_lane, totals.largest_lane)
 
 
 def evaluate_and_track_best(run: Run) -> bool:

@@ -202,7 +202,7 @@ TABLE = [
     ),
     Elsewhere("trust_remote_code", "", "Relay runs no code that a model or a data set brings."),
     Elsewhere(
-        "tf32 fp16_opt_level fp16_backend apex group_by_length remove_unused_columns disable_tqdm",
+        "tf32 fp16_opt_level fp16_backend apex remove_unused_columns disable_tqdm",
         "",
         "Relay has nothing that it would change.",
     ),

@@ -19,6 +19,7 @@ UNITS = {
     "tokens_per_second": "tokens per second",
     "seconds_per_step": "seconds per step",
     "data_wait": "share of the time that the main process waited for its data",
+    "padding": "share of the tokens that are padding, in the main process's lanes of the step",
     "memory_gb": "memory in GB",
     "energy_joules": "energy between two log lines, in joules",
     "flops_utilisation": "model FLOPs utilisation (MFU)",
@@ -26,7 +27,15 @@ UNITS = {
 Event = Mapping[str, Any]
 """One line of metrics.jsonl: its step, its split, and the values that were logged."""
 NOT_CURVES = {"step", "split", "epoch"}
-LINEAR = {"learning_rate", "seconds_per_step", "examples_per_second", "tokens_per_second", "data_wait", "memory_gb"}
+LINEAR = {
+    "learning_rate",
+    "seconds_per_step",
+    "examples_per_second",
+    "tokens_per_second",
+    "data_wait",
+    "padding",
+    "memory_gb",
+}
 """Of these the shape counts, which a logarithm bends."""
 NOT_COMPARED = {"output_dir", "resume_from_checkpoint"}
 """Settings that differ between any two runs."""

@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import nn
@@ -21,6 +22,23 @@ from runner.recipe import Data, Example, Recipe
 from runner.settings import RunSettings
 from runner.tree import Tree
 from runner.watching import Watch
+
+
+@dataclasses.dataclass(frozen=True)
+class Unjudged:
+    """A step whose gradient norm nobody has looked at yet."""
+
+    step: int
+    """Its number, counted from 0."""
+    norm: SupportsFloat
+    loss: torch.Tensor
+    """This process's share."""
+    lanes: list[Fetched]
+    """The micro-batches of this process."""
+    num_lanes: int
+    """Lanes of all processes that hold examples."""
+    weight: float
+    """What the loss was divided by."""
 
 
 @dataclasses.dataclass
@@ -54,6 +72,12 @@ class Run:
     """What this process's lanes hold in the current step."""
     tree: Tree | None = None
     """With --deterministic: adds up the lanes' gradients, instead of DDP."""
+    unjudged: Unjudged | None = None
+    """The last step, where nobody has looked at its gradient norm yet."""
+    gradient_norm: float = math.nan
+    """That of the last step which was looked at."""
+    losses: list[torch.Tensor] = dataclasses.field(default_factory=list)
+    """This process's share of the loss of each good step since the last log line."""
     statistics: torch.Tensor | None = None
     """The sum of `Loss.statistics` over this process's lanes of the current step."""
     watch: Watch = dataclasses.field(default_factory=Watch)

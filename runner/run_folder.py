@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 from runner.checkpoints.pointers import remove_drafts
 from runner.config import Config, write_yaml
 from runner.errors import ConfigError
+from runner.lanes import ByLength
 from runner.log import Ledger, Metrics
 from runner.parts.fingerprints import data_hash
 
 if TYPE_CHECKING:
     from runner.hardware import Hardware
-    from runner.run import Run
+    from runner.lanes import ByLength
+from runner.run import Run
 
 
 @contextlib.contextmanager
@@ -149,6 +151,7 @@ def open_metrics(run: Run) -> None:
         "micro_batch_size": lanes.micro_batch_size,
         "total_examples": lanes.total_examples,
         "excluded": state.excluded,
+        "group_by_length": isinstance(lanes.order, ByLength),
         "processes": run.hardware.num_processes,
         "hardware": run.hardware.describe().partition(" (")[0],
         "machine": platform.node(),

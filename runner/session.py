@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from runner import loop, report
+from runner.agreement import agreed_steps
 from runner.assembly import build_run, deferred_weights
 from runner.checkpoints.branches import take_over
 from runner.checkpoints.bucket import Uploader
@@ -29,7 +30,7 @@ from runner.run_folder import choose_output_dir, empty_assets, lock_run_folder, 
 from runner.schedule import num_warmup_steps
 from runner.settings import RunSettings
 from runner.signals import Signals
-from runner.step import accumulate, sync_step
+from runner.step import accumulate
 from runner.tracking import finish_trackers, start_trackers
 
 
@@ -184,9 +185,8 @@ def _stream_examples(run: Run) -> list[str]:
 
 def _try_one_step(run: Run) -> None:
     """Dry run: forward and backward of one step, without an update."""
-    fetched = loop.fetch_lanes(run)
-    lanes = [next(fetched) for _ in run.share]
-    loss, _ = accumulate(run, lanes, sync_step(run, lanes))
+    step = next(agreed_steps(run))
+    loss, _ = accumulate(run, step.lanes, step.totals)
     (total,) = run.hardware.sum([float(loss)])
     run.progress.print_line(f"dry run: one step has a loss of {total:.4f}; nothing was written.")
 

@@ -57,6 +57,8 @@ class RunSettings:
     """Examples per lane (micro-batch): what one process computes at a time."""
     gradient_accumulation_steps: AtLeast1 | None = None
     """Lanes per process at the first start; sets batch_size, which the run then keeps."""
+    group_by_length: bool = False
+    """Sort the examples of each step by length before they are cut into lanes, so that less is padded."""
     learning_rate: NotNegative = 1e-3
     """Peak learning rate of AdamW."""
     weight_decay: NotNegative = 0.01

@@ -1,65 +1,23 @@
-"""One step: agree with the other processes, forward and backward per lane, clip, update."""
+"""One step: forward and backward per lane, clip, update."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from runner import memory, optim, schedule
+from runner.agreement import Totals
 from runner.errors import BadStep, DivergedError, OutOfMemory
 from runner.evaluation import on_device
 from runner.fetching import Fetched
-from runner.hardware import seed_everything
+from runner.hardware import Arriving, seed_everything
 from runner.lanes import key
 from runner.recipe import Batch, Loss
-from runner.run import Run
+from runner.run import Run, Unjudged
 from runner.tracking import track_histograms
-
-
-@dataclasses.dataclass(frozen=True)
-class Totals:
-    """Sums over all processes for one step."""
-
-    weight: float
-    """What the loss is divided by."""
-    lanes: int
-    """Lanes that hold examples: what the auxiliary losses are averaged over."""
-    examples: int
-    tokens: int
-    checksum: int
-    """63 bits per lane, summed: what the step consumed."""
-    is_larger: bool
-    """Whether a lane is larger than any before it, so that it may not fit into memory."""
-    stop: str | None
-    """The signal that asked for the end."""
-
-
-def sync_step(run: Run, lanes: list[Fetched]) -> Totals:
-    """Compute the sums of a step over the processes, in one small all-reduce."""
-    checksum = sum(lane.checksum(run.state.step) for lane in lanes)
-    larger = [lane for lane in lanes if memory.size(lane.batch) > run.state.largest_lane]
-    own = [
-        sum(lane.batch.weight for lane in lanes),
-        sum(not lane.is_empty for lane in lanes),
-        sum(len(lane.consumed) for lane in lanes),
-        sum(lane.batch.tokens for lane in lanes),
-        # In halves, because a float holds 53 bits exactly.
-        checksum >> 32,
-        checksum & 0xFFFFFFFF,
-        len(larger),
-        run.signals.number > 0,
-    ]
-    weight, full, examples, tokens, high, low, num_larger, asked = run.hardware.sum(own)
-    stop = None
-    if asked:
-        stop = run.signals.reason if run.signals.number else "a signal to another process"
-    return Totals(
-        weight, int(full), int(examples), int(tokens), ((int(high) << 32) + int(low)) % 2**64, num_larger > 0, stop
-    )
 
 
 def accumulate(run: Run, lanes: list[Fetched], totals: Totals) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
@@ -70,7 +28,8 @@ def accumulate(run: Run, lanes: list[Fetched], totals: Totals) -> tuple[torch.Te
     while True:
         # A lane that may not fit is tried without the others waiting inside DDP's reduction for this process.
         is_alone = run.hardware.num_processes == 1
-        careful = not is_alone and totals.is_larger and not run.hardware.is_sharded
+        is_larger = totals.largest_lane > run.state.largest_lane
+        careful = not is_alone and is_larger and not run.hardware.is_sharded
         overlaps = run.tree is None and not careful
         fits = True
         total = torch.zeros((), device=run.hardware.device)
@@ -128,11 +87,7 @@ def add_statistics(run: Run, lane: Fetched, statistics: torch.Tensor | None) -> 
 
 def statistics_of_step(run: Run) -> torch.Tensor | None:
     """The statistics over all processes; None if the recipe returns none."""
-    if run.statistics is None:
-        return None
-    return torch.tensor(run.hardware.sum(run.statistics.reshape(-1).tolist()), device=run.statistics.device).view_as(
-        run.statistics
-    )
+    return None if run.statistics is None else run.hardware.summed(run.statistics)
 
 
 def parts_of(run: Run, lane: Fetched) -> Iterator[tuple[bool, Batch, float]]:
@@ -214,56 +169,100 @@ def split_lanes(run: Run) -> None:
     )
 
 
-def update(run: Run, loss: torch.Tensor, totals: Totals) -> float:
-    """Clip the gradients and update the weights, unless the gradient is not finite. Returns the gradient's norm.
+def update(run: Run, loss: torch.Tensor, totals: Totals) -> None:
+    """Clip the gradients and update the weights, unless the gradient is not finite.
 
-    The gradients are already summed, so a gradient that is not finite on one process is so on all.
+    The gradients are already summed, so a gradient that is not finite on one process is so on all. Where the device
+    runs behind this process, it leaves out such an update by itself, and `judge` looks at the norm during the next
+    step: this process never waits for the device.
     """
+    judge(run)
     settings, state = run.settings, run.state
-    learning_rate = run.learning_rate(state.step)
-    beta1 = schedule.adam_beta1(settings, state.step, run.max_steps)
-    optim.set_step(run.optimizer, learning_rate, beta1)
-    norm = run.hardware.clip_gradients(run.parameters, settings.max_grad_norm or math.inf)
-    wrong = find_bad_step(run, norm)
-    if wrong is None:
-        # A step of which every example was left out has nothing to teach.
-        if totals.lanes:
-            run.saver.before_update(run)
-            run.optimizer.step()
-            statistics = statistics_of_step(run)
-            if statistics is not None:
-                run.recipe.end_step(run.bare_model, statistics)
-            mean = state.mean_gradient_norm
-            state.mean_gradient_norm = norm if mean is None else 0.98 * mean + 0.02 * norm
-        if totals.lanes and not totals.weight:
-            count_skipped(run, "nothing is scored in any of its examples: are all labels masked?")
-        elif totals.lanes:
-            run.skipped_in_a_row = 0
-    elif settings.on_bad_step == "skip":
-        count_skipped(run, f"{wrong}; the update is left out.")
-    elif settings.on_bad_step == "rollback":
-        raise BadStep(f"Step {state.step + 1}: {wrong}.")
+    optim.set_step(
+        run.optimizer, run.learning_rate(state.step), schedule.adam_beta1(settings, state.step, run.max_steps)
+    )
+    limit, is_good, is_finite = settings.max_grad_norm or math.inf, True, None
+    if judges_late(run):
+        unseen = run.hardware.clip_unseen(run.parameters, limit)
+        norm, is_finite = Arriving(unseen), unseen.isfinite()
+        # What torch's loss scaling tells the fused kernel, too: with 1, it changes nothing.
+        run.optimizer.found_inf = (~is_finite).float()
     else:
-        raise DivergedError(
-            f"Step {state.step + 1}: {wrong} (loss {float(loss):.4g} on this process); nothing of that step was kept."
-            "\nLower --learning_rate, lengthen --warmup_steps, or go on from the last checkpoint with "
-            "--on_bad_step rollback --resume_from_checkpoint auto."
-        )
+        norm = run.hardware.clip_gradients(run.parameters, limit)
+    run.unjudged = Unjudged(state.step, norm, loss, run.in_hand, totals.lanes, totals.weight)
+    if is_finite is None:
+        is_good = judge(run)
+    # A step of which every example was left out has nothing to teach.
+    if is_good and totals.lanes:
+        run.saver.before_update(run)
+        run.optimizer.step()
+        end_step(run, is_finite)
     if run.evaluates_after(state.step + 1, state.examples_seen + totals.examples, totals.examples):
         track_histograms(run)
     # The optimiser's zero_grad does the same, and tells torch's profiler.
     for parameter in run.parameters:
         parameter.grad = None
-    return norm
 
 
-def count_skipped(run: Run, reason: str) -> None:
+def judges_late(run: Run) -> bool:
+    """Whether a step is judged during the next one: where it saves time, and the optimiser can do without."""
+    is_fused = isinstance(run.optimizer, torch.optim.AdamW) and run.optimizer.defaults["fused"]
+    return run.hardware.runs_behind and is_fused and not run.settings.grad_norm_spike_factor
+
+
+def end_step(run: Run, is_finite: torch.Tensor | None) -> None:
+    """Let the recipe change its buffers; those of a step whose gradient is not finite stay as they were."""
+    statistics = statistics_of_step(run)
+    if statistics is None:
+        return
+    buffers = [] if is_finite is None else list(run.bare_model.buffers())
+    before = [buffer.clone() for buffer in buffers]
+    run.recipe.end_step(run.bare_model, statistics)
+    for buffer, old in zip(buffers, before, strict=True):
+        buffer.copy_(torch.where(cast(torch.Tensor, is_finite), buffer, old))
+
+
+def judge(run: Run) -> bool:
+    """Look at the gradient norm of the last step, unless that is done; whether it is a good step.
+
+    Raises DivergedError or BadStep where it is not and the settings do not skip it. The run then stands before it.
+    """
+    last, run.unjudged = run.unjudged, None
+    if last is None:
+        return True
+    run.gradient_norm = norm = float(last.norm)
+    if math.isfinite(norm):
+        run.losses.append(last.loss)
+    wrong = find_bad_step(run, norm)
+    if wrong is None:
+        if last.num_lanes:
+            mean = run.state.mean_gradient_norm
+            run.state.mean_gradient_norm = norm if mean is None else 0.98 * mean + 0.02 * norm
+        if last.num_lanes and not last.weight:
+            count_skipped(run, last.step, "nothing is scored in any of its examples: are all labels masked?")
+        elif last.num_lanes:
+            run.skipped_in_a_row = 0
+        return True
+    if run.settings.on_bad_step == "skip":
+        count_skipped(run, last.step, f"{wrong}; the update is left out.")
+        return False
+    run.state.step, run.in_hand = last.step, last.lanes
+    if run.settings.on_bad_step == "rollback":
+        raise BadStep(f"Step {last.step + 1}: {wrong}.")
+    raise DivergedError(
+        f"Step {last.step + 1}: {wrong} (loss {float(last.loss):.4g} on this process); nothing of that step was kept."
+        "\nLower --learning_rate, lengthen --warmup_steps, or go on from the last checkpoint with "
+        "--on_bad_step rollback --resume_from_checkpoint auto."
+    )
+
+
+def count_skipped(run: Run, step: int, reason: str) -> None:
     """Print why a step teaches nothing. Raises DivergedError after too many of them in a row."""
     run.skipped_in_a_row += 1
-    run.progress.print_line(f"step {run.state.step + 1}: {reason}")
+    run.progress.print_line(f"step {step + 1}: {reason}")
     if run.skipped_in_a_row >= run.settings.max_skipped_steps:
         raise DivergedError(
-            f"{run.skipped_in_a_row} steps in a row taught nothing (--max_skipped_steps): step {run.state.step + 1}: "
+            f"{run.skipped_in_a_row} steps in a row taught nothing (--max_skipped_steps): step {step + 1}: "
             f"{reason}\nCheck the data, lower --learning_rate, or go on from the last checkpoint with "
             "--resume_from_checkpoint auto."
         )

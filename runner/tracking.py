@@ -13,6 +13,7 @@ import torch
 
 from runner.config import Config
 from runner.energy import Meter
+from runner.lanes import has_length
 from runner.log import Speed
 from runner.run import Run
 from runner.schedule import num_warmup_steps
@@ -21,16 +22,11 @@ from runner.schedule import num_warmup_steps
 def log_step(
     run: Run,
     loss: torch.Tensor,
-    losses: list[torch.Tensor],
-    norm: float,
     logs: list[dict[str, torch.Tensor]],
     speed: Speed,
 ) -> None:
-    """Write and show the numbers of this step: one small all-reduce. A lane's NaN is left out.
-
-    `losses` has this process's share of the loss of each step since the last call, for the mean that is shown.
-    """
-    step = run.state.step
+    """Write and show the numbers of this step: one small all-reduce. A lane's NaN is left out."""
+    step, losses = run.state.step, run.losses
     names = sorted({name for lane in logs for name in lane})
     device = run.hardware.device
     together = torch.stack(losses).sum() if losses else loss
@@ -50,12 +46,16 @@ def log_step(
     values: dict[str, Any] = {
         "loss": numbers.pop(0),
         "learning_rate": run.learning_rate(step - 1),
-        "grad_norm": norm,
+        "grad_norm": run.gradient_norm,
         **epoch_of(run),
         **speed.take(),
         "memory_gb": memory_bytes(device) / 1e9,
     }
     mean_loss = numbers.pop(0) / max(len(losses), 1)
+    padded, places = count_padding(run)
+    if places:
+        values["padding"] = padded / places
+        run.watch.add_padding(padded, places)
     add_utilisation(run, values)
     add_energy(run, values)
     for name, shape in zip(names, shapes, strict=True):
@@ -81,14 +81,18 @@ def log_step(
 
 def watch_step(run: Run, mean_loss: float) -> None:
     """Print what the numbers of a logged step show, if it is new."""
-    for lane in run.in_hand:
-        mask = lane.batch.tensors.get("attention_mask")
-        if mask is not None and mask.ndim == 2 and not mask.is_floating_point():
-            run.watch.add_padding(int((mask == 0).sum()), mask.numel())
+    can_sort = has_length(run.train_data) and not run.settings.group_by_length
     run.watch.warmup_steps = num_warmup_steps(run.settings, run.max_steps)
     share = memory_share(run.hardware.device)
-    for line in run.watch.after_log(run.state.step, mean_loss, run.settings.num_workers, share):
+    for line in run.watch.after_log(run.state.step, mean_loss, run.settings.num_workers, share, can_sort):
         run.progress.print_line(f"note: {line}")
+
+
+def count_padding(run: Run) -> tuple[int, int]:
+    """Places for tokens in this process's micro-batches of the step that are padding, and all such places."""
+    masks = [lane.batch.tensors.get("attention_mask") for lane in run.in_hand]
+    masks = [mask for mask in masks if mask is not None and mask.ndim == 2 and not mask.is_floating_point()]
+    return sum(int((mask == 0).sum()) for mask in masks), sum(mask.numel() for mask in masks)
 
 
 def memory_share(device: torch.device) -> float | None:

@@ -222,7 +222,7 @@ def _arm(interruption: Interruption) -> None:
     """Put the interruption in front of the function in which its phase begins."""
     import torch
 
-    from runner import loop, step
+    from runner import agreement, loop, step
     from runner.checkpoints import saver
 
     fired = threading.Event()
@@ -254,7 +254,7 @@ def _arm(interruption: Interruption) -> None:
         return False
 
     if interruption.phase == "fetch":
-        fetch = loop.fetch_lanes
+        fetch = agreement.fetch_lanes
 
         def fetching(run: "Run") -> "Iterator[Fetched]":
             for number, fetched in enumerate(fetch(run), start=run.state.step * len(run.share)):
@@ -262,14 +262,14 @@ def _arm(interruption: Interruption) -> None:
                     fire()
                 yield fetched
 
-        replace(loop, fetch, fetching)
+        replace(agreement, fetch, fetching)
     elif interruption.phase == "forward":
         before(step, step.backward, lambda run, *rest: run.state.step >= interruption.step)
     elif interruption.phase == "backward":
         before(step, step.backward, note_step)
         before(torch.Tensor, torch.Tensor.backward, lambda *rest: step_now[0] >= interruption.step)
     elif interruption.phase == "reduce":
-        before(loop, step.sync_step, lambda run, *rest: run.state.step >= interruption.step)
+        before(agreement, agreement.agree, lambda run, ahead, _: run.state.step + len(ahead) > interruption.step)
     elif interruption.phase == "evaluate":
         before(loop, loop.evaluate_and_track_best, lambda run: run.state.step >= interruption.step)
     elif interruption.phase == "save":

@@ -46,7 +46,9 @@ class Watch:
         self.padded += padded
         self.places += places
 
-    def after_log(self, step: int, loss: float, num_workers: int, memory_share: float | None) -> Iterator[str]:
+    def after_log(
+        self, step: int, loss: float, num_workers: int, memory_share: float | None, can_sort: bool = False
+    ) -> Iterator[str]:
         """What a logged step shows."""
         self.losses.append((step, loss))
         # The curve is looked at again after each hundredth of it, so that a long run does not slow down.
@@ -57,7 +59,7 @@ class Watch:
             yield from self._once("oscillation", oscillation(self.losses))
         if self.steps >= FEWEST_STEPS:
             yield from self._once("starved", starved(self.waiting_seconds, self.seconds, num_workers))
-            yield from self._once("padding", padding_waste(self.padded, self.places))
+            yield from self._once("padding", padding_waste(self.padded, self.places, can_sort))
         if memory_share is not None:
             yield from self._once("memory", memory_nearly_full(memory_share))
 
@@ -151,13 +153,14 @@ def starved(waiting_seconds: float, seconds: float, num_workers: int) -> str | N
     )
 
 
-def padding_waste(padded: int, places: int) -> str | None:
-    """Whether more than half of the tokens are padding."""
-    if not places or padded <= 0.5 * places:
+def padding_waste(padded: int, places: int, can_sort: bool = False) -> str | None:
+    """Whether much of the tokens is padding: half, or 30 % where the examples of a step can be sorted by length."""
+    if not places or padded <= (0.3 if can_sort else 0.5) * places:
         return None
+    advice = "type --group_by_length true at the next start, or " if can_sort else ""
     return (
-        f"{padded / places:.0%} of the tokens are padding: lower --micro_batch_size, so that fewer texts are padded to "
-        "the longest one, or the recipe's limit of length."
+        f"{padded / places:.0%} of the tokens are padding: {advice}lower --micro_batch_size, so that fewer texts are "
+        "padded to the longest one, or the recipe's limit of length."
     )
 
 

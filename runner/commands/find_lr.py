@@ -170,17 +170,18 @@ def range_test(config: Config, low: float, high: float, steps: int) -> tuple[lis
     Ends where the raw loss has diverged. Source: Smith 2015, arXiv 1506.01186.
     """
     from runner import loop
-    from runner.step import accumulate, sync_step, update
+    from runner.agreement import agreed_steps
+    from runner.step import accumulate, judge, update
 
     run = open_run(config.with_run(max_steps=steps, on_bad_step="stop", grad_norm_spike_factor=0.0, eval_steps=0))
     run.rates = lambda step: low * (high / low) ** (step / (steps - 1))
     rates: list[float] = []
     losses: list[float] = []
     broken: float | None = None
-    fetched = loop.fetch_lanes(run)
+    upcoming = agreed_steps(run)
     for step in counted(range(steps), steps, "range test", "steps"):
-        lanes = [next(fetched) for _ in run.share]
-        totals = sync_step(run, lanes)
+        following = next(upcoming)
+        lanes, totals = following.lanes, following.totals
         loss, _ = accumulate(run, lanes, totals)
         rates.append(run.learning_rate(step))
         losses.append(float(loss))
@@ -191,6 +192,7 @@ def range_test(config: Config, low: float, high: float, steps: int) -> tuple[lis
             break
         try:
             update(run, loss, totals)
+            judge(run)
         except DivergedError:
             broken = rates[-1]
             break

@@ -497,12 +497,13 @@ def _by_index(data: Data, starts: list[Start], steps: range) -> Iterator[tuple[i
         size = start["batch_size"], start["micro_batch_size"], start["seed"]
         order = order_of(data, *size)
         excluded = frozenset(start["excluded"])
-        orders.append(lanes_module.Lanes(start["num_examples"], *size, start["total_examples"], excluded, order))
+        made = lanes_module.Lanes(start["num_examples"], *size, start["total_examples"], excluded, order)
+        orders.append((made, lanes_module.by_length(made, data) if start.get("group_by_length") else made))
     for step in steps:
-        made = [each for each, start in zip(orders, starts, strict=True) if start["step"] <= step][-1]
-        consumed = [made.indices(step, lane) for lane in range(made.num_lanes)]
-        total = sum(_checksum(step, lane, ids) for lane, ids in enumerate(consumed))
-        yield total % 2**64, [index for ids in consumed for index in ids]
+        made, grouped = [each for each, start in zip(orders, starts, strict=True) if start["step"] <= step][-1]
+        total = sum(_checksum(step, lane, grouped.indices(step, lane)) for lane in range(made.num_lanes))
+        # Epochs end within a step, so their examples are counted in the order before the sorting.
+        yield total % 2**64, made.everything(step)
 
 
 def _streamed(data: Stream, starts: list[Start], steps: range) -> Iterator[tuple[int, list[str]]]:

@@ -5,9 +5,10 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 
 from runner.errors import ConfigError
-from runner.lanes import Lanes, check_batch, key, permute
+from runner.lanes import Lanes, by_length, check_batch, key, permute
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 65, 1000, 4097])
@@ -77,3 +78,49 @@ def test_seeking_in_a_billion_examples_takes_no_memory() -> None:
     assert len(set(found)) == 32
     assert peak < 1_000_000
     print(f"seek took {seconds * 1000:.2f} ms")
+
+
+LENGTHS = [(7 * number) % 31 + number % 3 for number in range(97)]
+
+
+class Texts(list):
+    """Data that say how long each example is."""
+
+    def length(self, index: int) -> int:
+        """As LENGTHS has it."""
+        return LENGTHS[index]
+
+
+@pytest.mark.parametrize("excluded", [frozenset(), frozenset({5, 6, 40})])
+@pytest.mark.parametrize("num_lanes", [1, 4, 5])
+def test_grouping_by_length_pads_less_and_moves_no_example_to_another_step(num_lanes: int, excluded: frozenset) -> None:
+    lanes = Lanes(97, 4 * num_lanes, 4, seed=3, total_examples=3 * 97, excluded=excluded)
+    grouped = by_length(lanes, Texts(range(97)))
+    padded = {True: 0, False: 0}
+    for step in range(-(-3 * 97 // lanes.batch_size)):
+        assert sorted(grouped.everything(step)) == sorted(lanes.everything(step))
+        for is_grouped, each in ((True, grouped), (False, lanes)):
+            parts = [[LENGTHS[index] for index in each.indices(step, lane)] for lane in range(num_lanes)]
+            padded[is_grouped] += sum(len(part) * max(part) - sum(part) for part in parts if part)
+            assert all(len(part) <= 4 for part in parts)
+    assert padded[True] < 0.6 * padded[False] if num_lanes > 1 else padded[True] == padded[False]
+    # In any sequence, and after a restart.
+    again = by_length(lanes, Texts(range(97)))
+    assert [again.indices(step, num_lanes - 1) for step in (7, 2)] == [
+        grouped.indices(step, num_lanes - 1) for step in (7, 2)
+    ]
+
+
+def test_two_processes_get_as_many_tokens_where_examples_are_grouped_by_length() -> None:
+    grouped = by_length(Lanes(97, 32, 4, seed=3), Texts(range(97)))
+    for step in range(20):
+        shares = [sum(LENGTHS[i] for lane in grouped.share(process, 2) for i in grouped.indices(step, lane))
+                  for process in range(2)]  # fmt: skip
+        assert max(shares) < 1.35 * min(shares)
+
+
+def test_data_without_lengths_cannot_be_grouped_by_length() -> None:
+    with pytest.raises(ConfigError, match="leave it out"):
+        by_length(Lanes(97, 32, 4, seed=3), list(range(97)))
+    first = torch.utils.data.Subset(Texts(range(97)), range(50))
+    assert by_length(Lanes(50, 8, 4, seed=3), first).indices(0, 0)

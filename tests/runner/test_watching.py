@@ -100,6 +100,7 @@ def test_overfitting(validation: list[float], losses: list[tuple[int, float]], s
         (watching.starved(3.0, 10.0, 0), "--num_workers 2"),
         (watching.starved(9.0, 10.0, 4), "--num_workers 8"),
         (watching.padding_waste(51, 100), "--micro_batch_size"),
+        (watching.padding_waste(31, 100, True), "--group_by_length true"),
         (watching.memory_nearly_full(0.95), "--gradient_checkpointing"),
         (watching.small_evaluation(20, False, True), "larger validation split"),
         (watching.small_evaluation(99, True, False), "--max_eval_examples"),
@@ -113,7 +114,8 @@ def test_each_finding_names_what_to_change(finding: str | None, setting: str) ->
     "finding",
     [
         watching.starved(2.9, 10.0, 0), watching.starved(0.0, 0.0, 0), watching.padding_waste(50, 100),
-        watching.padding_waste(0, 0), watching.memory_nearly_full(0.92), watching.small_evaluation(100, True, True),
+        watching.padding_waste(0, 0), watching.padding_waste(30, 100, True),
+        watching.memory_nearly_full(0.92), watching.small_evaluation(100, True, True),
         watching.small_evaluation(0, False, True),
     ],
 )  # fmt: skip

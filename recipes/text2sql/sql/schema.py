@@ -37,6 +37,11 @@ class Schema:
         # The mappings cannot be hashed; equal schemas still have equal keys here.
         return hash((self.db_id, tuple((table, tuple(columns)) for table, columns in self.tables.items())))
 
+    @functools.cached_property
+    def num_characters(self) -> int:
+        """The characters of all names of tables and columns, with some around each of them."""
+        return sum(len(name) + 3 for table, columns in self.tables.items() for name in (table, *columns))
+
     @classmethod
     def from_database(cls, path: Path | str) -> Schema:
         """Read the schema of a SQLite file: its tables and views, without SQLite's own.

@@ -1,0 +1,121 @@
+"""What the processes agree on before a step: sums over all of them; of short steps, several at once."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Sequence
+
+from runner import memory
+from runner.fetching import Fetched, batches
+from runner.run import Run
+
+AHEAD_SECONDS = 0.1
+"""How long the steps may take on which processes agree at once. A signal is heard before them, and not between them."""
+AHEAD_STEPS = 32
+"""How many these may be."""
+AHEAD_ELEMENTS = 1 << 22
+"""How many numbers the micro-batches of one process in these steps may hold; 32 MB as 64-bit integers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Totals:
+    """What one step holds, over all processes."""
+
+    weight: float
+    """What the loss is divided by."""
+    lanes: int
+    """Lanes that hold examples: what the auxiliary losses are averaged over."""
+    examples: int
+    tokens: int
+    checksum: int
+    """63 bits per lane, summed: what the step consumed."""
+    largest_lane: int
+    """The elements of the largest micro-batch."""
+    stop: str | None
+    """The signal that asked for the end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A step that can begin."""
+
+    lanes: list[Fetched]
+    """The micro-batches of this process."""
+    totals: Totals
+    waited: float
+    """Seconds for which this process waited for its micro-batches."""
+
+
+def fetch_lanes(run: Run) -> Iterator[Fetched]:
+    """The micro-batches of this process's lanes, from the state's step on."""
+    steps = range(run.state.step, run.max_steps)
+    settings, state = run.settings, run.state
+    workers, limit = settings.num_workers, settings.loader_timeout
+    return batches(run.recipe, run.train_data, run.lanes, run.share, steps, state.cursors, workers, limit)
+
+
+def agreed_steps(run: Run) -> Iterator[Step]:
+    """The steps from the state's on, which the caller counts as done.
+
+    To agree takes several processes about a millisecond. Where steps are not much longer, each process fetches the
+    micro-batches of several steps, and the processes agree on them all at once.
+    """
+    fetched = fetch_lanes(run)
+    num_ahead, step_seconds = 1, math.inf
+    first = run.state.step
+    while first < run.max_steps:
+        started = time.monotonic()
+        ahead = [[next(fetched) for _ in run.share] for _ in range(min(num_ahead, run.max_steps - first))]
+        waited = time.monotonic() - started
+        totals, num_ahead = agree(run, ahead, step_seconds)
+        first, waited_for_each, shortest = first + len(ahead), waited / len(ahead), math.inf
+        for each in totals:
+            started = time.monotonic()
+            # What is done with is not kept.
+            yield Step(ahead.pop(0), each, waited)
+            # Without evaluations and saves, which not every step has.
+            waited, shortest = 0.0, min(shortest, time.monotonic() - started)
+        step_seconds = shortest + waited_for_each
+
+
+def agree(run: Run, ahead: Sequence[list[Fetched]], step_seconds: float) -> tuple[list[Totals], int]:
+    """The totals of the next steps, and how many steps the processes agree on the next time.
+
+    `ahead` has this process's micro-batches of each step, and `step_seconds` is what a step took it, with
+    the fetching.
+    """
+    own = [float(run.signals.number > 0), step_seconds]
+    for number, lanes in enumerate(ahead, start=run.state.step):
+        checksum = sum(lane.checksum(number) for lane in lanes)
+        sizes = [memory.size(lane.batch) for lane in lanes]
+        own += [
+            sum(lane.batch.weight for lane in lanes),
+            sum(not lane.is_empty for lane in lanes),
+            sum(len(lane.consumed) for lane in lanes),
+            sum(lane.batch.tokens for lane in lanes),
+            # In halves, because a float holds 53 bits exactly.
+            checksum >> 32,
+            checksum & 0xFFFFFFFF,
+            max(sizes),
+            sum(sizes),
+        ]
+    everyone = run.hardware.gathered(own)
+    asked, seconds = (max(numbers) for numbers in zip(*(each[:2] for each in everyone), strict=True))
+    stop = None
+    if asked:
+        stop = run.signals.reason if run.signals.number else "a signal to another process"
+    agreed: list[Totals] = []
+    elements = 1
+    for place in range(2, len(own), 8):
+        # (processes, 8) -> 8 times one number of each process
+        columns = list(zip(*(each[place : place + 8] for each in everyone), strict=True))
+        weight = math.fsum(columns[0])
+        full, examples, tokens, high, low = (int(sum(column)) for column in columns[1:6])
+        largest, elements = int(max(columns[6])), max(elements, int(max(columns[7])))
+        agreed.append(Totals(weight, full, examples, tokens, ((high << 32) + low) % 2**64, largest, stop))
+        stop = None
+    # Alone, a process agrees with itself at once.
+    num_ahead = 1
+    if len(everyone) > 1 and seconds:
+        num_ahead = max(1, min(AHEAD_STEPS, int(AHEAD_SECONDS / seconds), AHEAD_ELEMENTS // elements))
+    return agreed, num_ahead
