@@ -16,7 +16,7 @@ from runner.compiling import as_written
 from runner.errors import warn
 from runner.fetching import take
 from runner.hardware import Hardware, seed_everything
-from runner.lanes import key
+from runner.lanes import has_length, key, lengths_of
 from runner.parts.counting import counted
 from runner.recipe import Batch, Example, Loss, Recipe, Row
 from runner.sharding import in_turns, parts_of, whole
@@ -55,12 +55,12 @@ def evaluate_rows(
     `asked_to_stop` says whether this process got a signal; one process is enough to stop all of them, and the result
     is None then. `shows_progress`: a bar or a line on standard error, where it takes longer than a second.
     `advance` is called with the number of batches that are done, and of all.
-    The loss is the sum over all scored things divided by their number, added in the data's order, so that it does
-    not depend on the number of processes. It is NaN where nothing is scored.
+    The loss is the sum over all scored things divided by their number, added batch after batch, so that it does not
+    depend on the number of processes. It is NaN where nothing is scored.
     """
     model.eval()
-    starts = list(range(0, len(dataset), micro_batch_size))
-    rounds = -(-len(starts) // hardware.num_processes)
+    batches = batches_of(dataset, micro_batch_size)
+    rounds = -(-len(batches) // hardware.num_processes)
     rows: list[tuple[int, Row]] = []
     sums: list[tuple[int, float, float]] = []
     is_stopped = False
@@ -81,8 +81,8 @@ def evaluate_rows(
             if is_stopped:
                 break
             # A process without work repeats the last batch: all count the same rounds.
-            number = min(turn * hardware.num_processes + hardware.process, len(starts) - 1)
-            ids = list(range(starts[number], min(starts[number] + micro_batch_size, len(dataset))))
+            number = min(turn * hardware.num_processes + hardware.process, len(batches) - 1)
+            ids = batches[number]
             seed_everything(key(0, "evaluation", number))
             batch = on_device(recipe.collate(take(dataset, ids)), hardware.device)
             try:
@@ -112,6 +112,18 @@ def evaluate_rows(
         rows_in_order = [by_id[number] for number in sorted(by_id)]
         scores |= numbers_of(recipe.score(rows_in_order))
     return hardware.from_main(scores), rows_in_order
+
+
+def batches_of(dataset: Sequence[Example], size: int) -> list[list[int]]:
+    """The numbers of the examples of each batch; the longest first, where the data say how long each is.
+
+    Texts of one length need no padding, and the batch that needs the most memory comes first.
+    """
+    numbers = list(range(len(dataset)))
+    if has_length(dataset):
+        length = lengths_of(dataset)
+        numbers.sort(key=lambda number: -length(number))
+    return [numbers[start : start + size] for start in range(0, len(numbers), size)]
 
 
 @contextmanager

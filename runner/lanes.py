@@ -164,18 +164,20 @@ def by_length(lanes: Lanes, data: Any) -> Lanes:
             "group_by_length sorts examples by length, and these training data give none, because nothing of them is "
             "padded, or their order is their own: leave it out."
         )
-    order = ByLength(dataclasses.replace(lanes, excluded=frozenset()), _whole(data).length)
+    order = ByLength(dataclasses.replace(lanes, excluded=frozenset()), lengths_of(data))
     return dataclasses.replace(lanes, order=order)
 
 
 def has_length(data: Any) -> bool:
-    """Whether training data say how long each example is."""
-    return hasattr(_whole(data), "length")
+    """Whether data say how long each example is."""
+    return hasattr(data, "length") or hasattr(getattr(data, "dataset", None), "length")
 
 
-def _whole(data: Any) -> Any:
-    # The first examples of some data are a `torch.utils.data.Subset` of them, with the same numbers.
-    return getattr(data, "dataset", data)
+def lengths_of(data: Any) -> Callable[[int], int]:
+    """The length of an example by its number; of a part of some data too, which is a `torch.utils.data.Subset`."""
+    if hasattr(data, "length"):
+        return data.length
+    return lambda index: data.dataset.length(data.indices[index])
 
 
 def resolve_batch(settings: RunSettings, explicit: frozenset[str], num_processes: int) -> tuple[int, int]:

@@ -2,13 +2,19 @@
 
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from runner import evaluation
+from runner.assembly import open_run
+from runner.config import parse
 from runner.errors import ConfigError
+from runner.evaluation import batches_of, evaluate_rows
 from runner.lanes import Lanes, by_length, check_batch, key, permute
+from tests.launching import SHORT
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 65, 1000, 4097])
@@ -124,3 +130,23 @@ def test_data_without_lengths_cannot_be_grouped_by_length() -> None:
         by_length(Lanes(97, 32, 4, seed=3), list(range(97)))
     first = torch.utils.data.Subset(Texts(range(97)), range(50))
     assert by_length(Lanes(50, 8, 4, seed=3), first).indices(0, 0)
+
+
+def test_an_evaluation_has_the_longest_examples_first() -> None:
+    first = torch.utils.data.Subset(Texts(range(97)), [3, 50, 7, 11, 90])
+    for data, lengths in ((Texts(range(97)), LENGTHS), (first, [LENGTHS[index] for index in first.indices])):
+        batches = batches_of(data, 4)
+        numbers = [number for batch in batches for number in batch]
+        assert sorted(numbers) == list(range(len(data))) and {len(batch) for batch in batches[:-1]} == {4}
+        assert [lengths[number] for number in numbers] == sorted(lengths, reverse=True)
+    assert batches_of(list(range(5)), 2) == [[0, 1], [2, 3], [4]]
+
+
+def test_sorted_batches_change_neither_rows_nor_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*SHORT, "--output_dir", str(tmp_path), "--max_steps", "1", "--mixed_precision", "no"]
+    run = open_run(parse(words))
+    found = evaluate_rows(run.recipe, run.bare_model, run.eval_data, run.hardware, 4)
+    monkeypatch.setattr(evaluation, "has_length", lambda data: False)
+    plain = evaluate_rows(run.recipe, run.bare_model, run.eval_data, run.hardware, 4)
+    assert found is not None and plain is not None
+    assert found[1] == pytest.approx(plain[1]) and found[0] == pytest.approx(plain[0])

@@ -30,6 +30,19 @@ class Examples:
     def __getitem__(self, index: int) -> Example:
         return self.encoder.example(self.questions[index])
 
+    def length(self, index: int) -> int:
+        """About how long an example is: the characters of the question, its SQL and the names of the schema."""
+        if index not in self.lengths:
+            question = self.questions[index]
+            names = question.schema.num_characters if self.encoder.settings.schema_in_prompt else 0
+            self.lengths[index] = len(question.text) + len(question.query) + names
+        return self.lengths[index]
+
+    @functools.cached_property
+    def lengths(self) -> dict[int, int]:
+        """What `length` has found out."""
+        return {}
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingExamples(Examples):
@@ -65,19 +78,6 @@ class TrainingExamples(Examples):
         from recipes.text2sql.augmentation.recombination import recombine_questions
 
         return recombine_questions(self.questions)
-
-    def length(self, index: int) -> int:
-        """About how long an example is: the characters of the question, its SQL and the names of the schema."""
-        if index not in self.lengths:
-            question = self.questions[index]
-            names = question.schema.num_characters if self.encoder.settings.schema_in_prompt else 0
-            self.lengths[index] = len(question.text) + len(question.query) + names
-        return self.lengths[index]
-
-    @functools.cached_property
-    def lengths(self) -> dict[int, int]:
-        """What `length` has found out."""
-        return {}
 
     def warnings(self, examples: int) -> list[str]:
         """Warnings for a run of `examples` examples: a source that it repeats too often."""
