@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import random
 import time
 from collections.abc import Iterator, Sequence
 
@@ -10,11 +11,13 @@ from runner.fetching import Fetched, batches
 from runner.run import Run
 
 AHEAD_SECONDS = 0.1
-"""How long the steps may take on which processes agree at once. A signal is heard before them, and not between them."""
+"""How long the steps may take on which processes agree at once."""
 AHEAD_STEPS = 32
 """How many these may be."""
 AHEAD_ELEMENTS = 1 << 22
 """How many numbers the micro-batches of one process in these steps may hold; 32 MB as 64-bit integers."""
+HEAD = 3
+"""Numbers that a process gives the others before those of each step."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,24 +70,25 @@ def agreed_steps(run: Run) -> Iterator[Step]:
         started = time.monotonic()
         ahead = [[next(fetched) for _ in run.share] for _ in range(min(num_ahead, run.max_steps - first))]
         waited = time.monotonic() - started
-        totals, num_ahead = agree(run, ahead, step_seconds)
-        first, waited_for_each, shortest = first + len(ahead), waited / len(ahead), math.inf
-        for each in totals:
+        totals, num_ahead, note = agree(run, ahead, step_seconds)
+        waited_for_each, shortest = waited / len(ahead), math.inf
+        for number, each in enumerate(totals, start=first):
             started = time.monotonic()
+            if number > first:
+                each = dataclasses.replace(each, stop=heard(run, number, note))
             # What is done with is not kept.
             yield Step(ahead.pop(0), each, waited)
             # Without evaluations and saves, which not every step has.
             waited, shortest = 0.0, min(shortest, time.monotonic() - started)
-        step_seconds = shortest + waited_for_each
+        first, step_seconds = first + len(totals), shortest + waited_for_each
 
 
-def agree(run: Run, ahead: Sequence[list[Fetched]], step_seconds: float) -> tuple[list[Totals], int]:
-    """The totals of the next steps, and how many steps the processes agree on the next time.
+def agree(run: Run, ahead: Sequence[list[Fetched]], step_seconds: float) -> tuple[list[Totals], int, str]:
+    """The totals of the next steps, how many steps the processes agree on the next time, and a name of this occasion.
 
-    `ahead` has this process's micro-batches of each step, and `step_seconds` is what a step took it, with
-    the fetching.
+    `ahead` has this process's micro-batches of each step, and `step_seconds` is what a step took it, with the fetching.
     """
-    own = [float(run.signals.number > 0), step_seconds]
+    own = [float(run.signals.number > 0), step_seconds, float(random.SystemRandom().getrandbits(48))]
     for number, lanes in enumerate(ahead, start=run.state.step):
         checksum = sum(lane.checksum(number) for lane in lanes)
         sizes = [memory.size(lane.batch) for lane in lanes]
@@ -101,21 +105,35 @@ def agree(run: Run, ahead: Sequence[list[Fetched]], step_seconds: float) -> tupl
         ]
     everyone = run.hardware.gathered(own)
     asked, seconds = (max(numbers) for numbers in zip(*(each[:2] for each in everyone), strict=True))
-    stop = None
-    if asked:
-        stop = run.signals.reason if run.signals.number else "a signal to another process"
     agreed: list[Totals] = []
     elements = 1
-    for place in range(2, len(own), 8):
+    for place in range(HEAD, len(own), 8):
         # (processes, 8) -> 8 times one number of each process
         columns = list(zip(*(each[place : place + 8] for each in everyone), strict=True))
         weight = math.fsum(columns[0])
         full, examples, tokens, high, low = (int(sum(column)) for column in columns[1:6])
         largest, elements = int(max(columns[6])), max(elements, int(max(columns[7])))
+        stop = reason(run) if asked and not agreed else None
         agreed.append(Totals(weight, full, examples, tokens, ((high << 32) + low) % 2**64, largest, stop))
-        stop = None
     # Alone, a process agrees with itself at once.
     num_ahead = 1
     if len(everyone) > 1 and seconds:
         num_ahead = max(1, min(AHEAD_STEPS, int(AHEAD_SECONDS / seconds), AHEAD_ELEMENTS // elements))
-    return agreed, num_ahead
+    return agreed, num_ahead, f"stop/{everyone[0][2]:.0f}"
+
+
+def heard(run: Run, step: int, note: str) -> str | None:
+    """What asked for the end, if all processes stop before this step, on which they agreed together with others.
+
+    The others may have begun this step already. So a process that was asked to stop leaves a note that names the next
+    one. No process ends this step before that, because it needs the gradients of all. So each finds the note in time.
+    """
+    left = run.hardware.posted(note)
+    if left is None and run.signals.number:
+        run.hardware.post(note, f"{step + 1}")
+    return reason(run) if left is not None and int(left) <= step else None
+
+
+def reason(run: Run) -> str:
+    """What asked for the end, in words."""
+    return run.signals.reason if run.signals.number else "a signal to another process"

@@ -123,16 +123,17 @@ class Hardware:
         torch.distributed.all_gather_object(together, own)
         return {name: value for each in together for name, value in each.items()}
 
-    def post(self, note: str) -> None:
+    def post(self, note: str, content: str = "1") -> None:
         """Leave a note for all processes, without waiting for them."""
         if torch.distributed.is_initialized():
-            torch.distributed.distributed_c10d._get_default_store().set(note, "1")
+            torch.distributed.distributed_c10d._get_default_store().set(note, content)
 
-    def is_posted(self, note: str) -> bool:
-        """Whether a process has left this note."""
+    def posted(self, note: str) -> str | None:
+        """What a process has left in this note."""
         if not torch.distributed.is_initialized():
-            return False
-        return torch.distributed.distributed_c10d._get_default_store().check([note])
+            return None
+        store = torch.distributed.distributed_c10d._get_default_store()
+        return store.get(note).decode() if store.check([note]) else None
 
     @torch.no_grad()
     def mean_gradients(self, model: nn.Module) -> None:

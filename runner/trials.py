@@ -220,9 +220,7 @@ def replace(owner: ModuleType | type, function: Callable[..., Any], other: Calla
 
 def _arm(interruption: Interruption) -> None:
     """Put the interruption in front of the function in which its phase begins."""
-    import torch
-
-    from runner import agreement, loop, step
+    from runner import agreement, hardware, loop, step
     from runner.checkpoints import saver
 
     fired = threading.Event()
@@ -267,7 +265,7 @@ def _arm(interruption: Interruption) -> None:
         before(step, step.backward, lambda run, *rest: run.state.step >= interruption.step)
     elif interruption.phase == "backward":
         before(step, step.backward, note_step)
-        before(torch.Tensor, torch.Tensor.backward, lambda *rest: step_now[0] >= interruption.step)
+        before(hardware.Hardware, hardware.Hardware.backward, lambda *rest: step_now[0] >= interruption.step)
     elif interruption.phase == "reduce":
         before(agreement, agreement.agree, lambda run, ahead, _: run.state.step + len(ahead) > interruption.step)
     elif interruption.phase == "evaluate":

@@ -5,6 +5,7 @@ Run alone: python -m pytest tests/runner/test_agreement.py
 
 import json
 import math
+import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +15,12 @@ import pytest
 import torch
 
 from runner import agreement
-from runner.agreement import Totals, agree, agreed_steps
+from runner.agreement import Totals, agree, agreed_steps, heard
+from runner.checkpoints.folders import newest_checkpoint, step_of
 from runner.fetching import Fetched
 from runner.recipe import Batch
-from tests.launching import metrics, train
+from runner.trials import Interruption
+from tests.launching import interrupted, metrics, output, train
 
 
 def lane_of(number: int, rows: int, weight: float, consumed: list[int]) -> Fetched:
@@ -42,13 +45,15 @@ def of_process(ahead: list[list[Fetched]], seconds: float = math.inf, signal: in
 
 def run_of(gathered: Any, signal: int = 0) -> Any:
     signals = SimpleNamespace(number=signal, reason="SIGTERM")
-    state, hardware = SimpleNamespace(step=7), SimpleNamespace(gathered=gathered)
+    notes: dict[str, str] = {}
+    hardware = SimpleNamespace(gathered=gathered, post=notes.__setitem__, posted=notes.get)
+    state = SimpleNamespace(step=7)
     return SimpleNamespace(signals=signals, state=state, hardware=hardware)
 
 
 def test_totals_are_sums_over_the_processes_for_each_step() -> None:
     other = of_process(OTHER)
-    totals, _ = agree(run_of(lambda own: [own, other]), OWN, math.inf)
+    totals, _, _ = agree(run_of(lambda own: [own, other]), OWN, math.inf)
     for step, (each, lanes) in enumerate(zip(totals, [a + b for a, b in zip(OWN, OTHER, strict=True)], strict=True)):
         assert each == Totals(
             weight=pytest.approx(sum(lane.batch.weight for lane in lanes)),
@@ -63,8 +68,8 @@ def test_totals_are_sums_over_the_processes_for_each_step() -> None:
 
 def test_a_signal_to_any_process_stops_all_before_the_next_step() -> None:
     asked, quiet = of_process(OTHER, signal=15), of_process(OTHER)
-    by_other, _ = agree(run_of(lambda own: [own, asked]), OWN, 0.001)
-    by_own, _ = agree(run_of(lambda own: [own, quiet], signal=15), OWN, 0.001)
+    by_other, _, _ = agree(run_of(lambda own: [own, asked]), OWN, 0.001)
+    by_own, _, _ = agree(run_of(lambda own: [own, quiet], signal=15), OWN, 0.001)
     assert [each.stop for each in by_other] == ["a signal to another process", None]
     assert [each.stop for each in by_own] == ["SIGTERM", None]
 
@@ -130,8 +135,34 @@ def test_several_processes_fetch_what_they_agree_on_and_no_more(monkeypatch: pyt
         run.state.step += 1
         time.sleep(0.001)
     # The first step is not timed yet when the second is fetched; the last time, two are left.
-    assert [(size - 2) // 8 for size in sent] == [1, 1, 8, 8, 2]
+    assert [(size - 3) // 8 for size in sent] == [1, 1, 8, 8, 2]
     assert consumed == fetched == list(range(20))
+
+
+def test_processes_that_agreed_on_several_steps_stop_before_the_same_one() -> None:
+    # Which of the two asks first, and which process is asked to stop, must not matter. The other may be one step ahead.
+    for slow_is_asked in (True, False):
+        runs = [run_of(lambda own: [own, own], signal=15 * (number == int(slow_is_asked))) for number in range(2)]
+        runs[1].hardware = runs[0].hardware
+        # Process 0 begins step 10 before process 1 does; none begins step 11 before both have ended step 10.
+        first = [heard(run, 10, "note") for run in runs]
+        stops = [heard(run, 11, "note") for run in runs]
+        assert first == [None, None]
+        assert sorted(map(str, stops)) == ["SIGTERM", "a signal to another process"]
+    assert heard(run_of(lambda own: [own, own]), 10, "note") is None
+
+
+@pytest.mark.parametrize("moment", ["backward", "forward"])
+def test_a_signal_between_steps_that_were_agreed_on_together_stops_all(tmp_path: Path, moment: str) -> None:
+    # The steps of the toy take about a millisecond, so the last 40 of these are agreed on in two or three parts.
+    flags = ("--max_steps", "60", "--save_steps", "0", "--eval_steps", "0", "--logging_steps", "60")
+    for number, process in enumerate((0, 1, 1)):
+        folder = tmp_path / str(number)
+        step = 30 + 3 * number
+        stop = Interruption(moment, step, process=process, signal=signal.SIGTERM)
+        assert interrupted(folder, stop, *flags, processes=2) == [75, 75], output(folder)
+        found, _ = newest_checkpoint(folder)
+        assert found is not None and step + 1 <= step_of(found) <= step + 2
 
 
 @pytest.mark.parametrize("streamed", ["True", "False"])
