@@ -90,8 +90,9 @@ def test_a_signal_to_any_process_saves_and_leaves_with_75(
     assert statuses == [75] * processes, output(folder)
     assert "--resume_from_checkpoint auto" in output(folder)
     found, skipped = newest_checkpoint(folder)
-    # The step in which the signal came is finished; "evaluate" and "save" come first after it.
-    assert found is not None and step_of(found) <= 11 and not skipped
+    # The step in which the signal came is finished, and on several processes the next, which others may have begun;
+    # "evaluate" and "save" come first after it.
+    assert found is not None and step_of(found) <= 10 + processes and not skipped
     train(folder, "--resume_from_checkpoint", "auto", processes=processes)
     equals(folder, unbroken["map", processes])
 
