@@ -1,7 +1,8 @@
 """How long a save stops training: Relay beside torch.save and accelerate's save_state, 750 MB and adapters alone.
 
 "relay, stall" is the worst case: the next update begins as soon as the save returns, so that all is copied then. In
-the row below, it begins after the forward and backward passes of a step. "relay, save" is what a save takes where the next forward and backward passes take longer than writing.
+the row below, it begins after the forward and backward passes of a step. "relay, save" is what a save takes where
+these take longer than writing.
 
 make bench, or: python -m tests.benchmarks save
 """
