@@ -20,8 +20,7 @@ from runner.parts.fingerprints import data_hash
 
 if TYPE_CHECKING:
     from runner.hardware import Hardware
-    from runner.lanes import ByLength
-from runner.run import Run
+    from runner.run import Run
 
 
 @contextlib.contextmanager

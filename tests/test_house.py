@@ -43,7 +43,18 @@ LAYERS = {
     | {"fields", "command_line", "yaml_file", "other_tools", "help_page"}
     | {"run_folder", "urls", "parts", "checkpoints.state", "checkpoints.pointers", "checkpoints.disk"},
     "torch": {"optim", "tree", "memory", "deferred", "sharding", "checkpoints.tensors"},
-    "accelerate": {"ending", "hardware", "precision", "evaluation", "fetching", "run", "step", "tracking", "loop"}
+    "accelerate": {
+        "ending",
+        "hardware",
+        "precision",
+        "evaluation",
+        "fetching",
+        "run",
+        "agreement",
+        "step",
+        "tracking",
+        "loop",
+    }
     | {"checkpoints.folders", "checkpoints.bucket", "checkpoints.saver", "checkpoints.final"},
     "run": {
         "assembly",
