@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from runner.checkpoints.pointers import remove_drafts
 from runner.config import Config, write_yaml
 from runner.errors import ConfigError
-from runner.lanes import ByLength
 from runner.log import Ledger, Metrics
 from runner.parts.fingerprints import data_hash
 
@@ -150,7 +149,7 @@ def open_metrics(run: Run) -> None:
         "micro_batch_size": lanes.micro_batch_size,
         "total_examples": lanes.total_examples,
         "excluded": state.excluded,
-        "group_by_length": isinstance(lanes.order, ByLength),
+        "group_by_length": run.settings.group_by_length,
         "processes": run.hardware.num_processes,
         "hardware": run.hardware.describe().partition(" (")[0],
         "machine": platform.node(),
