@@ -1,6 +1,6 @@
 """Run benchmarks one after another, and write what they measured into the page of benchmarks.
 
-python -m tests.benchmarks                                            all of them, printed
+python -m tests.benchmarks                                            all that have tables there, printed
 python -m tests.benchmarks loop start --write docs/benchmarks.md      two of them, written
 """
 
@@ -14,13 +14,14 @@ from pathlib import Path
 from tests.benchmarks import page
 
 FOLDER = Path(__file__).parent
+PAGE = FOLDER.parents[1] / "docs" / "benchmarks.md"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run benchmarks; returns the number of those that failed, whose tables stay as they were."""
     names = sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; without one, all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; without one, all with tables")
     parser.add_argument("--write", type=Path, help="the page into which the tables are written")
     options = parser.parse_args(arguments)
     if wrong := set(options.names) - set(names):

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -70,6 +71,11 @@ def versions() -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     return ", ".join(found)
+
+
+def marked(page: Path) -> set[str]:
+    """The benchmarks whose tables stand on the page."""
+    return set(re.findall(r"<!-- bench:(\w+) -->", page.read_text(encoding="utf-8")))
 
 
 def write_into(page: Path, benchmark: str, text: str) -> None:
