@@ -88,9 +88,9 @@ class Hardware:
         if self.num_processes == 1:
             return [numbers]
         own = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        together = own.new_empty(self.num_processes * len(numbers))
-        torch.distributed.all_gather_into_tensor(together, own)
-        return together.view(self.num_processes, -1).tolist()
+        together = [torch.empty_like(own) for _ in range(self.num_processes)]
+        torch.distributed.all_gather(together, own)
+        return torch.stack(together).tolist()
 
     def summed(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor added up over the processes, as float32, without waiting for the device."""
