@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from runner.__main__ import main
+from runner.checkpoints.folders import newest_checkpoint, step_of
 from runner.checkpoints.pointers import resolve_pointer
 from runner.checkpoints.state import State
-from runner.checkpoints.folders import newest_checkpoint, step_of
 from runner.checkpoints.tensors import read_tensors
 from runner.evaluation import numbers_of
 from runner.loop import note_best, out_of_patience
