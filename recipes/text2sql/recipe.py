@@ -137,7 +137,7 @@ class Recipe(runner.recipe.Recipe):
         if not (folder / "tokenizer.json").is_file():
             from recipes.text2sql.data.cache import load_questions
 
-            data = self.data_settings
+            data, questions = self.data_settings, None
             if self.model_settings.pretrained:
                 from recipes.text2sql.model import keep_base
 
@@ -148,7 +148,7 @@ class Recipe(runner.recipe.Recipe):
                 questions = load_questions(data, "train")
                 train_tokenizer(questions, data, vocab_size).save_pretrained(folder)
             if not bound.encoder.is_plain:
-                words = repeated_words(load_questions(data, "train"))
+                words = repeated_words(load_questions(data, "train") if questions is None else questions)
                 (folder / WORDS_FILE).write_text("\n".join(words), encoding="utf-8")
         return bound
 
