@@ -118,6 +118,10 @@ def project(layer: nn.Module, states: Tensor, gelu: bool = False) -> Tensor:
     return linear(states, layer.weight, layer.bias, gelu)
 
 
+# A compiled layer would be compiled again for other lengths of texts.
+_first: Any = torch.compiler.disable(Layout.first)
+
+
 class PackedLayer(BertLayer):
     """A layer of a BERT that takes tokens without padding too."""
 
@@ -130,7 +134,7 @@ class PackedLayer(BertLayer):
         if layout is None:
             return super().forward(hidden_states, *rest, **others)
         own = self.attention.self
-        asking = layout.first(hidden_states) if only_first else hidden_states
+        asking = _first(layout, hidden_states) if only_first else hidden_states
         query = project(own.query, asking)
         key, value = project(own.key, hidden_states), project(own.value, hidden_states)
         rate = own.dropout.p if self.training else 0.0

@@ -84,7 +84,7 @@ def test_a_step_and_a_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     from tabstar.training.dataloader import get_dataloader  # type: ignore
     from tabstar.training.metrics import calculate_loss  # type: ignore
 
-    learned, held = rows.head(ROWS * (STEPS + 1)), rows.tail(PREDICTED)
+    learned, held = rows.head(ROWS * (STEPS + 1)), rows.tail(400).head(PREDICTED)
     learned.to_csv(tmp_path / "rows.csv", index=False)
     with pd.option_context("future.infer_string", False):
         frame = pd.read_csv(tmp_path / "rows.csv")
@@ -223,9 +223,9 @@ print(f"peak {{used.ru_maxrss / 1e6:.2f}} GB, {{used.ru_utime + used.ru_stime:.0
 """
 
 
-@pytest.mark.parametrize("length", [64])
+@pytest.mark.parametrize("length", [24])
 def test_memory_of_200_columns_of_long_text(tmp_path: Path, length: int) -> None:
     script = MEMORY.format(tests=str(Path(__file__).resolve().parents[1]), folder=str(tmp_path), length=length)
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     print(f"\n200 columns x 16 rows, one training step: {said}")
-    assert float(said.split("peak ")[1].split()[0]) < 3.0
+    assert float(said.split("peak ")[1].split()[0]) < 2.5
