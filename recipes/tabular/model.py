@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from recipes.tabular.ngram_hashing import CODE_SIZE
-from recipes.tabular.packed import Adapted, Dropout, Layout, attention, dropout, embed, pack
+from recipes.tabular.packed import Adapted, Layout, attention, draw_fast, embed, pack
 from recipes.tabular.table import CHANNELS
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ FEWEST_TOKENS = 16
 class Attention(nn.Module):
     """Multi-head attention by four plain projections, so that adapters reach all of them."""
 
+    draws_fast = False
+    """Whether dropout is that of `packed.dropout`; see `packed.draw_fast`."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -51,7 +54,10 @@ class Attention(nn.Module):
             part(states).view(batch, length, self.heads, width // self.heads).transpose(1, 2)
             for part in (self.query, self.key, self.value)
         )
-        mixed = attention(query, key, value, mask, dropout)
+        if self.draws_fast:
+            mixed = attention(query, key, value, mask, dropout)
+        else:
+            mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, width))
 
 
@@ -63,7 +69,7 @@ class Block(nn.Module):
         self.attention = Attention(width, heads)
         self.linear1, self.linear2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, states: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, S, D) to (B, S, D)."""
@@ -83,7 +89,7 @@ class Fusion(nn.Module):
         super().__init__()
         self.kind = kind
         self.up, self.down = nn.Linear(CHANNELS, 2 * width), nn.Linear(2 * width, width)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         if kind == "transformer":
             self.block = Block(width, 2, dropout)
         else:
@@ -138,7 +144,7 @@ class Readout(nn.Module):
         """
         shares = num_grams.clamp(min=1).rsqrt().repeat_interleave(num_grams)
         if self.training and self.dropout:
-            shares = dropout(shares, self.dropout)
+            shares = functional.dropout(shares, self.dropout)
         starts = num_grams.cumsum(0) - num_grams
         sets = functional.embedding_bag(grams, self.vectors, starts, mode="sum", per_sample_weights=shares)
         rows = sets[reads].sum(1)
@@ -233,11 +239,19 @@ class TextEncoder(nn.Module):
     """A BERT over the distinct texts of a micro-batch; its lower layers may be frozen, and are then cached."""
 
     def __init__(
-        self, bert: BertModel, width: int, pooling: str, frozen_layers: int, chunk_size: int, cache: Path | None = None
+        self,
+        bert: BertModel,
+        width: int,
+        pooling: str,
+        frozen_layers: int,
+        chunk_size: int,
+        cache: Path | None = None,
+        packs: bool = False,
     ) -> None:
+        """`packs`: on a CPU, texts are computed without padding, which pays for large encoders."""
         super().__init__()
         self.bert = bert
-        self._packed = pack(bert)
+        self.packs = packs and pack(bert)
         self.pooling, self.frozen_layers, self.chunk_size, self.cache = pooling, frozen_layers, chunk_size, cache
         text_width = bert.config.hidden_size
         self.project = nn.Identity() if text_width == width else nn.Linear(text_width, width)
@@ -288,7 +302,7 @@ class TextEncoder(nn.Module):
 
     def _packs(self, tokens: Tensor) -> bool:
         """Whether texts are computed without padding."""
-        return self._packed and tokens.device.type == "cpu"
+        return self.packs and tokens.device.type == "cpu"
 
     def _chunks(
         self, sizes: list[int], most_tokens: int = MOST_CHUNK_TOKENS, equal: bool = False, without_padding: bool = False
@@ -473,6 +487,8 @@ class TabularModel(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.classification, self.regression = Head(width), Head(width)
         self.readout, self.cell_dropout = readout, cell_dropout
+        if texts.packs:
+            draw_fast(self)
 
     def forward(
         self,

@@ -192,8 +192,14 @@ def pack(bert: BertModel) -> bool:
     for layer in layers:
         # Parameters keep their names, and a layer stays one module that is called as a whole, as FSDP2 asks.
         layer.__class__ = PackedLayer
-    for owner in list(bert.modules()):
+    return True
+
+
+def draw_fast(model: nn.Module) -> None:
+    """Let all dropout of a model be that of `dropout`: as likely, and of other numbers."""
+    for owner in list(model.modules()):
+        if hasattr(owner, "draws_fast"):
+            owner.draws_fast = True  # type: ignore[assignment]
         for name, child in list(owner.named_children()):
             if type(child) is nn.Dropout:
                 setattr(owner, name, Dropout(child.p))
-    return True

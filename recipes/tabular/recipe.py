@@ -403,7 +403,7 @@ class Recipe(runner.recipe.Recipe):
             tensors = {name.removeprefix("texts.bert."): value for name, value in load_file(file).items()}
             bert.load_state_dict({name: tensors[name] for name in bert.state_dict()})
         size, layers = bert.config.hidden_size, bert.config.num_hidden_layers
-        return TextEncoder(bert.requires_grad_(False), size, self._pooling(), layers, 64).eval()
+        return TextEncoder(bert.requires_grad_(False), size, self._pooling(), layers, 64, packs=True).eval()
 
     def _vectors_of(self, table: Table, seen: Cells) -> np.ndarray | None:
         """(texts, size) float32, of length 1, of the texts that the linear part reads; 0 for the others.
@@ -564,7 +564,8 @@ class Recipe(runner.recipe.Recipe):
         # With all of its layers unfrozen, our own encoder's embeddings learn as well.
         frozen = max(0, num_layers - unfrozen)
         cache = Path(sizes.text_cache) if sizes.text_cache is not None else None
-        texts = TextEncoder(bert, sizes.hidden_size, self._pooling(), frozen, sizes.text_chunk_size, cache)
+        # Without padding, sums have other last bits, and dropout draws others; with our own encoder, runs keep theirs.
+        texts = TextEncoder(bert, sizes.hidden_size, self._pooling(), frozen, sizes.text_chunk_size, cache, packs=given)
         if given and not frozen:
             bert.embeddings.requires_grad_(False)
         # Classes of a small table are soon learned by heart, numbers are not.

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from recipes.tabular import packed
 from recipes.tabular.corpus import read
 from recipes.tabular.model import Adapted, Block, TabularModel
 from recipes.tabular.recipe import Recipe
@@ -255,6 +256,15 @@ def test_a_given_encoder_learns_with_a_share_of_the_rate_and_new_layers_with_all
     adapted = prepared(tmp_path / "lora", model_settings=given, stage="finetune", adapt="lora")
     assert own.learning_rate_scale(inside) == adapted.learning_rate_scale(inside) == 1
     assert Recipe.presets()["tabstar"]["model.text_learning_rate_scale"] == 1
+
+
+def test_only_a_given_encoder_is_computed_without_padding_and_with_faster_dropout(tmp_path: Path) -> None:
+    given = dataclasses.replace(SMALL, text_encoder=str(pretrained_folder(tmp_path / "bert")), unfrozen_layers=2)
+    for model, packs in ((fresh(prepared(tmp_path / "own")), False),
+                         (fresh(prepared(tmp_path / "given", model_settings=given)), True)):  # fmt: skip
+        kinds = {type(module) for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+        assert kinds == {packed.Dropout if packs else torch.nn.Dropout}
+        assert model.texts.packs == packs and model.blocks[0].attention.draws_fast == packs
 
 
 def test_a_text_to_predict_is_encoded_once_without_padding_and_not_kept(

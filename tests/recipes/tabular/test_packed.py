@@ -22,7 +22,7 @@ def encoder(frozen_layers: int = 0, pooling: str = "cls", **changes: Any) -> Tex
     """A small BERT from a fixed seed, without dropout."""
     torch.manual_seed(0)
     bert = BertModel(BertConfig(**{**SIZES, **changes}), add_pooling_layer=False)
-    return TextEncoder(bert, 32, pooling, frozen_layers, 64)
+    return TextEncoder(bert, 32, pooling, frozen_layers, 64, packs=True)
 
 
 def texts(lengths: list[int] = LENGTHS) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,8 +102,8 @@ def test_what_no_longer_fits_into_memory_is_computed_again(monkeypatch: pytest.M
 def test_another_kind_of_encoder_is_computed_with_padding() -> None:
     torch.manual_seed(0)
     roberta = RobertaModel(RobertaConfig(**SIZES), add_pooling_layer=False)
-    own = TextEncoder(roberta, 32, "cls", 1, 64).train()  # type: ignore[arg-type]
-    assert not own._packed
+    own = TextEncoder(roberta, 32, "cls", 1, 64, packs=True).train()  # type: ignore[arg-type]
+    assert not own.packs
     tokens, sizes = texts()
     mask = (torch.arange(tokens.shape[1]) < sizes[:, None]).long()
     torch.testing.assert_close(own(tokens, sizes), roberta(tokens, attention_mask=mask).last_hidden_state[:, 0])
