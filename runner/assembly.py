@@ -340,13 +340,12 @@ def build_loop_parts(
         optimizer = optimizer_of(prepared, settings, hardware.device, scale_of)
     else:
         tree = None
-        # DDP sends the first process's buffers to the others at each step. Those that no checkpoint holds are not the
-        # state of a training, and every process computes them by itself.
-        sent = {name for name, _ in model.named_buffers()} & set(model.state_dict())
-        if accelerator.ddp_handler is not None:
-            accelerator.ddp_handler.broadcast_buffers = bool(sent)
         # Where it is not told, accelerate imports torch's sharding to ask whether the model is sharded.
         prepared = accelerator.prepare(model, device_placement=[True])
+        if hardware.num_processes > 1 and not {name for name, _ in model.named_buffers()} & set(model.state_dict()):
+            # DDP sends the first process's buffers to the others at each step. What no checkpoint holds is not the
+            # state of a training, and every process computes it by itself.
+            prepared.broadcast_buffers = False
         optimizer = optimizer_of(prepared, settings, hardware.device, scale_of)
         if accelerator.scaler is not None:
             # Accelerate's wrapper knows of fp16's loss scale, and looks for installed packages at every step.

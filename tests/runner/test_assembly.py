@@ -103,3 +103,36 @@ def test_a_damaged_checkpoint_gives_no_weights_to_begin_from(tmp_path: Path) -> 
     path.write_bytes(content)
     said = mistaken(tmp_path / "next", "--init_from", str(tmp_path / "run"))
     assert "model.safetensors is damaged" in said
+
+
+BUFFERED = """
+import dataclasses
+
+import torch
+
+from tests.toy_recipe import Recipe as Toy
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe(Toy):
+    persistent: bool = False
+
+    def model(self):
+        model = super().model()
+        model.register_buffer("buffer", torch.zeros(1), persistent=self.persistent)
+        return model
+
+    def loss(self, model, batch):
+        if model.training:
+            print("buffers are sent:", model.broadcast_buffers, flush=True)
+        return super().loss(model, batch)
+"""
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_buffers_that_no_checkpoint_holds_are_not_sent_at_each_step(persistent: bool, tmp_path: Path) -> None:
+    (tmp_path / "buffered.py").write_text(BUFFERED, encoding="utf-8")
+    flags = ("--recipe", str(tmp_path / "buffered.py"), "--max_steps", "2", "--persistent", str(persistent))
+    said = train(tmp_path / "run", *flags, processes=2)
+    assert f"buffers are sent: {persistent}" in said and f"buffers are sent: {not persistent}" not in said
+    assert "Warning" not in said
