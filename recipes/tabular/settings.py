@@ -71,7 +71,8 @@ class ModelSettings:
     """How a text becomes one vector; auto: as the given encoder's 1_Pooling/config.json says, else its
     first token; the mean with ours."""
     text_chunk_size: AtLeast1 = 64
-    """Texts encoded at a time; they are sorted by length. On a CPU none is padded, on a GPU few are."""
+    """Texts encoded at a time; they are sorted by length, so that few are padded; with a given encoder on a CPU,
+    none."""
     text_cache: str | None = None
     """Folder that keeps what the frozen layers make of each text, for later runs; none: in memory, for this run,
     2 GiB at most."""
