@@ -92,7 +92,7 @@ def test_weights_go_from_one_process_over_ddp_and_fsdp_and_back(tmp_path: Path) 
     train(whole, "--max_steps", "25")
     for number, (processes, fsdp) in enumerate(stages):
         flags = ("--max_steps", "25", "--save_steps", "1", "--resume_from_checkpoint", "auto")
-        kill = Interruption("fetch", 5 * (number + 1), process=processes - 1)
+        kill = Interruption("forward", 5 * (number + 1), process=processes - 1)
         if number < len(stages) - 1:
             interrupted(run, kill, *flags, processes=processes, environment={"ACCELERATE_USE_FSDP": fsdp})
         else:
@@ -106,7 +106,7 @@ def test_shards_are_written_without_gathering_and_read_by_anyone(tmp_path: Path)
     flags = ("--save_in_shards", "true", "--save_steps", "1", "--model.hidden_size", "7")
     train(whole, *flags)
     for processes, step in ((2, 6), (4, 11)):
-        kill = Interruption("fetch", step, process=processes - 1)
+        kill = Interruption("forward", step, process=processes - 1)
         interrupted(run, kill, *flags, processes=processes, environment=fsdp)
         found, skipped = newest_checkpoint(run)
         assert found is not None and not skipped
