@@ -1,5 +1,6 @@
 """What the processes agree on before a step: sums over all of them; of short steps, several at once."""
 
+import contextlib
 import dataclasses
 import math
 import random
@@ -127,10 +128,13 @@ def heard(run: Run, step: int, note: str) -> str | None:
 
     The others may have begun this step already. So a process that was asked to stop leaves a note that names the next
     one. No process ends this step before that, because it needs the gradients of all. So each finds the note in time.
+    Where the notes are gone, with a launcher that was killed, the processes stop when they agree the next time.
     """
-    left = run.hardware.posted(note)
-    if left is None and run.signals.number:
-        run.hardware.post(note, f"{step + 1}")
+    left = None
+    with contextlib.suppress(RuntimeError):
+        left = run.hardware.posted(note)
+        if left is None and run.signals.number:
+            run.hardware.post(note, f"{step + 1}")
     return reason(run) if left is not None and int(left) <= step else None
 
 

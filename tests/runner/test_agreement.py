@@ -152,6 +152,17 @@ def test_processes_that_agreed_on_several_steps_stop_before_the_same_one() -> No
     assert heard(run_of(lambda own: [own, own]), 10, "note") is None
 
 
+def test_without_notes_the_steps_that_were_agreed_on_are_done() -> None:
+    def gone(*arguments: str) -> None:
+        raise torch.distributed.DistNetworkError("the launcher was killed")
+
+    run = run_of(lambda own: [own, own], signal=15)
+    run.hardware.post = run.hardware.posted = gone
+    assert heard(run, 10, "note") is None
+    totals, _, _ = agree(run, OWN, 0.001)
+    assert totals[0].stop == "SIGTERM"
+
+
 @pytest.mark.parametrize("moment", ["backward", "forward"])
 def test_a_signal_between_steps_that_were_agreed_on_together_stops_all(tmp_path: Path, moment: str) -> None:
     # The steps of the toy take about a millisecond, so the last 40 of these are agreed on in two or three parts.
