@@ -40,7 +40,7 @@ MISTAKES = [
         '    best_metric = "mae"\n    presets = staticmethod(lambda: {"odd": {"widht": 3}})',
     ),
     ("help", '    """Random augmentation of the inputs."""\n', ""),
-    ("data", 'split == "train" else examples', 'split == "train" else Restless(examples)'),
+    ("data", 'split == "train" else Numbered(examples)', 'split == "train" else Restless(examples)'),
     (
         "workers",
         "        return Rows(examples) if",

@@ -29,7 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
     failed = 0
     # The compared packages that the environment has not, from the Makefile.
     path = os.pathsep.join(filter(None, [str(FOLDER.parents[1]), os.environ.get("PYTHONPATH")]))
-    for name in options.names or names:
+    # Without tables on the page: long ones, whose figures stand elsewhere, and those that need a trained model.
+    with_tables = page.marked(options.write or PAGE)
+    for name in options.names or [each for each in names if each in with_tables]:
         with tempfile.TemporaryDirectory() as folder:
             records = Path(folder) / "tables.jsonl"
             records.touch()
