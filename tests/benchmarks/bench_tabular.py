@@ -198,10 +198,11 @@ def lines(work: str, found: dict[str, list[float]]) -> list[tuple[str, ...]]:
 
 
 MEMORY = """
-import resource, sys
+import sys, time
 import numpy as np, pandas as pd, torch
 sys.path.insert(0, {tests!r})
 from pathlib import Path
+from runner.tracking import peak_bytes
 from benchmarks.bench_tabular import e5_folder, recipe_of, update
 folder, length = Path({folder!r}), {length}
 words = [f"{{a}}{{b}}{{c}}" for a in "bdfgklmnprst" for b in "aeiou" for c in "bdfgklmnprst"]
@@ -218,8 +219,7 @@ batch = recipe.collate(recipe.data("train").__getitems__(list(range(16))))
 print(f"{{batch.tokens:,}} tokens in {{len(batch.extra['lengths']):,}} texts", flush=True)
 loss = recipe.loss(model, batch)
 update(model, optimizer, loss.sum / batch.weight)
-used = resource.getrusage(resource.RUSAGE_SELF)
-print(f"peak {{used.ru_maxrss / 1e6:.2f}} GB, {{used.ru_utime + used.ru_stime:.0f}} CPU s")
+print(f"peak {{peak_bytes() / 1e9:.2f}} GB, {{time.process_time():.0f}} CPU s")
 """
 
 
