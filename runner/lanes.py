@@ -170,14 +170,14 @@ def by_length(lanes: Lanes, data: Any) -> Lanes:
 
 def has_length(data: Any) -> bool:
     """Whether data say how long each example is."""
-    return hasattr(data, "length") or hasattr(getattr(data, "dataset", None), "length")
+    return callable(getattr(data, "length_of", None)) or hasattr(getattr(data, "dataset", None), "length_of")
 
 
 def lengths_of(data: Any) -> Callable[[int], int]:
     """The length of an example by its number; of a part of some data too, which is a `torch.utils.data.Subset`."""
-    if hasattr(data, "length"):
-        return data.length
-    return lambda index: data.dataset.length(data.indices[index])
+    if hasattr(data, "length_of"):
+        return data.length_of
+    return lambda index: data.dataset.length_of(data.indices[index])
 
 
 def resolve_batch(settings: RunSettings, explicit: frozenset[str], num_processes: int) -> tuple[int, int]:

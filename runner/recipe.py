@@ -231,7 +231,7 @@ class Recipe:
 
         - `__getitems__(indices)`: the runner then asks for a whole micro-batch at once;
         - `order(batch_size, micro_batch_size, seed) -> Order`: an order of its own instead of the shuffle;
-        - `length(index) -> int`: about how long an example is, for `--group_by_length`; no work, for it is asked often;
+        - `length_of(index) -> int`: about how long an example is, for `--group_by_length`; it is asked often;
         - `warnings(examples) -> list[str]`: what the runner says before a run that takes that many examples.
 
         Random augmentation uses the global generators of `random`, `numpy.random` and `torch`: the runner seeds them

@@ -31,7 +31,7 @@ class ModelSettings:
 class Numbered(list[Any]):
     """Rows by number, which pretend to have lengths."""
 
-    def length(self, index: int) -> int:
+    def length_of(self, index: int) -> int:
         """From 0 to 6."""
         return index % 7
 

@@ -3,6 +3,7 @@
 import time
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from runner.assembly import open_run
 from runner.config import parse
 from runner.errors import ConfigError
 from runner.evaluation import batches_of, evaluate_rows
-from runner.lanes import Lanes, by_length, check_batch, key, permute
+from runner.lanes import Lanes, by_length, check_batch, has_length, key, permute
 from tests.launching import SHORT
 
 
@@ -92,7 +93,7 @@ LENGTHS = [(7 * number) % 31 + number % 3 for number in range(97)]
 class Texts(list):
     """Data that say how long each example is."""
 
-    def length(self, index: int) -> int:
+    def length_of(self, index: int) -> int:
         """As LENGTHS has it."""
         return LENGTHS[index]
 
@@ -128,8 +129,10 @@ def test_two_processes_get_as_many_tokens_where_examples_are_grouped_by_length()
 def test_data_without_lengths_cannot_be_grouped_by_length() -> None:
     with pytest.raises(ConfigError, match="leave it out"):
         by_length(Lanes(97, 32, 4, seed=3), list(range(97)))
+    # Other data have a number under a similar name.
+    assert not has_length(SimpleNamespace(length=64)) and not has_length(SimpleNamespace(length_of=64))
     first = torch.utils.data.Subset(Texts(range(97)), range(50))
-    assert by_length(Lanes(50, 8, 4, seed=3), first).indices(0, 0)
+    assert has_length(first) and by_length(Lanes(50, 8, 4, seed=3), first).indices(0, 0)
 
 
 def test_an_evaluation_has_the_longest_examples_first() -> None:

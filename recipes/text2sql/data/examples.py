@@ -30,7 +30,7 @@ class Examples:
     def __getitem__(self, index: int) -> Example:
         return self.encoder.example(self.questions[index])
 
-    def length(self, index: int) -> int:
+    def length_of(self, index: int) -> int:
         """About how long an example is: the characters of the question, its SQL and the names of the schema."""
         if index not in self.lengths:
             question = self.questions[index]
@@ -40,7 +40,7 @@ class Examples:
 
     @functools.cached_property
     def lengths(self) -> dict[int, int]:
-        """What `length` has found out."""
+        """What `length_of` has found out."""
         return {}
 
 
