@@ -17,6 +17,8 @@ AHEAD_STEPS = 32
 """How many these may be."""
 AHEAD_ELEMENTS = 1 << 22
 """How many numbers the micro-batches of one process in these steps may hold; 32 MB as 64-bit integers."""
+NAME = float(random.SystemRandom().getrandbits(48))
+"""That of this process, which no restart of it has: torch's store may outlive a run."""
 HEAD = 3
 """Numbers that a process gives the others before those of each step."""
 
@@ -89,7 +91,7 @@ def agree(run: Run, ahead: Sequence[list[Fetched]], step_seconds: float) -> tupl
 
     `ahead` has this process's micro-batches of each step, and `step_seconds` is what a step took it, with the fetching.
     """
-    own = [float(run.signals.number > 0), step_seconds, float(random.SystemRandom().getrandbits(48))]
+    own = [float(run.signals.number > 0), step_seconds, NAME]
     for number, lanes in enumerate(ahead, start=run.state.step):
         checksum = sum(lane.checksum(number) for lane in lanes)
         sizes = [memory.size(lane.batch) for lane in lanes]
@@ -120,7 +122,7 @@ def agree(run: Run, ahead: Sequence[list[Fetched]], step_seconds: float) -> tupl
     num_ahead = 1
     if len(everyone) > 1 and seconds:
         num_ahead = max(1, min(AHEAD_STEPS, int(AHEAD_SECONDS / seconds), AHEAD_ELEMENTS // elements))
-    return agreed, num_ahead, f"stop/{everyone[0][2]:.0f}"
+    return agreed, num_ahead, f"stop/{everyone[0][2]:.0f}/{run.state.step}"
 
 
 def heard(run: Run, step: int, note: str) -> str | None:

@@ -9,7 +9,7 @@ import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -56,7 +56,7 @@ def test_totals_are_sums_over_the_processes_for_each_step() -> None:
     totals, _, _ = agree(run_of(lambda own: [own, other]), OWN, math.inf)
     for step, (each, lanes) in enumerate(zip(totals, [a + b for a, b in zip(OWN, OTHER, strict=True)], strict=True)):
         assert each == Totals(
-            weight=pytest.approx(sum(lane.batch.weight for lane in lanes)),
+            weight=cast(float, pytest.approx(sum(lane.batch.weight for lane in lanes))),
             lanes=3,
             examples=sum(len(lane.consumed) for lane in lanes),
             tokens=sum(lane.batch.tokens for lane in lanes),
@@ -100,15 +100,21 @@ def test_the_processes_agree_on_more_steps_the_shorter_they_are(
         assert agree(run_of(rows), small, own)[1] == wanted
 
 
-def test_a_process_alone_fetches_nothing_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    fetched = []
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The examples that were fetched so far, one for each lane, of a run whose data are the numbers to 39."""
+    so_far: list[int] = []
 
     def lanes(run: Any) -> Any:
-        for number in range(6):
-            fetched.append(number)
+        for number in range(40):
+            so_far.append(number)
             yield lane_of(0, 1, 1.0, [number])
 
     monkeypatch.setattr(agreement, "fetch_lanes", lanes)
+    return so_far
+
+
+def test_a_process_alone_fetches_nothing_ahead(fetched: list[int]) -> None:
     run = run_of(lambda own: [own])
     run.max_steps, run.share, run.state.step = 6, range(1), 0
     for step in agreed_steps(run):
@@ -116,15 +122,9 @@ def test_a_process_alone_fetches_nothing_ahead(monkeypatch: pytest.MonkeyPatch) 
         assert len(fetched) == run.state.step and step.totals.examples == 1
 
 
-def test_several_processes_fetch_what_they_agree_on_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    fetched = []
-
-    def lanes(run: Any) -> Any:
-        for number in range(40):
-            fetched.append(number)
-            yield lane_of(0, 1, 1.0, [number])
-
-    monkeypatch.setattr(agreement, "fetch_lanes", lanes)
+def test_several_processes_fetch_what_they_agree_on_and_no_more(
+    fetched: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(agreement, "AHEAD_STEPS", 8)
     sent = []
     run = run_of(lambda own: sent.append(len(own)) or [own, own])

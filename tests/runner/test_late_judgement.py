@@ -9,14 +9,14 @@ import dataclasses
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes
 
 from runner.assembly import open_run
 from runner.config import Config
@@ -26,7 +26,7 @@ from runner.loop import train as train_loop
 from runner.recipe import Batch, Loss
 from runner.settings import RunSettings
 from tests.launching import REPOSITORY, SHORT, metrics, same_bits, train, weights
-from tests.runner.test_own_cost import Plain
+from tests.runner.test_own_cost import Counter, Plain
 
 PRETENDING = """
 import sys
@@ -44,20 +44,14 @@ def behind(folder: Path, *flags: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-class Waits(TorchDispatchMode):
+class Waits(Counter):
     """Counts the operations that give a number of a tensor to Python, and those whose result has a size to wait for."""
 
     NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2", "bincount")
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(
-        self, operation: Callable[..., object], types: object, arguments: tuple = (), named: dict | None = None
-    ) -> object:
-        self.count += operation.overloadpacket.__name__ in self.NAMES  # type: ignore[attr-defined]
-        return operation(*arguments, **(named or {}))
+    def counts(self, operation: Any) -> bool:
+        """Whether it is one of those."""
+        return operation.overloadpacket.__name__ in self.NAMES
 
 
 @pytest.mark.parametrize("late", [True, False])

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -35,10 +35,14 @@ class Counter(TorchDispatchMode):
         super().__init__()
         self.count = 0
 
+    def counts(self, operation: Any) -> bool:
+        """Whether an operation is one to count."""
+        return True
+
     def __torch_dispatch__(
         self, operation: Callable[..., object], types: object, arguments: tuple = (), named: dict | None = None
     ) -> object:
-        self.count += 1
+        self.count += self.counts(operation)
         return operation(*arguments, **(named or {}))
 
 
