@@ -360,7 +360,9 @@ def check_preempt(bench: Bench) -> Iterator[Result]:
         first = step + step % 2 if phase in ("evaluate", "save") else step
         # Several processes that agreed on short steps together end the step after it, too.
         last = first + 1 + (world > 1)
-        holds = statuses == [75] * world and not skipped and first <= reached <= last
+        # They also fetch and agree on such steps some steps before these begin.
+        earliest = 0 if world > 1 and phase in ("fetch", "reduce") else first
+        holds = statuses == [75] * world and not skipped and earliest <= reached <= last
         what = f"{sent.name} to process {rank} of {world} in {phase} of step {step + 1}"
         shown = f"status {sorted(set(statuses))}, saved at {reached}, {time.monotonic() - started:.1f} s"
         yield Result(what, shown, holds)
