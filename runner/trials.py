@@ -7,6 +7,7 @@ minutes instead of an hour. There is one process per rank, with the environment 
 import dataclasses
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import sys
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 PLAIN_SUM = "RELAY_TRIAL_PLAIN_SUM"
 """The environment variable that turns auxiliary losses off and names the dtype of the computation."""
 PHASES = ("fetch", "forward", "backward", "reduce", "evaluate", "save")
+INTERRUPTED = "trial: interrupted in step"
+"""What a process prints before the signal, in front of the number of steps that were done then."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Interruption:
     phase: str
     """Where: one of PHASES."""
     step: int
-    """The step, counted from 0; for "evaluate" and "save", the first such phase from this step on."""
+    """The step, counted from 0; for "evaluate" and "save", the first such phase from this step on. Several processes
+    fetch and agree on short steps ahead: some steps before this one begins."""
     process: int = 0
     signal: int = signal.SIGKILL
     delay_seconds: float = 0.0
@@ -99,6 +103,18 @@ class Trial:
     def output(self) -> str:
         """What the processes have printed."""
         return self.log.read_text(encoding="utf-8", errors="replace")
+
+
+def steps_of_a_stop(output: str, processes: int) -> range:
+    """The steps at which a training may have stopped after an interruption by a signal, of what it printed.
+
+    The step in which the signal comes is finished. Several processes that agreed on short steps together do the next
+    one, too, because others may have begun it. Raises ValueError where no interruption came.
+    """
+    found = re.findall(rf"^{INTERRUPTED} (\d+)$", output, re.MULTILINE)
+    if not found:
+        raise ValueError("the training was not interrupted")
+    return range(int(found[-1]), int(found[-1]) + 2 + (processes > 1))
 
 
 def train(arguments: Sequence[str], processes: int, log: Path, environment: dict[str, str] | None = None) -> str:
@@ -226,10 +242,12 @@ def _arm(interruption: Interruption) -> None:
     fired = threading.Event()
     step_now = [0]
 
-    def fire() -> None:
+    def fire(step: int) -> None:
         if fired.is_set():
             return
         fired.set()
+        # In a line of its own, also where another process is in the middle of one.
+        os.write(2, f"\n{INTERRUPTED} {step}\n".encode())
         if interruption.delay_seconds:
             timer = threading.Timer(interruption.delay_seconds, os.kill, (os.getpid(), interruption.signal))
             timer.daemon = True
@@ -242,14 +260,22 @@ def _arm(interruption: Interruption) -> None:
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             if is_due(*args):
-                fire()
+                fire(step_now[0])
             return function(*args, **kwargs)
 
         replace(owner, function, wrapped)
 
-    def note_step(run: "Run", *rest: object) -> bool:
+    def is_step(run: "Run", *rest: object) -> bool:
         step_now[0] = run.state.step
-        return False
+        return step_now[0] >= interruption.step
+
+    def is_agreed(run: "Run", ahead: "Sequence[list[Fetched]]", _: float) -> bool:
+        step_now[0] = run.state.step
+        return step_now[0] + len(ahead) > interruption.step
+
+    def is_saved(*arguments: Any) -> bool:
+        step_now[0] = arguments[3].step
+        return step_now[0] >= interruption.step
 
     if interruption.phase == "fetch":
         fetch = agreement.fetch_lanes
@@ -257,20 +283,21 @@ def _arm(interruption: Interruption) -> None:
         def fetching(run: "Run") -> "Iterator[Fetched]":
             for number, fetched in enumerate(fetch(run), start=run.state.step * len(run.share)):
                 if number // len(run.share) >= interruption.step:
-                    fire()
+                    fire(run.state.step)
                 yield fetched
 
         replace(agreement, fetch, fetching)
     elif interruption.phase == "forward":
-        before(step, step.backward, lambda run, *rest: run.state.step >= interruption.step)
+        before(step, step.backward, is_step)
     elif interruption.phase == "backward":
-        before(step, step.backward, note_step)
+        # Hardware does not know the step: the call before tells it.
+        before(step, step.backward, lambda *rest: is_step(*rest) and False)
         before(hardware.Hardware, hardware.Hardware.backward, lambda *rest: step_now[0] >= interruption.step)
     elif interruption.phase == "reduce":
-        before(agreement, agreement.agree, lambda run, ahead, _: run.state.step + len(ahead) > interruption.step)
+        before(agreement, agreement.agree, is_agreed)
     elif interruption.phase == "evaluate":
-        before(loop, loop.evaluate_and_track_best, lambda run: run.state.step >= interruption.step)
+        before(loop, loop.evaluate_and_track_best, is_step)
     elif interruption.phase == "save":
-        before(saver, saver.write_checkpoint, lambda *rest: rest[3].step >= interruption.step)
+        before(saver, saver.write_checkpoint, is_saved)
     else:
         raise ValueError(f"phase {interruption.phase!r}; wanted: one of {', '.join(PHASES)}")

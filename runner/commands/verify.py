@@ -23,7 +23,7 @@ from runner.errors import ConfigError, RelayError
 from runner.parts.setting_types import AtLeast0, AtLeast1
 from runner.recipe import Cursor, Data, Recipe, Stream
 from runner.settings import RunSettings
-from runner.trials import PHASES, PLAIN_SUM, Interruption, Trial, preload_for, train
+from runner.trials import PHASES, PLAIN_SUM, Interruption, Trial, preload_for, steps_of_a_stop, train
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -351,18 +351,12 @@ def check_preempt(bench: Bench) -> Iterator[Result]:
         stop = Interruption(phase, step, process=rank, signal=sent)
         started = time.monotonic()
         try:
-            statuses, _ = bench.disturbed(name, world, stop, *flags, steps=50, limit_seconds=120.0)
+            statuses, output = bench.disturbed(name, world, stop, *flags, steps=50, limit_seconds=120.0)
         except TimeoutError:
-            statuses = []
+            statuses, output = [], ""
         found, skipped = newest_checkpoint(bench.folder / name)
         reached = step_of(found) if found else -1
-        # Evaluation and saving come first at the next even step.
-        first = step + step % 2 if phase in ("evaluate", "save") else step
-        # Several processes that agreed on short steps together end the step after it, too.
-        last = first + 1 + (world > 1)
-        # They also fetch and agree on such steps some steps before these begin.
-        earliest = 0 if world > 1 and phase in ("fetch", "reduce") else first
-        holds = statuses == [75] * world and not skipped and earliest <= reached <= last
+        holds = statuses == [75] * world and not skipped and reached in steps_of_a_stop(output, world)
         what = f"{sent.name} to process {rank} of {world} in {phase} of step {step + 1}"
         shown = f"status {sorted(set(statuses))}, saved at {reached}, {time.monotonic() - started:.1f} s"
         yield Result(what, shown, holds)
