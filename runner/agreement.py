@@ -6,6 +6,7 @@ import math
 import random
 import time
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from runner import memory
 from runner.fetching import Fetched, batches
@@ -19,8 +20,23 @@ AHEAD_ELEMENTS = 1 << 22
 """How many numbers the micro-batches of one process in these steps may hold; 32 MB as 64-bit integers."""
 NAME = float(random.SystemRandom().getrandbits(48))
 """That of this process, which no restart of it has: torch's store may outlive a run."""
-HEAD = 3
-"""Numbers that a process gives the others before those of each step."""
+
+
+class Share(NamedTuple):
+    """What one process's micro-batches of a step hold; floats, because all numbers travel in one tensor."""
+
+    weight: float
+    lanes: float
+    """Those that hold examples."""
+    examples: float
+    tokens: float
+    checksum_high: float
+    checksum_low: float
+    """The checksum in halves, because a float holds 53 bits exactly."""
+    largest: float
+    """The elements of the largest micro-batch."""
+    elements: float
+    """Those of all micro-batches."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,38 +107,52 @@ def agree(run: Run, ahead: Sequence[list[Fetched]], step_seconds: float) -> tupl
 
     `ahead` has this process's micro-batches of each step, and `step_seconds` is what a step took it, with the fetching.
     """
-    own = [float(run.signals.number > 0), step_seconds, NAME]
-    for number, lanes in enumerate(ahead, start=run.state.step):
-        checksum = sum(lane.checksum(number) for lane in lanes)
-        sizes = [memory.size(lane.batch) for lane in lanes]
-        own += [
-            sum(lane.batch.weight for lane in lanes),
-            sum(not lane.is_empty for lane in lanes),
-            sum(len(lane.consumed) for lane in lanes),
-            sum(lane.batch.tokens for lane in lanes),
-            # In halves, because a float holds 53 bits exactly.
-            checksum >> 32,
-            checksum & 0xFFFFFFFF,
-            max(sizes),
-            sum(sizes),
-        ]
+    head = [float(run.signals.number > 0), step_seconds, NAME]
+    own = [*head, *(number for each, lanes in enumerate(ahead, run.state.step) for number in share_of(lanes, each))]
     everyone = run.hardware.gathered(own)
-    asked, seconds = (max(numbers) for numbers in zip(*(each[:2] for each in everyone), strict=True))
+    asked, seconds = max(each[0] for each in everyone), max(each[1] for each in everyone)
     agreed: list[Totals] = []
     elements = 1
-    for place in range(HEAD, len(own), 8):
-        # (processes, 8) -> 8 times one number of each process
-        columns = list(zip(*(each[place : place + 8] for each in everyone), strict=True))
-        weight = math.fsum(columns[0])
-        full, examples, tokens, high, low = (int(sum(column)) for column in columns[1:6])
-        largest, elements = int(max(columns[6])), max(elements, int(max(columns[7])))
-        stop = reason(run) if asked and not agreed else None
-        agreed.append(Totals(weight, full, examples, tokens, ((high << 32) + low) % 2**64, largest, stop))
+    for place in range(len(head), len(own), len(Share._fields)):
+        shares = [Share(*numbers[place : place + len(Share._fields)]) for numbers in everyone]
+        elements = max(elements, *(int(share.elements) for share in shares))
+        totals = total_of(shares)
+        agreed.append(dataclasses.replace(totals, stop=reason(run)) if asked and not agreed else totals)
     # Alone, a process agrees with itself at once.
     num_ahead = 1
     if len(everyone) > 1 and seconds:
         num_ahead = max(1, min(AHEAD_STEPS, int(AHEAD_SECONDS / seconds), AHEAD_ELEMENTS // elements))
     return agreed, num_ahead, f"stop/{everyone[0][2]:.0f}/{run.state.step}"
+
+
+def share_of(lanes: Sequence[Fetched], step: int) -> Share:
+    """The numbers of this process's micro-batches of one step."""
+    checksum = sum(lane.checksum(step) for lane in lanes)
+    sizes = [memory.size(lane.batch) for lane in lanes]
+    return Share(
+        weight=sum(lane.batch.weight for lane in lanes),
+        lanes=sum(not lane.is_empty for lane in lanes),
+        examples=sum(len(lane.consumed) for lane in lanes),
+        tokens=sum(lane.batch.tokens for lane in lanes),
+        checksum_high=checksum >> 32,
+        checksum_low=checksum & 0xFFFFFFFF,
+        largest=max(sizes),
+        elements=sum(sizes),
+    )
+
+
+def total_of(shares: Sequence[Share]) -> Totals:
+    """What a step holds, from the shares of all processes."""
+    high, low = int(sum(each.checksum_high for each in shares)), int(sum(each.checksum_low for each in shares))
+    return Totals(
+        weight=math.fsum(each.weight for each in shares),
+        lanes=int(sum(each.lanes for each in shares)),
+        examples=int(sum(each.examples for each in shares)),
+        tokens=int(sum(each.tokens for each in shares)),
+        checksum=((high << 32) + low) % 2**64,
+        largest_lane=int(max(each.largest for each in shares)),
+        stop=None,
+    )
 
 
 def heard(run: Run, step: int, note: str) -> str | None:
