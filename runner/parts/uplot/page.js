@@ -17,6 +17,12 @@
     while (digits < 8 && Math.abs(step * 10 ** digits - Math.round(step * 10 ** digits)) > 1e-6) digits++;
     return value.toLocaleString("en", { maximumFractionDigits: digits });
   };
+  // The width of an axis: that of its longest label. uPlot asks again until the widths no longer change.
+  const widest = (u, labels, axis, cycle) => {
+    if (cycle > 1) return u.axes[axis]._size;
+    u.ctx.font = u.axes[axis].font[0];
+    return Math.max(62, 16 + Math.max(...(labels ?? []).map((label) => u.ctx.measureText(label).width)) / devicePixelRatio);
+  };
   const charts = (window.relayCharts = []);
   const marks = page.marks;
 
@@ -165,7 +171,7 @@
           : isLog ? { distr: 3 } : { range: (u, low, high) => fit(low, high) } },
         axes: [{ ...axis, ...label, size: 30, label: cloud ? spec.axes[0] : page.across, ...(named ? { splits: () => spec.names.map((_, i) => i) } : {}),
           values: (u, v) => v.map((x) => named ? spec.names[x] ?? "" : !cloud && x % 1 || spec.logAcross && !isRound(x) ? "" : short(x)) },
-          { ...axis, ...(cloud ? { ...label, label: spec.axes[1] } : {}), size: 62, values: (u, v, axis, space, step) => v.map((x) => heat || x == null ? "" : isLog ? short(x) : tick(x, step)) }],
+          { ...axis, ...(cloud ? { ...label, label: spec.axes[1] } : {}), size: widest, values: (u, v, axis, space, step) => v.map((x) => heat || x == null ? "" : isLog ? short(x) : tick(x, step)) }],
         series: [{}, ...(heat || cloud ? [{ show: false }] : spec.series.map((s, i) => ({
           stroke: colour(`--c${spec.colours[i] % 7}`), width: 1.7, spanGaps: true, dash: s.dash ? [6, 4] : undefined,
           points: { show: s.x.length < 40, size: 6, fill: colour(`--c${spec.colours[i] % 7}`) } })))],
