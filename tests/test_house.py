@@ -390,9 +390,8 @@ def imports_are_declared(root: Path) -> list[str]:
     return wrong
 
 
-def no_paths_of_one_machine(root: Path) -> list[str]:
-    # Put together here, so that this file does not break its own rule.
-    pattern = re.compile(r"(?<![\w./~-])/(?:" + "|".join(["work", "tmp", "home", "root", "Users"]) + r")/\w")
+def lines_with(root: Path, pattern: re.Pattern[str], fault: str) -> list[str]:
+    """A sentence for each line of a text file in which the pattern is found."""
     wrong = []
     for path in sorted(root.rglob("*")):
         parts = path.relative_to(root).parts
@@ -400,13 +399,25 @@ def no_paths_of_one_machine(root: Path) -> list[str]:
             "Makefile",
             "run",
         }
-        if parts[0] not in TOP_LEVEL or not path.is_file() or not written:
+        # `make docs` writes its copies into _generated.
+        if parts[0] not in TOP_LEVEL or "_generated" in parts or not path.is_file() or not written:
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             if pattern.search(line):
                 where = f"{path.relative_to(root).as_posix()}:{number}"
-                wrong.append(f"{where} names a path of one machine: {line.strip()}")
+                wrong.append(f"{where} {fault}: {line.strip()}")
     return wrong
+
+
+# Both patterns are put together here, so that this file does not break its own rules.
+def no_paths_of_one_machine(root: Path) -> list[str]:
+    pattern = re.compile(r"(?<![\w./~-])/(?:" + "|".join(["work", "tmp", "home", "root", "Users"]) + r")/\w")
+    return lines_with(root, pattern, "names a path of one machine")
+
+
+def no_merge_is_left_half_done(root: Path) -> list[str]:
+    pattern = re.compile("|".join([f"^{'<' * 7} ", f"^{'=' * 7}$", f"^{'>' * 7} "]))
+    return lines_with(root, pattern, "marks a conflict of a merge")
 
 
 def ci_installs_what_is_pinned(root: Path) -> list[str]:
@@ -456,6 +467,7 @@ RULES: list[Callable[[Path], list[str]]] = [
     launch_configs_are_sound,
     imports_are_declared,
     no_paths_of_one_machine,
+    no_merge_is_left_half_done,
     ci_installs_what_is_pinned,
 ]
 
@@ -569,6 +581,8 @@ VIOLATIONS = [
         "imports pandas, which pyproject.toml",
     ),
     (no_paths_of_one_machine, "docs/index.md", "cd /" + "work/main", "docs/index.md:1 names a path"),
+    (no_merge_is_left_half_done, "docs/index.md", "one\n" + "=" * 7 + "\nother", "docs/index.md:2 marks a conflict"),
+    (no_merge_is_left_half_done, "recipes/mine/a.py", "<" * 7 + " HEAD", "marks a conflict"),
     (ci_installs_what_is_pinned, "constraints.txt", "numpy==2.0", "numpy is in pyproject.toml and not in .ci"),
 ]
 
