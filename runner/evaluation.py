@@ -18,6 +18,7 @@ from runner.fetching import take
 from runner.hardware import Hardware, seed_everything
 from runner.lanes import has_length, key, lengths_of
 from runner.parts.counting import counted
+from runner.parts.sending import sent
 from runner.recipe import Batch, Example, Loss, Recipe, Row
 from runner.sharding import in_turns, parts_of, whole
 
@@ -165,12 +166,9 @@ def note_no_number(name: str, kind: str) -> None:
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
-    """The same batch with its tensors on the device."""
-    tensors = batch.tensors
-    if device.type == "cuda":
-        # From other memory than this, CUDA copies only after it has worked through what it was given before.
-        tensors = {name: tensor if tensor.is_cuda else tensor.pin_memory() for name, tensor in tensors.items()}
-    batch.tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+    """The same batch with its tensors on the device; `Batch.on_host` still has them as they were."""
+    batch.host = batch.host or batch.tensors
+    batch.tensors = {name: sent(tensor, device) for name, tensor in batch.tensors.items()}
     return batch
 
 

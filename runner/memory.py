@@ -34,9 +34,10 @@ def split(batch: Batch, parts: int) -> list[tuple[Batch, float]]:
     for first in range(0, count, size_of_part):
         own = slice(first, min(first + size_of_part, count))
         fraction = (own.stop - own.start) / count
-        tensors = {name: tensor[own] for name, tensor in batch.tensors.items()}
+        tensors, host = ({name: each[own] for name, each in of.items()} for of in (batch.tensors, batch.host))
         extra = {name: _cut(value, own, count) for name, value in batch.extra.items()}
-        pieces.append((Batch(tensors, batch.weight * fraction, int(batch.tokens * fraction), extra), fraction))
+        tokens = int(batch.tokens * fraction)
+        pieces.append((Batch(tensors, batch.weight * fraction, tokens, extra, host=host), fraction))
     return pieces
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from runner.errors import ConfigError, warn
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
     from runner.parts.figures import Figure
@@ -49,9 +50,18 @@ class Batch:
     """The sum of `Loss.statistics` over the whole step, where the recipe `needs_step_statistics`."""
     places: Sequence[int] = ()
     """In an evaluation: the place of each example among those that are evaluated, from 0."""
+    host: Mapping[str, Tensor] = dataclasses.field(default_factory=dict, repr=False)
+    """`tensors` before the runner moved them to the device."""
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
+
+    def on_host(self, name: str) -> np.ndarray:
+        """A tensor's numbers on the host.
+
+        To read them from the tensor itself makes the process wait until a GPU has done all that it was given.
+        """
+        return self.host.get(name, self.tensors[name]).cpu().numpy()
 
     @property
     def step(self) -> Tensor | None:

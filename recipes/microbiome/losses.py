@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recipes.microbiome.model import MicrobiomeModel, Output, embedding_distances, feature_statistics, in_full
+from recipes.microbiome.model import MicrobiomeModel, OnHost, Output, embedding_distances, feature_statistics, in_full
+from runner.parts.sending import sent
 from runner.recipe import Batch, Loss
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ Logs = dict[str, Tensor | float]
 
 def total_loss(settings: StageSettings, is_classification: bool, model: MicrobiomeModel, batch: Batch) -> Loss:
     """The weighted losses of the micro-batch, each a mean over what it scores, times the number of samples."""
+    on_host = OnHost(batch.on_host("tokens"), batch.on_host("mask") if "mask" in batch.tensors else None)
     output: Output = model(
         batch["tokens"],
         batch.tensors.get("mask"),
@@ -28,6 +31,7 @@ def total_loss(settings: StageSettings, is_classification: bool, model: Microbio
         wants_embeddings=settings.wants_unifrac,
         alone=batch.tensors.get("alone"),
         linear=batch.tensors.get("linear"),
+        on_host=on_host,
     )
     losses: list[Tensor] = []
     logs: Logs = {}
@@ -37,7 +41,7 @@ def total_loss(settings: StageSettings, is_classification: bool, model: Microbio
             if settings.wants_asv_pairs:
                 losses.append(_asv_loss(output, batch["asv_distances"], settings.asv_penalty, logs))
         if settings.wants_nucleotides:
-            losses.append(_nucleotide_loss(output, batch, settings.nuc_penalty, logs))
+            losses.append(_nucleotide_loss(output, on_host, settings.nuc_penalty, logs))
         if settings.wants_counts:
             divergence = _count_loss(output, batch)
             losses.append(settings.count_penalty * divergence)
@@ -79,10 +83,10 @@ def _pair_errors(predicted: Tensor, wanted: Tensor) -> Tensor:
     return (predicted - wanted)[upper[0], upper[1]].square()
 
 
-def _nucleotide_loss(output: Output, batch: Batch, penalty: float, logs: Logs) -> Tensor:
+def _nucleotide_loss(output: Output, on_host: OnHost, penalty: float, logs: Logs) -> Tensor:
     """The weighted mean cross-entropy of the hidden letters."""
     assert output.nucleotides is not None
-    hidden = batch["tokens"][batch["mask"]].long() - 1
+    hidden = sent(torch.from_numpy(on_host.tokens[on_host.mask].astype(np.int64) - 1), output.nucleotides.device)
     guesses = in_full(output.nucleotides)
     loss = penalty * F.cross_entropy(guesses, hidden, reduction="sum") / max(1, len(hidden))
     if len(hidden):

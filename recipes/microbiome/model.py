@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from runner.errors import ConfigError
+from runner.parts.sending import sent
 
 PAD, MASK = 0, 5
 NUM_TOKENS = 6  # pad, A, C, G, T, mask
@@ -157,6 +159,18 @@ class AttentionPooling(nn.Module):
         return self.norm(torch.einsum("rp,rps->rs", weights, states))
 
 
+@dataclasses.dataclass(frozen=True)
+class OnHost:
+    """What decides how a micro-batch is computed, as arrays, which DDP does not move to the device."""
+
+    tokens: Int[np.ndarray, "asvs letters"]
+    mask: Bool[np.ndarray, "asvs letters"] | None
+
+    def part(self, own: slice) -> OnHost:
+        """The same of some ASVs."""
+        return OnHost(self.tokens[own], None if self.mask is None else self.mask[own])
+
+
 class AsvEncoder(nn.Module):
     """The nucleotides of one ASV to a vector, and guesses at those that were hidden.
 
@@ -178,17 +192,22 @@ class AsvEncoder(nn.Module):
         self.nucleotide_head = nn.Linear(size, 4 * patch)
 
     def forward(
-        self, tokens: Int[Tensor, "asvs letters"], mask: Bool[Tensor, "asvs letters"] | None
+        self,
+        tokens: Int[Tensor, "asvs letters"],
+        mask: Bool[Tensor, "asvs letters"] | None,
+        on_host: OnHost | None = None,
     ) -> tuple[Float[Tensor, "asvs size"], Float[Tensor, "masked 4"] | None]:
         """Encode in chunks of `chunk_size` ASVs (0: all at once); in training their activations are computed again.
 
-        `tokens` are 1 to 4, 0 after the end; their number of letters is a multiple of the patch size.
+        `tokens` are 1 to 4, 0 after the end; their number of letters is a multiple of the patch size. `on_host` holds
+        the same tokens and mask; without it, the process waits for the device to read them.
         """
+        on_host = on_host or OnHost(tokens.cpu().numpy(), None if mask is None else mask.cpu().numpy())
         step = self.chunk_size or len(tokens)
         pooled, logits = [], []
         for first in range(0, len(tokens), max(1, step)):
             own = slice(first, first + step)
-            part = (tokens[own], None if mask is None else mask[own])
+            part = (tokens[own], None if mask is None else mask[own], on_host.part(own))
             if self.chunk_size and torch.is_grad_enabled() and self.letters.weight.requires_grad:
                 vectors, guesses = checkpoint(self.encode, *part, use_reentrant=False)  # type: ignore[misc]
             else:
@@ -198,7 +217,7 @@ class AsvEncoder(nn.Module):
         return torch.cat(pooled), None if mask is None else torch.cat(logits)
 
     def encode(
-        self, tokens: Int[Tensor, "asvs letters"], mask: Bool[Tensor, "asvs letters"] | None
+        self, tokens: Int[Tensor, "asvs letters"], mask: Bool[Tensor, "asvs letters"] | None, on_host: OnHost
     ) -> tuple[Float[Tensor, "asvs size"], Float[Tensor, "masked 4"] | None]:
         """Encode one chunk."""
         asvs, letters = tokens.shape
@@ -212,15 +231,19 @@ class AsvEncoder(nn.Module):
             states = F.embedding_bag(shown.view(-1, self.patch_size), self.letters.weight, mode="sum")
             states = states.view(asvs, patches, -1)
         states = states + self.places.weight[:patches]
-        is_there = tokens.view(asvs, patches, self.patch_size)[:, :, 0] != PAD
         # Where all are equally long nothing is hidden, and attention has a faster way.
-        there = None if bool(is_there.all()) else is_there
+        is_even = (on_host.tokens.reshape(asvs, patches, self.patch_size)[:, :, 0] != PAD).all()
+        there = None if is_even else tokens.view(asvs, patches, self.patch_size)[:, :, 0] != PAD
         states = self.stack(states, there)
         guesses = None
-        if mask is not None:
-            rows = mask.any(1)
+        if on_host.mask is not None:
+            # By number: the size of what a mask on a GPU selects is only known once the GPU has come that far.
+            holes = on_host.mask.any(1).nonzero()[0]
+            rows, hidden, places = (
+                sent(torch.from_numpy(each), states.device) for each in (holes, *on_host.mask[holes].nonzero())
+            )
             logits = self.nucleotide_head(states[rows]).view(-1, letters, 4)
-            guesses = logits[mask[rows]]
+            guesses = logits[hidden, places]
         return self.pooling(states, there), guesses
 
 
@@ -536,14 +559,15 @@ class MicrobiomeModel(nn.Module):
         wants_embeddings: bool = True,
         alone: Int[Tensor, " chosen"] | None = None,
         linear: Float[Tensor, "samples outputs"] | None = None,
+        on_host: OnHost | None = None,
     ) -> Output:
         """Encode the distinct ASVs once, and each sample from those it has: `asvs` are rows of `tokens`.
 
         The rows `alone` are embedded as samples of their own as well. `linear` are the scores of the linear readout,
-        to which the target head adds its own.
+        to which the target head adds its own. `on_host`: see AsvEncoder.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            vectors, guesses = self.asv_encoder(tokens, mask)
+            vectors, guesses = self.asv_encoder(tokens, mask, on_host)
             codes = tip_codes(tokens)
             states = vectors[asvs] * is_there[..., None].to(vectors.dtype)  # (samples, places, size)
             if self.shape.count_embedding:

@@ -11,7 +11,7 @@ import ctypes
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from recipes.tabular.ngram_hashing import CODE_SIZE
 from recipes.tabular.packed import Adapted, Layout, attention, draw_fast, embed, pack
 from recipes.tabular.table import CHANNELS
+from runner.parts.sending import sent
 
 if TYPE_CHECKING:
     from transformers import BertModel
@@ -142,7 +143,7 @@ class Readout(nn.Module):
         `grams` (G,) are the buckets of N sets, `num_grams` (N,) the sets' sizes, `reads` (B, S) each token's set, which
         is empty for targets and padding.
         """
-        shares = num_grams.clamp(min=1).rsqrt().repeat_interleave(num_grams)
+        shares = num_grams.clamp(min=1).rsqrt().repeat_interleave(num_grams, output_size=len(grams))
         if self.training and self.dropout:
             shares = functional.dropout(shares, self.dropout)
         starts = num_grams.cumsum(0) - num_grams
@@ -266,17 +267,17 @@ class TextEncoder(nn.Module):
             for module in (bert.embeddings, *bert.encoder.layer[:frozen_layers]):
                 module.requires_grad_(False)
 
-    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """(U, L) token ids, sorted by length, and (U,) lengths to (U, D)."""
+    def forward(self, tokens: np.ndarray, lengths: np.ndarray) -> Tensor:
+        """(U, L) token ids, sorted by length, and (U,) lengths, both on the host, to (U, D)."""
+        tokens, sizes = np.asarray(tokens), lengths.tolist()
         if self.is_frozen or (not self.training and not torch.is_grad_enabled()):
-            return self.project(self._known(tokens, lengths))
+            return self.project(self._known(tokens, sizes))
         self._vectors.clear()
-        sizes = lengths.tolist()
         twice = computes_twice(sizes)
         pieces = []
         most_tokens = MOST_CHUNK_TOKENS // (4 if twice else 1)
-        for first, last in self._chunks(sizes, most_tokens, without_padding=self._packs(tokens)):
-            arguments = tokens[first:last, : sizes[last - 1]], lengths[first:last]
+        for first, last in self._chunks(sizes, most_tokens, without_padding=self._without_padding):
+            arguments = tokens[first:last, : sizes[last - 1]], sizes[first:last]
             if twice:
                 # Only the token ids are held until the backward pass: the frozen layers' output is read again.
                 pieces.append(checkpoint(self._encode_frugally, *arguments, use_reentrant=False))
@@ -300,9 +301,14 @@ class TextEncoder(nn.Module):
         finally:
             self.keeps_states = before
 
-    def _packs(self, tokens: Tensor) -> bool:
+    @property
+    def _device(self) -> torch.device:
+        return self.bert.embeddings.word_embeddings.weight.device
+
+    @property
+    def _without_padding(self) -> bool:
         """Whether texts are computed without padding."""
-        return self.packs and tokens.device.type == "cpu"
+        return self.packs and self._device.type == "cpu"
 
     def _chunks(
         self, sizes: list[int], most_tokens: int = MOST_CHUNK_TOKENS, equal: bool = False, without_padding: bool = False
@@ -322,51 +328,51 @@ class TextEncoder(nn.Module):
             total += size
         yield first, len(sizes)
 
-    def _known(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+    def _known(self, tokens: np.ndarray, sizes: list[int]) -> Tensor:
         """(U, width of the encoder): while the weights stay, each distinct text is encoded once, whatever the batch."""
         version = sum(value._version for value in self.bert.parameters())
         if version != self._vectors_version or len(self._vectors) > MOST_VECTORS:
             self._vectors, self._vectors_version = {}, version
-        host, sizes = tokens.cpu().numpy(), lengths.tolist()
-        keys = [host[row, :size].tobytes() for row, size in enumerate(sizes)]
+        keys = [tokens[row, :size].tobytes() for row, size in enumerate(sizes)]
         new = [row for row, key in enumerate(keys) if key not in self._vectors]
-        packs = self._packs(tokens)
+        packs = self._without_padding
         chunks = self._chunks([sizes[row] for row in new], equal=not packs, without_padding=packs)
         for first, last in chunks if new else ():
             rows = new[first:last]
-            chunk = tokens[rows, : sizes[rows[-1]]], lengths[rows]
+            chunk = tokens[rows, : sizes[rows[-1]]], [sizes[row] for row in rows]
             vectors = self._encode_frozen(*chunk) if self.is_frozen else self._encode(*chunk)
             self._vectors.update((keys[row], vector) for row, vector in zip(rows, vectors, strict=True))
         return torch.stack([self._vectors[key] for key in keys])
 
     @torch.no_grad()
-    def _encode_frozen(self, chunk: Tensor, sizes: Tensor) -> Tensor:
+    def _encode_frozen(self, chunk: np.ndarray, sizes: list[int]) -> Tensor:
         """As `_encode`, of texts of one length, in float32 and without dropout."""
         was_training = self.bert.training
         self.bert.eval()
-        with torch.autocast(chunk.device.type, enabled=False), self.keeping_nothing():
+        with torch.autocast(self._device.type, enabled=False), self.keeping_nothing():
             found = self._encode(chunk, sizes)
         self.bert.train(was_training)
         return found
 
-    def _encode_frugally(self, chunk: Tensor, sizes: Tensor) -> Tensor:
+    def _encode_frugally(self, chunk: np.ndarray, sizes: list[int]) -> Tensor:
         """As `_encode`, without what the chunk before has freed."""
         give_back()
         return self._encode(chunk, sizes)
 
-    def _encode(self, chunk: Tensor, sizes: Tensor) -> Tensor:
-        """(u, l) token ids and their lengths to (u, width of the encoder)."""
-        if self._packs(chunk):
+    def _encode(self, chunk: np.ndarray, sizes: list[int]) -> Tensor:
+        """(u, l) token ids, on the host, and their lengths to (u, width of the encoder)."""
+        if self._without_padding:
             return self._encode_packed(chunk, sizes)
-        mask = torch.arange(chunk.shape[1], device=chunk.device) < sizes[:, None]
+        lengths = sent(torch.tensor(sizes), self._device)[:, None]
+        mask = torch.arange(chunk.shape[1], device=lengths.device) < lengths
         kept_layers = self.frozen_layers if self.keeps_states else 0
         if kept_layers:
-            texts = [ids[:size] for ids, size in zip(chunk, sizes.tolist(), strict=True)]
+            texts = [ids[:size] for ids, size in zip(chunk, sizes, strict=True)]
             states = nn.utils.rnn.pad_sequence(self._lower(texts), batch_first=True)
         else:
-            states = self.bert.embeddings(input_ids=chunk)
+            states = self.bert.embeddings(input_ids=sent(torch.from_numpy(chunk), self._device))
         # Where every text is as long, no mask: a text alone and a text in a chunk are then the same sum.
-        bias = None if bool(mask.all()) else mask[:, None, None, :]
+        bias = None if min(sizes) == chunk.shape[1] else mask[:, None, None, :]
         layers = cast("list[BertLayer]", list(self.bert.encoder.layer))
         for layer in layers[kept_layers:]:
             in_parts = hasattr(layer, "feed_forward_chunk") and not torch.is_grad_enabled()
@@ -378,12 +384,12 @@ class TextEncoder(nn.Module):
                 states = _first(layer(states, bias))
         if self.pooling == "cls":
             return states[:, 0]
-        return (states * mask[..., None]).sum(1) / sizes[:, None]
+        return (states * mask[..., None]).sum(1) / lengths
 
-    def _encode_packed(self, chunk: Tensor, sizes: Tensor) -> Tensor:
+    def _encode_packed(self, chunk: np.ndarray, sizes: list[int]) -> Tensor:
         """As `_encode`, without computing padding."""
         kept_layers = self.frozen_layers if self.keeps_states else 0
-        texts = [ids[:size] for ids, size in zip(chunk, sizes.tolist(), strict=True)]
+        texts = [torch.from_numpy(ids[:size]) for ids, size in zip(chunk, sizes, strict=True)]
         if not torch.is_grad_enabled():
             texts = _filled(texts)
         layout = Layout([len(text) for text in texts])
@@ -396,19 +402,20 @@ class TextEncoder(nn.Module):
                 return states[: len(chunk)]
         return (layout.first(states) if self.pooling == "cls" else layout.mean(states))[: len(chunk)]
 
-    def _lower(self, texts: list[Tensor]) -> list[Tensor]:
+    def _lower(self, texts: Sequence[np.ndarray | Tensor]) -> list[Tensor]:
         """The token ids of each text to what the frozen layers make of it, (tokens, D)."""
         states = self._frozen_states()
-        keys = [hashlib.blake2b(ids.cpu().numpy().astype(np.int64).tobytes(), digest_size=16).hexdigest()
-                for ids in texts]  # fmt: skip
+        keys = [hashlib.blake2b(np.asarray(ids, np.int64).tobytes(), digest_size=16).hexdigest() for ids in texts]
         found = {key: states.get(key) for key in keys}
         new = [place for place, key in enumerate(keys) if found[key] is None]
-        together = bool(new) and self._packs(texts[0]) and self._is_exact_together
+        together = bool(new) and self._without_padding and self._is_exact_together
         for group in [new] if together else [[place] for place in new]:
-            for place, own in zip(group, self._run_frozen([texts[place] for place in group]), strict=True):
+            for place, own in zip(
+                group, self._run_frozen([torch.as_tensor(texts[place]) for place in group]), strict=True
+            ):
                 found[keys[place]] = own
                 states.put(keys[place], own)
-        return [cast("Tensor", found[key]).to(ids.device) for key, ids in zip(keys, texts, strict=True)]
+        return [sent(cast("Tensor", found[key]), self._device) for key in keys]
 
     @functools.cached_property
     def _is_exact_together(self) -> bool:
@@ -428,8 +435,8 @@ class TextEncoder(nn.Module):
         was_training = self.bert.training
         for module in frozen:
             module.eval()
-        with torch.autocast(texts[0].device.type, enabled=False):
-            if self._packs(texts[0]):
+        with torch.autocast(self._device.type, enabled=False):
+            if self._without_padding:
                 filled = _filled(texts)
                 layout = Layout([len(text) for text in filled])
                 hidden = embed(self.bert, filled)
@@ -437,7 +444,7 @@ class TextEncoder(nn.Module):
                     hidden = layer(hidden, layout=layout)
                 found = list(hidden.split(layout.sizes))[: len(texts)]
             else:
-                hidden = self.bert.embeddings(input_ids=torch.stack(texts))
+                hidden = self.bert.embeddings(input_ids=sent(torch.stack(texts), self._device))
                 for layer in frozen[1:]:
                     hidden = _first(layer(hidden, None))
                 found = list(hidden)
@@ -492,8 +499,8 @@ class TabularModel(nn.Module):
 
     def forward(
         self,
-        tokens: Tensor,
-        lengths: Tensor,
+        tokens: np.ndarray,
+        lengths: np.ndarray,
         cells: Tensor,
         numbers: Tensor,
         mask: Tensor,
@@ -502,20 +509,24 @@ class TabularModel(nn.Module):
         num_grams: Tensor,
         reads: Tensor,
         codes: Tensor,
+        has_padding: bool,
     ) -> tuple[Tensor, Tensor]:
         """Scores (B, num_targets) for classes, and (B,) z of a regression.
 
-        `cells` (B, S) are places among the texts, `numbers` (B, S, 6), `mask` (B, S) is true where there is a token;
+        `tokens` (U, L) and `lengths` (U,) are the distinct texts, sorted by length: arrays, because DDP would move
+        tensors to the device, and the process would wait to read them. `cells` (B, S) are places among the texts,
+        `numbers` (B, S, 6), `mask` (B, S) is true where there is a token, which is everywhere without `has_padding`;
         the first `num_targets` tokens of a row are its targets, as far as there are so many. `grams` (G,), `num_grams`
         (N,), `reads` (B, S) and `codes` (B, num_targets, 32) are the readout's.
         """
         kind = self.classification.down.weight.dtype
-        states = self.fusion(self.texts(tokens, lengths)[cells], numbers.to(kind))
-        seen = mask
+        texts = self.texts(tokens, lengths)
+        states = self.fusion(texts[cells], numbers.to(kind))
+        attend = mask[:, None, None, :] if has_padding else None
         if self.training and self.cell_dropout:
             seen = mask & (torch.rand(mask.shape, device=mask.device) >= self.cell_dropout)
             seen[:, :num_targets] = mask[:, :num_targets]
-        attend = None if bool(seen.all()) else seen[:, None, None, :]
+            attend = seen[:, None, None, :]
         twice = computes_twice(lengths.tolist())
         for block in self.blocks:
             states = checkpoint(block, states, attend, use_reentrant=False) if twice else block(states, attend)

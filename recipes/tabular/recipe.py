@@ -18,6 +18,7 @@ from runner.parts.dimensions import check_attention
 from runner.parts.fingerprints import data_hash
 from runner.parts.fingerprints import fingerprint as fingerprint_of_files
 from runner.parts.installation import require
+from runner.parts.sending import sent
 from runner.recipe import Batch, Loss
 
 if TYPE_CHECKING:
@@ -653,13 +654,11 @@ class Recipe(runner.recipe.Recipe):
         """(B, C) class scores, -inf where a table has fewer classes, and (B,) z; both in at least float32."""
         import torch
 
-        device = batch["cells"].device
-        tokens, lengths, grams, num_grams = (
-            batch.extra[name].to(device) for name in ("tokens", "lengths", "grams", "num_grams")
-        )
+        extra, device = batch.extra, batch["cells"].device
         scores, z = model(
-            tokens, lengths, batch["cells"], batch["numbers"], batch["mask"], batch.extra["num_targets"], grams,
-            num_grams, batch["reads"], batch["codes"],
+            extra["tokens"], extra["lengths"], batch["cells"], batch["numbers"], batch["mask"],
+            extra["num_targets"], sent(extra["grams"], device), sent(extra["num_grams"], device), batch["reads"],
+            batch["codes"], has_padding=not batch.on_host("mask").all(),
         )  # fmt: skip
         kind = torch.promote_types(scores.dtype, torch.float32)
         linear = batch["linear"].to(kind)

@@ -212,8 +212,8 @@ def collate(examples: list[Example], pad: int) -> Batch:
     extra = {
         "grams": torch.from_numpy(np.concatenate(own)),
         "num_grams": torch.tensor([len(each) for each in own]),
-        "tokens": torch.from_numpy(tokens),
-        "lengths": torch.from_numpy(lengths),
+        "tokens": tokens,
+        "lengths": lengths,
         "num_targets": most_targets,
         "tables": [(part.table.name, len(part.table.classes), part.table.mean, part.table.std) for part in parts],
         "baselines": [part.guesses(example.place) for part, example in zip(parts, examples, strict=True)],

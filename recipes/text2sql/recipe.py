@@ -314,7 +314,7 @@ class Recipe(runner.recipe.Recipe):
         ).mean()
         z = torch.stack([experts.z_loss(layer, mask) for layer in layers]).mean()
         logs: dict[str, Any] = {"router/balance_loss": balance.detach(), "router/z_loss": z.detach()}
-        logs |= experts.expert_logs(counts.cpu())
+        logs |= experts.expert_logs(counts)
         capacity = settings.expert_capacity if model.training else None
         logs["expert/dropped"] = experts.dropped(layers, mask, top_k, biases, capacity)
         auxiliary = self.router_z_loss_coef * z

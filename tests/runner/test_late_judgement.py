@@ -16,6 +16,7 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from runner.assembly import open_run
@@ -23,6 +24,7 @@ from runner.config import Config
 from runner.evaluation import on_device
 from runner.hardware import Arriving, Hardware
 from runner.loop import train as train_loop
+from runner.memory import split
 from runner.recipe import Batch, Loss
 from runner.settings import RunSettings
 from tests.launching import REPOSITORY, SHORT, metrics, same_bits, train, weights
@@ -164,6 +166,22 @@ def test_a_batch_goes_to_cuda_from_memory_that_it_reads_by_itself() -> None:
 
     batch = on_device(Batch({"rows": cast(torch.Tensor, Ordinary())}, weight=1), torch.device("cuda"))
     assert batch.tensors == {"rows": "on the GPU"} and calls == [("cuda", True)]
+
+
+def test_what_a_batch_holds_can_be_read_on_the_host() -> None:
+    rows = torch.arange(6)
+    # FakeTensors have no numbers, as if they were somewhere else.
+    device = FakeTensorMode()
+    batch = Batch({"rows": rows}, weight=6)
+    assert batch.on_host("rows").tolist() == rows.tolist()
+    for _ in range(2):
+        # A lane may be computed twice.
+        on_device(batch, torch.device("cpu"))
+        batch.tensors["rows"] = device.from_tensor(rows)
+        assert batch.on_host("rows").tolist() == rows.tolist()
+    # After it did not fit into memory, in parts.
+    parts = [part.on_host("rows").tolist() for part, _ in split(batch, 4)]
+    assert parts == [[0, 1], [2, 3], [4, 5]]
 
 
 def test_the_fused_update_changes_nothing_where_a_gradient_is_not_finite() -> None:

@@ -229,16 +229,17 @@ def test_the_vector_of_a_text_is_berts_first_token(tmp_path: Path, adapt: Any) -
     sizes = dataclasses.replace(SMALL, text_encoder=str(pretrained_folder(tmp_path / "bert")), unfrozen_layers=2)
     recipe = prepared(tmp_path / "assets", model_settings=sizes, stage="finetune", adapt=adapt)
     model, batch = fresh(recipe).eval(), batch_of(recipe, [0, 1, 2])
-    tokens, lengths = batch.extra["tokens"], batch.extra["lengths"]
-    mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long()
+    ids, lengths = batch.extra["tokens"], batch.extra["lengths"]
+    tokens = torch.from_numpy(ids)
+    mask = (torch.arange(tokens.shape[1]) < torch.from_numpy(lengths)[:, None]).long()
     assert not mask.all()
     with torch.no_grad():
         wanted = model.texts.bert(tokens, attention_mask=mask).last_hidden_state[:, 0]
         for keeps in (False, True):
             model.texts.keeps_states = keeps
             model.texts._vectors.clear()
-            torch.testing.assert_close(model.texts._known(tokens, lengths), wanted)
-            torch.testing.assert_close(model.texts._encode(tokens, lengths), wanted)
+            torch.testing.assert_close(model.texts._known(ids, lengths.tolist()), wanted)
+            torch.testing.assert_close(model.texts._encode(ids, lengths.tolist()), wanted)
     recipe.loss(model.train(), batch).sum.backward()
     learns = any(value.grad is not None for value in model.texts.bert.parameters())
     assert learns == (adapt != "frozen_text")
@@ -425,8 +426,8 @@ def test_weights_of_tabstar_give_its_loss(tmp_path: Path) -> None:
     for first, targets in ((0, 2), (len(rows) - 8, 1)):
         batch = batch_of(recipe, list(range(first, first + 8)))
         ours = recipe.loss(model, batch).sum
-        tokens, places = batch.extra["tokens"], batch["cells"]
-        attend = (torch.arange(tokens.shape[1]) < batch.extra["lengths"][:, None])[places]
+        tokens, places = torch.from_numpy(batch.extra["tokens"]), batch["cells"]
+        attend = (torch.arange(tokens.shape[1]) < torch.from_numpy(batch.extra["lengths"])[:, None])[places]
         scores = reference(tokens[places], attend, batch["numbers"][..., 0], targets)
         if targets > 1:
             theirs = torch.nn.functional.cross_entropy(scores, batch["labels"], reduction="sum")
