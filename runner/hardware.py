@@ -39,6 +39,8 @@ class Hardware:
     """Whether weights, gradients and optimiser are cut over the processes (FSDP2)."""
     trims: bool = False
     """Whether memory on a CPU goes back to the system after each lane."""
+    host_group: torch.distributed.ProcessGroup | None = None
+    """What carries the numbers that processes tell each other; None: what carries the gradients."""
 
     @property
     def num_processes(self) -> int:
@@ -87,9 +89,9 @@ class Hardware:
         """The numbers of each process, as many of each, in the order of the processes."""
         if self.num_processes == 1:
             return [numbers]
-        own = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        own = self._packed(numbers)
         together = [torch.empty_like(own) for _ in range(self.num_processes)]
-        torch.distributed.all_gather(together, own)
+        torch.distributed.all_gather(together, own, self.host_group)
         return torch.stack(together).tolist()
 
     def summed(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -111,16 +113,19 @@ class Hardware:
     def _reduced(self, numbers: list[float], how: torch.distributed.ReduceOp.RedOpType) -> list[float]:
         if self.num_processes == 1:
             return [float(number) for number in numbers]
-        packed = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(packed, how)
+        packed = self._packed(numbers)
+        torch.distributed.all_reduce(packed, how, self.host_group)
         return packed.tolist()
+
+    def _packed(self, numbers: list[float]) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=torch.float64, device=self.device if self.host_group is None else "cpu")
 
     def merged(self, own: dict[str, Any]) -> dict[str, Any]:
         """The entries of every process's dictionary."""
         if self.num_processes == 1:
             return own
         together: list[Any] = [None] * self.num_processes
-        torch.distributed.all_gather_object(together, own)
+        torch.distributed.all_gather_object(together, own, self.host_group)
         return {name: value for each in together for name, value in each.items()}
 
     def post(self, note: str, content: str = "1") -> None:
@@ -315,7 +320,19 @@ def open_hardware(settings: RunSettings) -> Hardware:
             f"{started} processes were started, but accelerate joined {accelerator.num_processes} of them.\n"
             f"Type {launch_line('cpu_2')} ..."
         )
-    return Hardware(accelerator, precision, reason, is_sharded)
+    return Hardware(accelerator, precision, reason, is_sharded, host_group=host_group(accelerator.device, limit))
+
+
+def host_group(device: torch.device, limit: datetime.timedelta) -> torch.distributed.ProcessGroup | None:
+    """A group of all processes that carries numbers from host to host; None where the processes need none.
+
+    NCCL carries what is on GPUs, in the order of all other work: a process that reads a sum from it waits until its GPU
+    has done all that it was given.
+    """
+    if device.type != "cuda" or not torch.distributed.is_initialized():
+        return None
+    group = torch.distributed.new_group(backend="gloo", timeout=limit)
+    return cast(torch.distributed.ProcessGroup, group)
 
 
 def set_allocator(settings: RunSettings, device_type: str) -> None:

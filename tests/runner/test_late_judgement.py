@@ -7,6 +7,7 @@ Run alone: python -m pytest tests/runner/test_late_judgement.py
 
 import dataclasses
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from runner.loop import train as train_loop
 from runner.memory import split
 from runner.recipe import Batch, Loss
 from runner.settings import RunSettings
+from runner.trials import free_port
 from tests.launching import REPOSITORY, SHORT, metrics, same_bits, train, weights
 from tests.runner.test_own_cost import Counter, Plain
 
@@ -36,6 +38,23 @@ from runner.hardware import Hardware
 Hardware.runs_behind = property(lambda self: True)
 from runner.train import main
 sys.exit(main(sys.argv[1:]))
+"""
+
+
+WITH_HOST_GROUP = """
+import sys, torch
+from runner import hardware
+make = hardware.host_group
+hardware.host_group = lambda device, limit: make(torch.device("cuda"), limit)
+def by_host_group(function):
+    def called(*arguments, **named):
+        # Without the group, a number would go the way of the gradients.
+        if sys._getframe(1).f_code.co_name in ("gathered", "_reduced", "merged"):
+            assert isinstance(arguments[-1], torch.distributed.ProcessGroup), arguments
+        return function(*arguments, **named)
+    return called
+for name in ("all_gather", "all_reduce", "all_gather_object"):
+    setattr(torch.distributed, name, by_host_group(getattr(torch.distributed, name)))
 """
 
 
@@ -166,6 +185,25 @@ def test_a_batch_goes_to_cuda_from_memory_that_it_reads_by_itself() -> None:
 
     batch = on_device(Batch({"rows": cast(torch.Tensor, Ordinary())}, weight=1), torch.device("cuda"))
     assert batch.tensors == {"rows": "on the GPU"} and calls == [("cuda", True)]
+
+
+@pytest.mark.parametrize("slow", ["0", "0.06"])
+def test_numbers_go_from_host_to_host_where_processes_have_gpus(slow: str, tmp_path: Path) -> None:
+    # Slow processes agree before each step.
+    flags = ("--slow_process", "1", "--slow_rows", slow, "--max_steps", "12")
+    train(tmp_path / "ordinary", *flags, processes=2)
+    words = [sys.executable, "-c", WITH_HOST_GROUP + PRETENDING, *SHORT, "--output_dir", str(tmp_path / "run"), *flags]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    started = [
+        subprocess.Popen(
+            words, cwd=REPOSITORY, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [each.communicate(timeout=120)[0] for each in started]
+    assert [each.returncode for each in started] == [0, 0], said
+    assert same_bits(weights(tmp_path / "run"), weights(tmp_path / "ordinary"))
 
 
 def test_what_a_batch_holds_can_be_read_on_the_host() -> None:
