@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from recipes.tabular.corpus import Source
-    from recipes.tabular.linear import Linear
+    from recipes.tabular.linear import Held, Linear
     from recipes.tabular.model import TabularModel, TextEncoder
     from recipes.tabular.rows import Example, Rows
     from recipes.tabular.score import Prediction
@@ -43,6 +43,7 @@ POOLING = "relay.json"
 WEIGHTS = "model.safetensors"
 BASELINES = "baselines.json"
 IMPORTANCES = "importances.json"
+REMARKS = "remarks.json"
 PARTS = {"without_transformer": "without_transformer", "linear": "linear_part", "trees": "trees_part"}
 """Where a row has the prediction of each part that the setting `part` names."""
 TEXTS_AT_A_TIME = 512
@@ -220,7 +221,7 @@ class Recipe(runner.recipe.Recipe):
         if is_new and self.model_settings.text_encoder is not None:
             bound._print_cut_texts()
         if self.model_settings.linear_part and is_new:
-            bound._write_linear(folder / LINEAR)
+            bound._write_linear(folder)
         if self.baseline and (is_new or not (folder / BASELINES).is_file()):
             bound._write_baselines(folder / BASELINES)
         return bound
@@ -311,31 +312,45 @@ class Recipe(runner.recipe.Recipe):
             times += np.bincount(reads.ravel(), minlength=len(sets)).tolist()
         ngram_hashing.write(file, ngram_hashing.frequent(found, np.array(times, np.int64), count))
 
-    def _write_linear(self, file: Path) -> None:
-        from recipes.tabular import importance, linear
+    def _write_linear(self, folder: Path) -> None:
+        """Fit the linear parts, or take them from a run that has fitted them to the same rows; print what they show."""
+        from recipes.tabular.fitted_before import fitted
+        from recipes.tabular.linear import Held
         from recipes.tabular.table import cells, labels
 
-        fitted, sizes, falls = [], self.model_settings, {}
+        sizes, rows, inputs = self.model_settings, [], []
         for source, table in zip(self.sources, self.tables, strict=True):
             seen, held_out = (cells(table, source.splits[split], self.wording) for split in ("train", "validation"))
-            held = linear.Held(
-                held_out, labels(table, source.splits["validation"]), self._vectors_of(table, held_out)
-            )  # fmt: skip
-            fitted.append(
+            held = Held(held_out, labels(table, source.splits["validation"]), self._vectors_of(table, held_out))
+            own = seen, labels(table, source.splits["train"]), held, self._vectors_of(table, seen)
+            rows.append(own)
+            inputs += [table.to_json(), *own]
+        settings = sizes.trees, sizes.target_transform == "auto", sizes.refit
+        fitted(
+            folder, [*inputs, self.data_settings.split_seed, settings], lambda target: self._fit_linear(target, rows)
+        )
+        for line in json.loads((folder / REMARKS).read_text(encoding="utf-8")):
+            print(f"note: {line}", flush=True)
+        (folder / REMARKS).unlink()
+
+    def _fit_linear(self, folder: Path, rows: list[tuple[Cells, np.ndarray, Held, np.ndarray | None]]) -> None:
+        """Write the linear part of each table, how much each column matters, and remarks."""
+        from recipes.tabular import importance, linear
+
+        found, sizes, seed, falls = [], self.model_settings, self.data_settings.split_seed, {}
+        for table, (seen, targets, held, vectors) in zip(self.tables, rows, strict=True):
+            found.append(
                 linear.fit(
-                    table, seen, labels(table, source.splits["train"]), held,
-                    self.data_settings.split_seed, self._vectors_of(table, seen), sizes.trees,
-                    sizes.target_transform == "auto", sizes.refit,
+                    table, seen, targets, held, seed, vectors, sizes.trees, sizes.target_transform == "auto",
+                    sizes.refit,
                 )
             )  # fmt: skip
-            falls[table.name] = importance.falls(
-                table, fitted[-1], held_out, held.targets, held.vectors, self.data_settings.split_seed
-            )
-            line = linear.remark(table, fitted[-1])
-            if line is not None:
-                print(f"note: {line}", flush=True)
-        linear.write(file, fitted)
-        importance.write(file.with_name(IMPORTANCES), falls)
+            falls[table.name] = importance.falls(table, found[-1], held.cells, held.targets, held.vectors, seed)
+        linear.write(folder / LINEAR, found)
+        importance.write(folder / IMPORTANCES, falls)
+        remarks = [linear.remark(table, own) for table, own in zip(self.tables, found, strict=True)]
+        text = json.dumps([line for line in remarks if line is not None])
+        (folder / REMARKS).write_text(text, encoding="utf-8")
 
     def _write_baselines(self, file: Path) -> None:
         from recipes.tabular import baselines

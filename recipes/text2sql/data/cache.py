@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import sqlite3
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from recipes.text2sql.settings import DataSettings
 from recipes.text2sql.sql.canonical import canonical
 from recipes.text2sql.sql.schema import Schema, note
 from runner.errors import DataError
-from runner.parts.cache import cache_folder
+from runner.parts.cache import cache_folder, made_once
 from runner.parts.fingerprints import digest
 
 # The folders of the recipe whose code decides what is read.
@@ -265,20 +264,12 @@ class CachedQuestions(Sequence[Question]):
 
 def _cached(name: str, split: str, found: list[Entry], processes: int, folder: Path) -> Reading:
     """Read the questions from the cache, after making it where it is not there."""
-    place = folder / f"{name}-{split}-{content_key(found)}"
-    if not place.is_dir():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f"{place.name}.", dir=place.parent))
-        try:
-            _make(name, found, processes, folder, unfinished)
-            try:
-                unfinished.rename(place)
-            except OSError:
-                # Another process was faster, with the same.
-                if not place.is_dir():
-                    raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+    place = made_once(
+        folder / f"{name}-{split}-{content_key(found)}",
+        lambda target: _make(name, found, processes, folder, target),
+    )
+    if place is None:
+        return _read(found, folder)
     about = json.loads((place / "about.json").read_text(encoding="utf-8"))
     table = ArrowRows(place / "kept")
     failing = {place: (number, why) for place, number, why in about["failing"]}
