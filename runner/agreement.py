@@ -1,11 +1,9 @@
 """What the processes agree on before a step: sums over all of them; of short steps, several at once."""
 
-import contextlib
 import dataclasses
 import math
-import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from runner import memory
@@ -18,8 +16,6 @@ AHEAD_STEPS = 32
 """How many these may be."""
 AHEAD_ELEMENTS = 1 << 22
 """How many numbers the micro-batches of one process in these steps may hold; 32 MB as 64-bit integers."""
-NAME = float(random.SystemRandom().getrandbits(48))
-"""That of this process, which no restart of it has: torch's store may outlive a run."""
 
 
 class Share(NamedTuple):
@@ -89,12 +85,16 @@ def agreed_steps(run: Run) -> Iterator[Step]:
         started = time.monotonic()
         ahead = [[next(fetched) for _ in run.share] for _ in range(min(num_ahead, run.max_steps - first))]
         waited = time.monotonic() - started
-        totals, num_ahead, note = agree(run, ahead, step_seconds)
+        totals, num_ahead = agree(run, ahead, step_seconds)
         waited_for_each, shortest = waited / len(ahead), math.inf
-        for number, each in enumerate(totals, start=first):
+        is_asked: Callable[[], bool] | None = None
+        for each in totals:
             started = time.monotonic()
-            if number > first:
-                each = dataclasses.replace(each, stop=heard(run, number, note))
+            if is_asked is not None and is_asked():
+                each = dataclasses.replace(each, stop=reason(run))
+            # A signal after the processes have agreed: they ask each other at each step, and hear the answer at the
+            # next one, so that none of them waits. The last of these steps needs it not: they agree after it.
+            is_asked = run.hardware.any_later(run.signals.number > 0) if len(ahead) > 1 and not each.stop else None
             # What is done with is not kept.
             yield Step(ahead.pop(0), each, waited)
             # Without evaluations and saves, which not every step has.
@@ -102,12 +102,12 @@ def agreed_steps(run: Run) -> Iterator[Step]:
         first, step_seconds = first + len(totals), shortest + waited_for_each
 
 
-def agree(run: Run, ahead: Sequence[list[Fetched]], step_seconds: float) -> tuple[list[Totals], int, str]:
-    """The totals of the next steps, how many steps the processes agree on the next time, and a name of this occasion.
+def agree(run: Run, ahead: Sequence[list[Fetched]], step_seconds: float) -> tuple[list[Totals], int]:
+    """The totals of the next steps, and how many steps the processes agree on the next time.
 
     `ahead` has this process's micro-batches of each step, and `step_seconds` is what a step took it, with the fetching.
     """
-    head = [float(run.signals.number > 0), step_seconds, NAME]
+    head = [float(run.signals.number > 0), step_seconds]
     own = [*head, *(number for each, lanes in enumerate(ahead, run.state.step) for number in share_of(lanes, each))]
     everyone = run.hardware.gathered(own)
     asked, seconds = max(each[0] for each in everyone), max(each[1] for each in everyone)
@@ -122,7 +122,7 @@ def agree(run: Run, ahead: Sequence[list[Fetched]], step_seconds: float) -> tupl
     num_ahead = 1
     if len(everyone) > 1 and seconds:
         num_ahead = max(1, min(AHEAD_STEPS, int(AHEAD_SECONDS / seconds), AHEAD_ELEMENTS // elements))
-    return agreed, num_ahead, f"stop/{everyone[0][2]:.0f}/{run.state.step}"
+    return agreed, num_ahead
 
 
 def share_of(lanes: Sequence[Fetched], step: int) -> Share:
@@ -153,21 +153,6 @@ def total_of(shares: Sequence[Share]) -> Totals:
         largest_lane=int(max(each.largest for each in shares)),
         stop=None,
     )
-
-
-def heard(run: Run, step: int, note: str) -> str | None:
-    """What asked for the end, if all processes stop before this step, on which they agreed together with others.
-
-    The others may have begun this step already. So a process that was asked to stop leaves a note that names the next
-    one. No process ends this step before that, because it needs the gradients of all. So each finds the note in time.
-    Where the notes are gone, with a launcher that was killed, the processes stop when they agree the next time.
-    """
-    left = None
-    with contextlib.suppress(RuntimeError):
-        left = run.hardware.posted(note)
-        if left is None and run.signals.number:
-            run.hardware.post(note, f"{step + 1}")
-    return reason(run) if left is not None and int(left) <= step else None
 
 
 def reason(run: Run) -> str:

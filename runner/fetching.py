@@ -21,7 +21,7 @@ from runner.errors import CheckpointError, DataError, LoaderError, UserError
 from runner.hardware import seed_everything
 from runner.lanes import Lanes, divisors, key
 from runner.recipe import Batch, Cursor, Data, Example, Order, Recipe, Stream
-from runner.signals import ignore_in_worker
+from runner.signals import ignore_in_worker, leave_quietly
 
 if TYPE_CHECKING:
     from typing import TypeGuard
@@ -195,6 +195,7 @@ def prepare_worker(worker: int) -> None:
     Otherwise it would print a traceback in a thread, and the main process would wait for ever.
     """
     ignore_in_worker()
+    leave_quietly()
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_give_up)  # type: ignore[method-assign]
 
 

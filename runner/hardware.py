@@ -110,6 +110,18 @@ class Hardware:
         """Whether it holds on any process."""
         return self.max(float(condition)) > 0
 
+    def any_later(self, condition: bool) -> Callable[[], bool]:
+        """Ask whether it holds on any process, and go on; what is returned gives the answer, and waits for it."""
+        packed = self._packed([float(condition)])
+        work = torch.distributed.all_reduce(packed, torch.distributed.ReduceOp.MAX, self.host_group, async_op=True)
+        assert work is not None
+
+        def answer() -> bool:
+            work.wait()
+            return packed.item() > 0
+
+        return answer
+
     def _reduced(self, numbers: list[float], how: torch.distributed.ReduceOp.RedOpType) -> list[float]:
         if self.num_processes == 1:
             return [float(number) for number in numbers]
@@ -128,17 +140,16 @@ class Hardware:
         torch.distributed.all_gather_object(together, own, self.host_group)
         return {name: value for each in together for name, value in each.items()}
 
-    def post(self, note: str, content: str = "1") -> None:
+    def post(self, note: str) -> None:
         """Leave a note for all processes, without waiting for them."""
         if torch.distributed.is_initialized():
-            torch.distributed.distributed_c10d._get_default_store().set(note, content)
+            torch.distributed.distributed_c10d._get_default_store().set(note, "1")
 
-    def posted(self, note: str) -> str | None:
-        """What a process has left in this note."""
+    def is_posted(self, note: str) -> bool:
+        """Whether a process has left this note."""
         if not torch.distributed.is_initialized():
-            return None
-        store = torch.distributed.distributed_c10d._get_default_store()
-        return store.get(note).decode() if store.check([note]) else None
+            return False
+        return torch.distributed.distributed_c10d._get_default_store().check([note])
 
     @torch.no_grad()
     def mean_gradients(self, model: nn.Module) -> None:

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import TextIO
 
 from runner.urls import MaskedStream
@@ -133,6 +133,20 @@ def ignore_in_worker() -> None:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGTERM, lambda number, frame: _end_later())
+
+
+def leave_quietly() -> None:
+    """Let a loader worker print no traceback where its main process is gone.
+
+    A thread of `multiprocessing` that hands it a batch prints the error by itself.
+    """
+    usual = sys.excepthook
+
+    def say(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+        if not issubclass(kind, ConnectionError | EOFError):
+            usual(kind, error, where)
+
+    sys.excepthook = say
 
 
 def _end_later() -> None:

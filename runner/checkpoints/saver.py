@@ -193,7 +193,7 @@ class Saver:
             write_shard(draft, "model", process, *model)
             write_shard(draft, "optimizer", process, *optimizer)
             if self.is_main:
-                wait_for_shards(draft, processes, 600.0, lambda: run.hardware.posted(failed) is not None)
+                wait_for_shards(draft, processes, 600.0, lambda: run.hardware.is_posted(failed))
                 files = {"config.yaml": self.config_text}
                 self._follow_up(complete_draft(draft, self.output_dir, state, files, self.assets), state)
 

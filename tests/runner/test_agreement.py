@@ -7,6 +7,7 @@ import json
 import math
 import signal
 import time
+from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from runner import agreement
-from runner.agreement import Totals, agree, agreed_steps, heard
+from runner.agreement import Totals, agree, agreed_steps
 from runner.checkpoints.folders import newest_checkpoint, step_of
 from runner.fetching import Fetched
 from runner.recipe import Batch
@@ -45,15 +46,14 @@ def of_process(ahead: list[list[Fetched]], seconds: float = math.inf, signal: in
 
 def run_of(gathered: Any, signal: int = 0) -> Any:
     signals = SimpleNamespace(number=signal, reason="SIGTERM")
-    notes: dict[str, str] = {}
-    hardware = SimpleNamespace(gathered=gathered, post=notes.__setitem__, posted=notes.get)
+    hardware = SimpleNamespace(gathered=gathered, any_later=lambda condition: lambda: condition)
     state = SimpleNamespace(step=7)
     return SimpleNamespace(signals=signals, state=state, hardware=hardware)
 
 
 def test_totals_are_sums_over_the_processes_for_each_step() -> None:
     other = of_process(OTHER)
-    totals, _, _ = agree(run_of(lambda own: [own, other]), OWN, math.inf)
+    totals, _ = agree(run_of(lambda own: [own, other]), OWN, math.inf)
     for step, (each, lanes) in enumerate(zip(totals, [a + b for a, b in zip(OWN, OTHER, strict=True)], strict=True)):
         assert each == Totals(
             weight=cast(float, pytest.approx(sum(lane.batch.weight for lane in lanes))),
@@ -68,8 +68,8 @@ def test_totals_are_sums_over_the_processes_for_each_step() -> None:
 
 def test_a_signal_to_any_process_stops_all_before_the_next_step() -> None:
     asked, quiet = of_process(OTHER, signal=15), of_process(OTHER)
-    by_other, _, _ = agree(run_of(lambda own: [own, asked]), OWN, 0.001)
-    by_own, _, _ = agree(run_of(lambda own: [own, quiet], signal=15), OWN, 0.001)
+    by_other, _ = agree(run_of(lambda own: [own, asked]), OWN, 0.001)
+    by_own, _ = agree(run_of(lambda own: [own, quiet], signal=15), OWN, 0.001)
     assert [each.stop for each in by_other] == ["a signal to another process", None]
     assert [each.stop for each in by_own] == ["SIGTERM", None]
 
@@ -135,32 +135,42 @@ def test_several_processes_fetch_what_they_agree_on_and_no_more(
         run.state.step += 1
         time.sleep(0.001)
     # The first step is not timed yet when the second is fetched; the last time, two are left.
-    assert [(size - 3) // 8 for size in sent] == [1, 1, 8, 8, 2]
+    assert [(size - 2) // 8 for size in sent] == [1, 1, 8, 8, 2]
     assert consumed == fetched == list(range(20))
 
 
-def test_processes_that_agreed_on_several_steps_stop_before_the_same_one() -> None:
-    # Which of the two asks first, and which process is asked to stop, must not matter. The other may be one step ahead.
-    for slow_is_asked in (True, False):
-        runs = [run_of(lambda own: [own, own], signal=15 * (number == int(slow_is_asked))) for number in range(2)]
-        runs[1].hardware = runs[0].hardware
-        # Process 0 begins step 10 before process 1 does; none begins step 11 before both have ended step 10.
-        first = [heard(run, 10, "note") for run in runs]
-        stops = [heard(run, 11, "note") for run in runs]
-        assert first == [None, None]
-        assert sorted(map(str, stops)) == ["SIGTERM", "a signal to another process"]
-    assert heard(run_of(lambda own: [own, own]), 10, "note") is None
+@pytest.mark.parametrize("asked", [0, 1])
+@pytest.mark.parametrize("at", range(2, 10))
+def test_processes_that_agreed_on_several_steps_stop_before_the_same_one(
+    asked: int, at: int, fetched: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agreement, "AHEAD_STEPS", 8)
+    # Two processes take turns at each step; the answer to what one asks comes with the next step.
+    own = run_of(lambda numbers: [numbers, [float(other.signals.number > 0), *numbers[1:]]])
+    other = run_of(lambda numbers: [numbers, [float(own.signals.number > 0), *numbers[1:]]])
+    answers: dict[int, bool] = defaultdict(bool)
 
+    def any_later(condition: bool) -> Any:
+        step = own.state.step
+        answers[step] |= condition
+        return lambda: answers[step]
 
-def test_without_notes_the_steps_that_were_agreed_on_are_done() -> None:
-    def gone(*arguments: str) -> None:
-        raise torch.distributed.DistNetworkError("the launcher was killed")
-
-    run = run_of(lambda own: [own, own], signal=15)
-    run.hardware.post = run.hardware.posted = gone
-    assert heard(run, 10, "note") is None
-    totals, _, _ = agree(run, OWN, 0.001)
-    assert totals[0].stop == "SIGTERM"
+    for run in (own, other):
+        run.max_steps, run.share, run.state.step = 20, range(1), 0
+        run.hardware.any_later = any_later
+    both = [agreed_steps(own), agreed_steps(other)]
+    for step in range(20):
+        stops = [next(each).totals.stop for each in both]
+        if any(stops):
+            break
+        if step == at:
+            (own, other)[asked].signals.number = 15
+        for run in (own, other):
+            run.state.step += 1
+        time.sleep(0.001)
+    # A signal in the first step is heard when the processes agree on the next ones.
+    assert at + 1 <= own.state.step <= at + 2
+    assert stops[asked] == "SIGTERM" and stops[1 - asked] == "a signal to another process"
 
 
 @pytest.mark.parametrize("moment", ["backward", "forward"])

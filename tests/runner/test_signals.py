@@ -224,3 +224,21 @@ def test_a_program_that_trains_does_not_pass_ignored_signals_on(tmp_path: Path) 
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 [False, False]"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a socket of Unix that is closed with unread data")
+@pytest.mark.parametrize("quiet", [True, False])
+def test_a_worker_whose_main_process_is_gone_prints_no_traceback(quiet: bool) -> None:
+    # As a main process that dies while a worker hands it a batch.
+    program = "import os, socket, time; from multiprocessing import resource_sharer; from runner import signals; "
+    program += "signals.leave_quietly(); " if quiet else ""
+    program += "place = resource_sharer.DupFd(os.pipe()[0])._id[0]; main = socket.socket(socket.AF_UNIX); "
+    program += "main.connect(place); time.sleep(0.3); main.close(); time.sleep(0.3)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and ("ConnectionResetError" in done.stderr) != quiet, done.stderr
+
+
+def test_a_worker_prints_other_errors() -> None:
+    program = "from runner import signals; signals.leave_quietly(); raise ValueError('of the data')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "ValueError: of the data" in done.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from runner.fetching import describe_failure
-from runner.trials import Trial
+from runner.trials import Interruption, Trial
 from tests.launching import SHORT
 
 LIMIT = ("--ddp_timeout", "4")
@@ -36,6 +36,22 @@ def test_a_process_that_stalls_is_named_within_the_limit(tmp_path: Path, silent:
         assert "(--ddp_timeout)" in printed and "GLOO_SOCKET_IFNAME" in printed and "Traceback" not in printed
     finally:
         trial.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+def test_a_main_process_that_stalls_in_a_step_is_not_waited_for(tmp_path: Path, phase: str) -> None:
+    # It holds torch's store: whoever asks the store while it is stopped waits for ever.
+    for step in (20, 22):
+        stop = Interruption(phase, step, process=0, signal=signal.SIGSTOP)
+        trial = Trial([*without_checkpoints(tmp_path / str(step)), *LIMIT], 2, tmp_path / "log", None, stop)
+        other = trial.ranks[1]
+        other.join(60)
+        try:
+            assert other.exitcode == 1, trial.output()
+            assert "Waited for the other processes: " in trial.output() and "Traceback" not in trial.output()
+        finally:
+            trial.kill()
 
 
 def test_a_process_that_is_killed_is_named(tmp_path: Path) -> None:
