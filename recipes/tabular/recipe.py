@@ -318,7 +318,7 @@ class Recipe(runner.recipe.Recipe):
         from recipes.tabular.linear import Held
         from recipes.tabular.table import cells, labels
 
-        sizes, rows, inputs = self.model_settings, [], []
+        sizes, seed, rows, inputs = self.model_settings, self.data_settings.split_seed, [], []
         for source, table in zip(self.sources, self.tables, strict=True):
             seen, held_out = (cells(table, source.splits[split], self.wording) for split in ("train", "validation"))
             held = Held(held_out, labels(table, source.splits["validation"]), self._vectors_of(table, held_out))
@@ -326,25 +326,24 @@ class Recipe(runner.recipe.Recipe):
             rows.append(own)
             inputs += [table.to_json(), *own]
         settings = sizes.trees, sizes.target_transform == "auto", sizes.refit
-        fitted(
-            folder, [*inputs, self.data_settings.split_seed, settings], lambda target: self._fit_linear(target, rows)
-        )
+        fitted(folder, [*inputs, seed, settings], lambda target: self._fit_linear(target, rows, seed, settings))
         for line in json.loads((folder / REMARKS).read_text(encoding="utf-8")):
             print(f"note: {line}", flush=True)
         (folder / REMARKS).unlink()
 
-    def _fit_linear(self, folder: Path, rows: list[tuple[Cells, np.ndarray, Held, np.ndarray | None]]) -> None:
+    def _fit_linear(
+        self,
+        folder: Path,
+        rows: list[tuple[Cells, np.ndarray, Held, np.ndarray | None]],
+        seed: int,
+        settings: tuple[bool, bool, bool],
+    ) -> None:
         """Write the linear part of each table, how much each column matters, and remarks."""
         from recipes.tabular import importance, linear
 
-        found, sizes, seed, falls = [], self.model_settings, self.data_settings.split_seed, {}
+        found, falls = [], {}
         for table, (seen, targets, held, vectors) in zip(self.tables, rows, strict=True):
-            found.append(
-                linear.fit(
-                    table, seen, targets, held, seed, vectors, sizes.trees, sizes.target_transform == "auto",
-                    sizes.refit,
-                )
-            )  # fmt: skip
+            found.append(linear.fit(table, seen, targets, held, seed, vectors, *settings))
             falls[table.name] = importance.falls(table, found[-1], held.cells, held.targets, held.vectors, seed)
         linear.write(folder / LINEAR, found)
         importance.write(folder / IMPORTANCES, falls)

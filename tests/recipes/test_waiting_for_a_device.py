@@ -58,7 +58,7 @@ def loss_on_a_device(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str)
 
 RECIPES = {
     "tables": "tabular",
-    "one row alone": "tabular --model.cell_dropout 0",
+    "all cells seen": "tabular --model.cell_dropout 0",
     "words of a row": "tabular --model.gram_buckets 512",
     "pre-training": "microbiome",
     "in chunks": "microbiome --model.asv_chunk_size 7",
